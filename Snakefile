@@ -1,0 +1,28 @@
+"""The whole experiment of params.yaml: `snakemake --cores all`.
+
+INPUTS
+    params.yaml
+OUTPUTS
+    metrics/<preset>/{summary.json, summary.csv, summary.md, report.html}
+"""
+
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+configfile: "params.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/features.smk"
+include: "workflow/rules/finetune.smk"
+include: "workflow/rules/evaluate.smk"
+
+
+rule all:
+    """Tables and report of every cell of the grid."""
+    default_target: True
+    input:
+        rules.report.output,

@@ -1,0 +1,58 @@
+"""Networks behind one contract, and the one table of their families."""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from semcorr.backbones.base import Backbone
+from semcorr.errors import UserError
+from semcorr.params import Backbone as BackboneParams
+
+
+def build(spec: BackboneParams) -> Backbone:
+    """The network of one entry of params.yaml's `backbones`, with tensors as the architecture initialises them.
+
+    Raises:
+        UserError: there is no such network, or it has no such layer.
+    """
+    from semcorr.backbones.sam import Sam
+    from semcorr.backbones.vit import TimmVit
+
+    network = {"timm": TimmVit, "sam": Sam}[spec.family](spec.model, spec.overrides)
+    network.stop(spec.layer)
+    return network.eval().requires_grad_(False)
+
+
+def load(network: Backbone, *files: Path) -> Backbone:
+    """Put the tensors of safetensors files into a network, later files over earlier ones, and account for every one.
+
+    Raises:
+        UserError: a tensor is missing, unexpected or of another shape; the message lists them.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    for file in files:
+        try:
+            tensors |= load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{file}: cannot be read ({error}). Run: dvc repro (or snakemake --cores all)") from None
+    check(tensors, network, " and ".join(map(str, files)))
+    network.net.load_state_dict(tensors)
+    return network
+
+
+def check(tensors: dict[str, torch.Tensor], network: Backbone, where: str) -> None:
+    """Refuse tensors that are not exactly those of the network."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in network.net.state_dict().items()}
+    given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    problems = [f"missing {name} {wanted[name]}" for name in wanted.keys() - given.keys()]
+    problems += [f"unexpected {name} {given[name]}" for name in given.keys() - wanted.keys()]
+    problems += [
+        f"{name} is {given[name]}, expected {wanted[name]}"
+        for name in wanted.keys() & given.keys()
+        if wanted[name] != given[name]
+    ]
+    if problems:
+        shown = "; ".join(sorted(problems)[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+        raise UserError(f"{where}: not the tensors of this network: {shown}")

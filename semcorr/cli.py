@@ -1,0 +1,110 @@
+"""The command line: one verb per stage, run by both engines in the project's folder, and a few for people.
+
+Modules that compute are imported inside commands, so that --help and the light verbs answer at once.
+"""
+
+import argparse
+import importlib
+import json
+import logging
+import sys
+from pathlib import Path
+
+from semcorr import __version__, graph, params
+from semcorr.errors import UserError
+from semcorr.files import write_text
+
+SCHEMA = Path("workflow/schemas/params.schema.json")
+
+STAGE_HELP = {
+    "validate": "check params.yaml",
+    "fetch": "get a dataset: its images and its indexes of images and pairs",
+    "weights": "get a backbone's tensors",
+    "extract": "compute the features of every image of a dataset",
+    "trunk": "compute what enters the tuned blocks, for every image of a dataset",
+    "finetune": "train the last blocks of a backbone",
+    "adapt": "compute a tuned backbone's features",
+    "match": "predict the target keypoints of every pair",
+    "evaluate": "score one cell's matches: PCK",
+    "report": "write the tables and the HTML page of all cells",
+}
+AXIS_HELP = {
+    "backbone": "a name under `backbones`",
+    "weights": "frozen, random, or a tuning",
+    "tuning": "a name under `tunings`",
+    "dataset": "a name under `datasets`",
+    "rule": "a name under `rules`",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(
+        prog="semcorr",
+        description="Semantic correspondence with visual foundation models. params.yaml holds the whole experiment; "
+        "`dvc repro` or `snakemake --cores all` brings it up to date by running the stages below.",
+    )
+    top.add_argument("--version", action="version", version=f"semcorr {__version__}")
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+    preset = verbs.add_parser("preset", help="make an experiment of workflow/presets the current one (writes params.yaml)")
+    preset.add_argument("name", help="demo, smoke, pfwillow, ... or the path of a file")
+    verbs.add_parser("table", help="print the results of the current experiment, and where its report lies")
+    verbs.add_parser("schema", help=f"write {SCHEMA}, the JSON schema of params.yaml")
+    for stage, row in graph.STAGES.items():
+        verb = verbs.add_parser(stage, help=f"stage: {STAGE_HELP[stage]}", description=STAGE_HELP[stage].capitalize() + ".")
+        for axis in row.axes:
+            verb.add_argument(axis, help=AXIS_HELP[axis])
+    return top
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one verb; exit code 2 with one line per problem where the user can mend it."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    options = parser().parse_args(arguments)
+    try:
+        if options.verb in graph.STAGES:
+            print(run_stage(options))
+        else:
+            {"preset": preset, "table": table, "schema": schema}[options.verb](options)
+    except UserError as error:
+        print(f"semcorr {options.verb}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def run_stage(options: argparse.Namespace) -> str:
+    """Run one stage on one cell; the line that says what it did."""
+    values = params.load()
+    cell = [getattr(options, axis) for axis in graph.STAGES[options.verb].axes]
+    job = graph.Graph(values).job(options.verb, *cell)
+    stage = getattr(importlib.import_module(f"semcorr.stages.{options.verb}"), options.verb)
+    return stage(job, values)
+
+
+def preset(options: argparse.Namespace) -> None:
+    """Copy a preset over params.yaml, once it is known to be valid."""
+    path = Path(options.name)
+    if path.suffix not in (".yaml", ".yml"):
+        path = params.PRESETS / f"{options.name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in params.PRESETS.glob("*.yaml"))) or "none; are you in the project?"
+        raise UserError(f"{options.name}: no such preset; allowed: {known}, or the path of a .yaml file")
+    params.load(path)
+    write_text(params.PARAMS_FILE, path.read_text(encoding="utf-8"))
+    print(f"params.yaml is now {path}. Bring the results up to date with: dvc repro (or snakemake --cores all)")
+
+
+def table(_: argparse.Namespace) -> None:
+    """Print summary.md of the current experiment."""
+    job = graph.Graph(params.load()).job("report")
+    if not job.outputs["markdown"].exists():
+        raise UserError(f"{job.outputs['markdown']}: not made yet. Run: dvc repro (or snakemake --cores all)")
+    print(job.outputs["markdown"].read_text(encoding="utf-8"))
+    print(f"Report: {job.outputs['html']}")
+
+
+def schema(_: argparse.Namespace) -> None:
+    """Write the JSON schema of params.yaml, for editors."""
+    write_text(SCHEMA, json.dumps(params.Params.model_json_schema(), indent=2) + "\n")
+    print(SCHEMA)

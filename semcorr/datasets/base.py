@@ -1,0 +1,195 @@
+"""What a benchmark is, whatever its format: images, and annotated pairs of them; and its index on disk.
+
+Keypoints are (x, y) in pixels of the original image, (0, 0) the centre of its top-left pixel. A pair lists only the
+keypoints that are annotated in both of its images.
+"""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image as PillowImage
+
+from semcorr import provenance
+from semcorr.errors import UserError
+from semcorr.files import replacing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Image:
+    """One image of a benchmark.
+
+    Attributes:
+        id: its name in pairs and stores; unique in the dataset.
+        file: its path below the folder that holds the images.
+        height, width: pixels.
+        sha256: of the file's bytes; filled when it is fetched.
+    """
+
+    id: str
+    file: str
+    category: str
+    height: int
+    width: int
+    sha256: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two images of one category and their N common keypoints; what a benchmark does not say is None.
+
+    Attributes:
+        source, target: image ids. Keypoints are given in the source and predicted in the target.
+        keypoint_ids: N names; the same name is the same semantic point in every image of the category.
+        source_keypoints, target_keypoints: (N, 2), x y.
+        source_bbox, target_bbox: object box (x0, y0, x1, y1).
+        viewpoint_variation, scale_variation: 0 easy, 1 medium, 2 hard.
+        truncation, occlusion: 0 none, 1 source, 2 target, 3 both.
+        mirror: 1 where the objects face opposite ways.
+        subset: the part of the benchmark that the pair belongs to.
+    """
+
+    id: str
+    category: str
+    source: str
+    target: str
+    keypoint_ids: list[str]
+    source_keypoints: list[list[float]]
+    target_keypoints: list[list[float]]
+    source_bbox: list[float] | None = None
+    target_bbox: list[float] | None = None
+    viewpoint_variation: int | None = None
+    scale_variation: int | None = None
+    truncation: int | None = None
+    occlusion: int | None = None
+    mirror: int | None = None
+    subset: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """Images and pairs, in the benchmark's own order, below `root`."""
+
+    root: Path
+    images: list[Image]
+    pairs: list[Pair] = field(repr=False)
+
+    def first(self, limit: int | None) -> "Benchmark":
+        """The first `limit` pairs and the images they use; all of them where `limit` is None."""
+        if limit is None:
+            return self
+        pairs = self.pairs[:limit]
+        used = {pair.source for pair in pairs} | {pair.target for pair in pairs}
+        return Benchmark(root=self.root, images=[image for image in self.images if image.id in used], pairs=pairs)
+
+
+_POINTS = pa.list_(pa.list_(pa.float64(), 2))
+_BOX = pa.list_(pa.float64(), 4)
+IMAGE_SCHEMA = pa.schema(
+    {
+        "id": pa.string(),
+        "file": pa.string(),
+        "category": pa.string(),
+        "height": pa.int32(),
+        "width": pa.int32(),
+        "sha256": pa.string(),
+    }
+)
+PAIR_SCHEMA = pa.schema(
+    {
+        "id": pa.string(),
+        "category": pa.string(),
+        "source": pa.string(),
+        "target": pa.string(),
+        "keypoint_ids": pa.list_(pa.string()),
+        "source_keypoints": _POINTS,
+        "target_keypoints": _POINTS,
+        "source_bbox": _BOX,
+        "target_bbox": _BOX,
+        "viewpoint_variation": pa.int8(),
+        "scale_variation": pa.int8(),
+        "truncation": pa.int8(),
+        "occlusion": pa.int8(),
+        "mirror": pa.int8(),
+        "subset": pa.string(),
+    }
+)
+
+
+def write_index(path: Path, rows: Iterable[Image | Pair], schema: pa.Schema, record: dict[str, Any]) -> None:
+    """Write images or pairs as Parquet, with the provenance `record` inside."""
+    table = pa.Table.from_pylist([asdict(row) for row in rows], schema=schema)
+    write_table(path, table, record)
+
+
+def write_table(path: Path, table: pa.Table, record: dict[str, Any]) -> None:
+    """Write any table of ours as Parquet, with the provenance `record` inside."""
+    metadata = {**(table.schema.metadata or {}), provenance.KEY: provenance.dumps(record)}
+    with replacing(path) as partial:
+        pq.write_table(table.replace_schema_metadata(metadata), partial, compression="zstd")
+
+
+def read_images(path: Path) -> list[Image]:
+    """The images of an index, in its order."""
+    return [Image(**row) for row in _read_rows(path, IMAGE_SCHEMA)]
+
+
+def read_pairs(path: Path) -> list[Pair]:
+    """The pairs of an index, in its order."""
+    return [Pair(**row) for row in _read_rows(path, PAIR_SCHEMA)]
+
+
+def _read_rows(path: Path, schema: pa.Schema) -> list[dict[str, Any]]:
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path}: cannot be read ({error}). Run: dvc repro (or snakemake --cores all)") from None
+    if not table.schema.equals(schema):
+        raise UserError(f"{path}: its columns are {table.schema.names}, expected {schema.names}. Fetch it again")
+    return table.to_pylist()
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Size (height, width) of an image file, from its header.
+
+    Raises:
+        UserError: the file is missing or no image.
+    """
+    try:
+        with PillowImage.open(path) as image:
+            return image.height, image.width
+    except FileNotFoundError:
+        raise UserError(f"{path}: the image is missing") from None
+    except OSError as error:
+        raise UserError(f"{path}: not a readable image ({error})") from None
+
+
+def check_pair(pair: Pair, sizes: dict[str, tuple[int, int]], where: Path | str) -> Pair:
+    """Return `pair` if its keypoints and boxes make sense on images of these sizes.
+
+    Raises:
+        UserError: counts differ, a point lies outside its image, or a box is empty; `where` names the annotation.
+    """
+    counts = len(pair.source_keypoints), len(pair.target_keypoints), len(pair.keypoint_ids)
+    if len(set(counts)) > 1:
+        raise UserError(f"{where}: {counts[0]} source keypoints, {counts[1]} target keypoints, {counts[2]} ids")
+    for side in ("source", "target"):
+        height, width = sizes[getattr(pair, side)]
+        points = np.array(getattr(pair, f"{side}_keypoints"), float).reshape(-1, 2)
+        # Annotations count from 0 or from 1, so a point may stand on the image's far edge.
+        outside = ~((points >= 0) & (points <= (width, height))).all(axis=1)
+        if outside.any():
+            point = points[outside][0].tolist()
+            raise UserError(f"{where}: {side} keypoint {point} is outside the image of {width} x {height} pixels")
+        bbox = getattr(pair, f"{side}_bbox")
+        if bbox is not None and not (bbox[2] > bbox[0] and bbox[3] > bbox[1]):
+            raise UserError(f"{where}: {side} box {bbox} has no area (x0, y0, x1, y1)")
+    return pair
+
+
+assert [f.name for f in fields(Image)] == IMAGE_SCHEMA.names
+assert [f.name for f in fields(Pair)] == PAIR_SCHEMA.names

@@ -1,0 +1,289 @@
+"""The stage graph: which jobs an experiment has, what each reads and writes, and what its outputs must say they are.
+
+A stage is one verb. dvc.yaml and the Snakefile describe the same graph in each engine's own words; a test holds all
+three against each other. The table here is what the stages themselves use: paths, the parameters that count for a
+stage, the package files its results depend on, and the fingerprint that every output carries.
+
+A fingerprint is a hash of the stage's name and cell, the parameters it reads and its inputs' fingerprints; it holds no time
+and no code, so it says *what was asked for*. An output whose fingerprint is not the one params.yaml asks for now was
+made under other parameters, by whichever engine, and is never taken for current.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from semcorr.errors import UserError
+from semcorr.files import canonical_json
+from semcorr.params import Params
+
+NETWORK = ("backbones.{backbone}.family", "backbones.{backbone}.model", "backbones.{backbone}.overrides")
+FEATURES = tuple(f"backbones.{{backbone}}.{key}" for key in ("image_size", "layer", "norm", "precision"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One row of the graph; texts in braces are filled with a cell's values.
+
+    Attributes:
+        axes: what makes a cell, in the order of the command line.
+        reads: keys of params.yaml that count for the result.
+        inputs, outputs: paths by role. The first output carries the fingerprint.
+        code: package files that the result depends on.
+    """
+
+    axes: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    code: tuple[str, ...]
+
+
+STORE = "features/{backbone}/{weights}/{dataset}.h5"
+TRUNK = "features/{backbone}/trunk/{dataset}.h5"
+WEIGHTS = "data/weights/{backbone}/{weights}.safetensors"
+MATCHES = "matches/{backbone}/{weights}/{dataset}/{rule}.parquet"
+CELL = "metrics/{preset}/cells/{backbone}/{weights}/{dataset}/{rule}.json"
+CHECKED = "data/params.checked"
+
+_DATASETS = ("semcorr/datasets/base.py",)
+_STORES = ("semcorr/store.py", "semcorr/geometry.py", "semcorr/runtime.py", *_DATASETS)
+_NETWORKS = ("semcorr/backbones", *_STORES)
+_FILES = ("semcorr/files.py", "semcorr/provenance.py")
+
+STAGES: dict[str, Stage] = {
+    "validate": Stage(
+        inputs={"params": "params.yaml"},
+        outputs={"checked": CHECKED},
+        code=("semcorr/params.py",),
+    ),
+    "fetch": Stage(
+        axes=("dataset",),
+        reads=("datasets.{dataset}",),
+        inputs={"checked": CHECKED},
+        outputs={
+            "images": "data/{dataset}/images.parquet",
+            "pairs": "data/{dataset}/pairs.parquet",
+            "folder": "data/{dataset}/images",
+        },
+        code=("semcorr/stages/fetch.py", "semcorr/datasets", *_FILES),
+    ),
+    "weights": Stage(
+        axes=("backbone", "weights"),
+        reads=(*NETWORK, "backbones.{backbone}.weights", "baselines.{weights}"),
+        inputs={"checked": CHECKED},
+        outputs={"tensors": WEIGHTS},
+        code=("semcorr/stages/weights.py", "semcorr/backbones", *_FILES),
+    ),
+    "extract": Stage(
+        axes=("backbone", "weights", "dataset"),
+        reads=(*NETWORK, *FEATURES, "threads"),
+        inputs={"tensors": WEIGHTS, "images": "data/{dataset}/images.parquet"},
+        outputs={"store": STORE},
+        code=("semcorr/stages/extract.py", *_NETWORKS, *_FILES),
+    ),
+    "trunk": Stage(
+        axes=("backbone", "dataset"),
+        reads=(*NETWORK, *FEATURES[:2], "trunk", "threads"),
+        inputs={
+            "tensors": "data/weights/{backbone}/frozen.safetensors",
+            "images": "data/{dataset}/images.parquet",
+        },
+        outputs={"store": TRUNK},
+        code=("semcorr/stages/trunk.py", "semcorr/stages/extract.py", *_NETWORKS, *_FILES),
+    ),
+    "finetune": Stage(
+        axes=("backbone", "tuning"),
+        reads=(*NETWORK, *FEATURES[1:3], "trunk", "tunings.{tuning}", "threads"),
+        inputs={
+            "tensors": "data/weights/{backbone}/frozen.safetensors",
+            "train": "features/{backbone}/trunk/{train}.h5",
+            "train_pairs": "data/{train}/pairs.parquet",
+            "validate": "features/{backbone}/trunk/{validate}.h5",
+            "validate_pairs": "data/{validate}/pairs.parquet",
+        },
+        outputs={
+            "tensors": "checkpoints/{backbone}/{tuning}/best.safetensors",
+            "curve": "checkpoints/{backbone}/{tuning}/curve.csv",
+        },
+        code=(
+            "semcorr/stages/finetune.py",
+            "semcorr/stages/weights.py",
+            "semcorr/losses.py",
+            "semcorr/matching.py",
+            "semcorr/pck.py",
+            *_NETWORKS,
+            *_FILES,
+        ),
+    ),
+    "adapt": Stage(
+        axes=("backbone", "tuning", "dataset"),
+        reads=(*NETWORK, *FEATURES[1:], "trunk", "threads"),
+        inputs={
+            "frozen": "data/weights/{backbone}/frozen.safetensors",
+            "tuned": "checkpoints/{backbone}/{tuning}/best.safetensors",
+            "trunk": TRUNK,
+        },
+        outputs={"store": "features/{backbone}/{tuning}/{dataset}.h5"},
+        code=("semcorr/stages/adapt.py", "semcorr/stages/finetune.py", *_NETWORKS, *_FILES),
+    ),
+    "match": Stage(
+        axes=("backbone", "weights", "dataset", "rule"),
+        reads=("rules.{rule}", "threads"),
+        inputs={"store": STORE, "pairs": "data/{dataset}/pairs.parquet"},
+        outputs={"matches": MATCHES},
+        code=(
+            "semcorr/stages/match.py",
+            "semcorr/matching.py",
+            "semcorr/pck.py",
+            *_STORES,
+            *_FILES,
+        ),
+    ),
+    "evaluate": Stage(
+        axes=("backbone", "weights", "dataset", "rule"),
+        reads=("evaluate", "datasets.{dataset}.format"),
+        inputs={"matches": MATCHES},
+        outputs={"cell": CELL},
+        code=("semcorr/stages/evaluate.py", "semcorr/pck.py", *_FILES),
+    ),
+    "report": Stage(
+        reads=("grid", "evaluate"),
+        inputs={"cells": CELL},  # of every cell
+        outputs={
+            "html": "metrics/{preset}/report.html",
+            "summary": "metrics/{preset}/summary.json",
+            "csv": "metrics/{preset}/summary.csv",
+            "markdown": "metrics/{preset}/summary.md",
+        },
+        code=(
+            "semcorr/stages/report.py",
+            "semcorr/stages/evaluate.py",
+            "semcorr/templates",
+            "semcorr/pck.py",
+            *_FILES,
+        ),
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One stage on one cell.
+
+    Attributes:
+        stage: its verb.
+        cell: value of each axis.
+        settings: the parameters that count, by key.
+        inputs, outputs: paths by role; `report` has its cells in `inputs` by path.
+        expects: role of an input -> the fingerprint it must carry; data/params.checked carries none.
+        fingerprint: what the outputs must carry.
+    """
+
+    stage: str
+    cell: dict[str, str]
+    settings: dict[str, Any]
+    inputs: dict[str, Path]
+    outputs: dict[str, Path]
+    expects: dict[str, str]
+    fingerprint: str
+
+    @property
+    def command(self) -> str:
+        """The command line that both engines run."""
+        return " ".join(["python -m semcorr", self.stage, *self.cell.values()])
+
+
+class Graph:
+    """All jobs of one experiment."""
+
+    def __init__(self, params: Params):
+        self.params = params
+        self.values = params.to_dict()
+        grid = self.values["grid"]
+        self.constants = {key: str(grid[key]) for key in ("train", "validate")} | {"preset": params.preset}
+        rows = {key: grid[key] for key in ("backbones", "weights", "datasets", "rules")}
+        self.cells: dict[str, list[tuple[str, ...]]] = {
+            "validate": [()],
+            "fetch": [(name,) for name in self.values["datasets"]],
+            "weights": list(product(grid["backbones"], grid["baselines"])),
+            "extract": list(product(grid["backbones"], grid["baselines"], grid["datasets"])),
+            "trunk": list(product(grid["backbones"], grid["trunks"])),
+            "finetune": list(product(grid["backbones"], grid["tunings"])),
+            "adapt": list(product(grid["backbones"], grid["tunings"], grid["datasets"])),
+            "match": list(product(*rows.values())),
+            "evaluate": list(product(*rows.values())),
+            "report": [()],
+        }
+
+    def job(self, stage: str, *cell: str) -> Job:
+        """The job of `stage` on `cell`, its values in the order of the stage's axes.
+
+        Raises:
+            UserError: the experiment has no such cell.
+        """
+        if cell not in self.cells[stage]:
+            known = "\n  ".join(" ".join(one) for one in self.cells[stage])
+            raise UserError(
+                f"{stage} {' '.join(cell)}: no such cell in params.yaml (grid). Cells of {stage}:\n  {known or 'none'}"
+            )
+        return self._jobs[stage, cell]
+
+    def jobs(self) -> Iterator[Job]:
+        """Every job, each after the jobs it reads from."""
+        return iter(self._jobs.values())
+
+    @cached_property
+    def _jobs(self) -> dict[tuple[str, tuple[str, ...]], Job]:
+        jobs: dict[tuple[str, tuple[str, ...]], Job] = {}
+        made: dict[Path, str] = {}  # fingerprint of what produces a path
+        for stage, cells in self.cells.items():
+            for cell in cells:
+                job = self._make(stage, cell, made)
+                jobs[stage, cell] = job
+                made |= dict.fromkeys(job.outputs.values(), job.fingerprint)
+        return jobs
+
+    def _make(self, stage: str, cell: tuple[str, ...], made: dict[Path, str]) -> Job:
+        row = STAGES[stage]
+        names = dict(zip(row.axes, cell, strict=True))
+        fields = self.constants | names
+        inputs = {role: Path(path.format(**fields)) for role, path in row.inputs.items() if role != "cells"}
+        if "cells" in row.inputs:
+            axes = STAGES["evaluate"].axes
+            for one in self.cells["evaluate"]:
+                path = row.inputs["cells"].format(**self.constants, **dict(zip(axes, one, strict=True)))
+                inputs["/".join(one)] = Path(path)
+        settings = {key: self.lookup(key) for key in (read.format(**fields) for read in row.reads)}
+        expects = {role: made[path] for role, path in inputs.items() if role not in ("params", "checked")}
+        asked = {"stage": stage, "cell": cell, "settings": settings, "inputs": expects}
+        return Job(
+            stage=stage,
+            cell=names,
+            settings=settings,
+            inputs=inputs,
+            outputs={role: Path(path.format(**fields)) for role, path in row.outputs.items()},
+            expects=expects,
+            fingerprint=hashlib.sha256(canonical_json(asked).encode()).hexdigest(),
+        )
+
+    def lookup(self, key: str) -> Any:
+        """The value at a dotted key of params.yaml."""
+        value = self.values
+        for step in key.split("."):
+            value = value[step]
+        return value
+
+
+def code_files(stage: str, root: Path = Path()) -> list[str]:
+    """Package files that `stage` depends on, folders spelled out, relative to the project."""
+    files = []
+    for entry in STAGES[stage].code:
+        path = root / entry
+        found = sorted(path.rglob("*")) if path.is_dir() else [path]
+        files += [file.relative_to(root).as_posix() for file in found if file.is_file() and file.suffix != ".pyc"]
+    return files

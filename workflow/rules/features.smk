@@ -1,0 +1,49 @@
+"""Features of images: from the network, and what enters the tuned blocks.
+
+INPUTS
+    data/weights/{backbone}/{weights}.safetensors
+    data/{dataset}/images.parquet
+OUTPUTS
+    features/{backbone}/{weights}/{dataset}.h5
+    features/{backbone}/trunk/{dataset}.h5
+"""
+
+
+rule extract:
+    """The features of every image, each encoded once."""
+    input:
+        tensors="data/weights/{backbone}/{weights}.safetensors",
+        images="data/{dataset}/images.parquet",
+        code=code("extract"),
+    output:
+        store="features/{backbone}/{weights}/{dataset}.h5",
+    wildcard_constraints:
+        weights="|".join(config["baselines"]),
+    params:
+        settings=settings("extract"),
+    threads: config["threads"]
+    resources:
+        gpu=1,
+    log:
+        "logs/extract/{backbone}/{weights}/{dataset}.log",
+    shell:
+        "python -m semcorr extract {wildcards.backbone} {wildcards.weights} {wildcards.dataset} 2> {log:q}"
+
+
+rule trunk:
+    """What enters the tuned blocks, so that fine-tuning never runs the rest again."""
+    input:
+        tensors="data/weights/{backbone}/frozen.safetensors",
+        images="data/{dataset}/images.parquet",
+        code=code("trunk"),
+    output:
+        store="features/{backbone}/trunk/{dataset}.h5",
+    params:
+        settings=settings("trunk"),
+    threads: config["threads"]
+    resources:
+        gpu=1,
+    log:
+        "logs/trunk/{backbone}/{dataset}.log",
+    shell:
+        "python -m semcorr trunk {wildcards.backbone} {wildcards.dataset} 2> {log:q}"

@@ -1,0 +1,53 @@
+"""Fine-tuning on the cached trunk, and the features of what it gives.
+
+INPUTS
+    data/weights/{backbone}/frozen.safetensors
+    features/{backbone}/trunk/{dataset}.h5
+    data/{dataset}/pairs.parquet
+OUTPUTS
+    checkpoints/{backbone}/{tuning}/{best.safetensors, curve.csv}
+    features/{backbone}/{tuning}/{dataset}.h5
+"""
+
+
+rule finetune:
+    """Train the last blocks of a backbone."""
+    input:
+        tensors="data/weights/{backbone}/frozen.safetensors",
+        train=f"features/{{backbone}}/trunk/{GRID['train']}.h5",
+        train_pairs=f"data/{GRID['train']}/pairs.parquet",
+        validate=f"features/{{backbone}}/trunk/{GRID['validate']}.h5",
+        validate_pairs=f"data/{GRID['validate']}/pairs.parquet",
+        code=code("finetune"),
+    output:
+        tensors="checkpoints/{backbone}/{tuning}/best.safetensors",
+        curve="checkpoints/{backbone}/{tuning}/curve.csv",
+    params:
+        settings=settings("finetune"),
+    threads: config["threads"]
+    resources:
+        gpu=1,
+    log:
+        "logs/finetune/{backbone}/{tuning}.log",
+    shell:
+        "python -m semcorr finetune {wildcards.backbone} {wildcards.tuning} 2> {log:q}"
+
+
+rule adapt:
+    """A tuned backbone's features, from the cached trunk."""
+    input:
+        frozen="data/weights/{backbone}/frozen.safetensors",
+        tuned="checkpoints/{backbone}/{tuning}/best.safetensors",
+        trunk="features/{backbone}/trunk/{dataset}.h5",
+        code=code("adapt"),
+    output:
+        store="features/{backbone}/{tuning}/{dataset}.h5",
+    params:
+        settings=settings("adapt"),
+    threads: config["threads"]
+    resources:
+        gpu=1,
+    log:
+        "logs/adapt/{backbone}/{tuning}/{dataset}.log",
+    shell:
+        "python -m semcorr adapt {wildcards.backbone} {wildcards.tuning} {wildcards.dataset} 2> {log:q}"
