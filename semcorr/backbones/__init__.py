@@ -1,5 +1,6 @@
 """Networks behind one contract, and the one table of their families."""
 
+import importlib
 from pathlib import Path
 
 import torch
@@ -10,6 +11,12 @@ from semcorr.backbones.base import Backbone
 from semcorr.errors import UserError
 from semcorr.params import Backbone as BackboneParams
 
+# Family in params.yaml -> module and class; imported when used, since timm alone takes seconds.
+FAMILIES = {
+    "timm": ("semcorr.backbones.vit", "TimmVit"),
+    "sam": ("semcorr.backbones.sam", "Sam"),
+}
+
 
 def build(spec: BackboneParams) -> Backbone:
     """The network of one entry of params.yaml's `backbones`, with tensors as the architecture initialises them.
@@ -17,10 +24,8 @@ def build(spec: BackboneParams) -> Backbone:
     Raises:
         UserError: there is no such network, or it has no such layer.
     """
-    from semcorr.backbones.sam import Sam
-    from semcorr.backbones.vit import TimmVit
-
-    network = {"timm": TimmVit, "sam": Sam}[spec.family](spec.model, spec.overrides)
+    module, name = FAMILIES[spec.family]
+    network = getattr(importlib.import_module(module), name)(spec.model, spec.overrides)
     network.stop(spec.layer)
     return network.eval().requires_grad_(False)
 

@@ -8,10 +8,10 @@ import io
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import timm
 import torch
 from PIL import Image as PillowImage
 from torch import Tensor
@@ -26,6 +26,8 @@ from semcorr.geometry import Grid, resized_size
 from semcorr.graph import Job
 from semcorr.params import Params
 from semcorr.provenance import expect, provenance
+
+LIBRARIES = ("torch", "timm", "segment-anything")
 
 
 def extract(job: Job, params: Params) -> str:
@@ -61,7 +63,7 @@ def encode(
     network = load(build(spec), job.inputs["tensors"]).to(device)
     images = read_images(job.inputs["images"])
     folder = job.inputs["images"].parent / "images"
-    record = provenance(job, inputs, versions={"torch": torch.__version__, "timm": timm.__version__})
+    record = provenance(job, inputs, versions={name: version(name) for name in LIBRARIES})
     with (
         store.create(job.outputs["store"], record) as writer,
         tqdm(total=len(images), unit="image", desc=" ".join([job.stage, *job.cell.values()]), disable=None) as bar,

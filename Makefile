@@ -1,0 +1,41 @@
+# make demo: set up, run the demo experiment, print its table.   make test: set up, run the tests.
+# All versions are locked with hashes in requirements.lock; make lock renews it.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+# The lock alone decides versions, whatever constraints this machine's pip is set up with.
+PIP := PIP_CONSTRAINT=/dev/null PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
+
+.PHONY: setup demo test check format lock clean
+
+setup: $(INSTALLED)
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@command -v $(PYTHON) > /dev/null || { echo "$(PYTHON) is not on the PATH. Install Python 3.11, or: make PYTHON=/path/to/python3" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing the locked dependencies into $(VENV) (once; a few minutes, 7 GB)"
+	@$(PIP) install --quiet --require-hashes --no-deps -r requirements.lock
+	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: setup
+	@export PATH="$(CURDIR)/$(BIN):$$PATH" && dvc repro && semcorr table
+
+test: setup
+	@export PATH="$(CURDIR)/$(BIN):$$PATH" && pytest -n 2 --dist loadgroup
+
+check: setup
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(BIN)/snakefmt --check Snakefile workflow
+	@export PATH="$(CURDIR)/$(BIN):$$PATH" && snakemake --lint
+
+format: setup
+	@$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/snakefmt Snakefile workflow
+
+lock: setup
+	@$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes --no-header --quiet --upgrade -o requirements.lock
+
+clean:
+	rm -rf $(VENV) .snakemake logs
