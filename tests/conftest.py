@@ -1,0 +1,108 @@
+"""Fixtures: small experiments, and clones of the project to run engines in."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from semcorr import params
+
+ROOT = Path(__file__).parents[1]
+settings.register_profile("semcorr", deadline=None, derandomize=True, max_examples=60)
+settings.load_profile("semcorr")
+
+
+@pytest.fixture(scope="session")
+def smoke() -> dict:
+    """The smoke preset as plain values."""
+    return params.read_yaml(ROOT / "workflow/presets/smoke.yaml")
+
+
+@pytest.fixture(scope="session")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], "Clone"]:
+    """A function that makes a clone of the working tree: tracked and new files, as a fresh repository."""
+
+    def make(preset: str) -> Clone:
+        folder = tmp_path_factory.mktemp("clone") / "semcorr"
+        listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+        names = subprocess.run(listed, cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0")
+        for name in filter(None, names):
+            if (ROOT / name).is_file() and not name.startswith("metrics/") and name != "dvc.lock":
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, folder / name)
+        done = Clone(folder)
+        done.run("git", "init", "-q", "-b", "main")
+        done.run("git", "config", "user.email", "test@example.org")
+        done.run("git", "config", "user.name", "test")
+        done.run(sys.executable, "-m", "semcorr", "preset", preset)
+        done.commit("preset")
+        return done
+
+    return make
+
+
+class Clone:
+    """A copy of the project in which engines can run."""
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    def run(self, *command: str, expect: int = 0) -> str:
+        """Run a command in the clone; its stdout and stderr. Fails the test on another exit code than `expect`."""
+        binaries = Path(sys.executable).parent
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "PYTEST"))}
+        environment |= {"PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}", "PYTHONDONTWRITEBYTECODE": "1"}
+        done = subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True, check=False)
+        output = done.stdout + done.stderr
+        assert done.returncode == expect, f"{' '.join(command)}: exit code {done.returncode}\n{output[-4000:]}"
+        return output
+
+    def commit(self, message: str) -> None:
+        """Commit everything that is not ignored."""
+        self.run("git", "add", "--all")
+        self.run("git", "commit", "-q", "-m", message, "--allow-empty")
+
+    def edit(self, change: Callable[[dict], None]) -> None:
+        """Change params.yaml, comments lost."""
+        from ruamel.yaml import YAML
+
+        path = self.root / "params.yaml"
+        yaml = YAML(typ="safe")
+        values = yaml.load(path.read_text())
+        change(values)
+        with path.open("w") as file:
+            yaml.dump(values, file)
+
+    def dvc(self) -> set[str]:
+        """`dvc repro`; the stages that ran or were restored from the run cache."""
+        output = self.run("dvc", "repro")
+        ran = {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage '")}
+        return ran | {line.split("'")[1] for line in output.splitlines() if "is cached - skipping run" in line}
+
+    def snakemake(self, *options: str) -> set[str]:
+        """`snakemake --cores all`; `rule@wildcards` of the jobs that ran."""
+        output = self.run("snakemake", "--cores", "all", *options)
+        ran, rule = set(), None
+        for line in output.splitlines():
+            words = line.split()
+            if words[:1] in (["rule"], ["localrule"]):
+                rule = words[1].rstrip(":")
+                ran.add(rule)
+            elif words[:1] == ["wildcards:"] and rule:
+                ran.discard(rule)
+                values = [value.split("=")[1] for value in line.split("wildcards:")[1].strip().split(", ")]
+                ran.add(f"{rule}@{'-'.join(values)}")
+        return ran - {"all"}
+
+    def metrics(self) -> dict[str, bytes]:
+        """All files below metrics, by path."""
+        return {
+            path.relative_to(self.root).as_posix(): path.read_bytes()
+            for path in sorted((self.root / "metrics").rglob("*"))
+            if path.is_file() and path.name != ".gitignore"
+        }

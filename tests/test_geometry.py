@@ -1,0 +1,73 @@
+"""Pixels and cells: truth by hand, and laws."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from semcorr.geometry import Grid, rescale, resized_size
+
+sides = st.integers(1, 900)
+
+
+@st.composite
+def grids(draw: st.DrawFn) -> Grid:
+    size = draw(sides), draw(sides)
+    return Grid(
+        image_size=size,
+        resized_size=resized_size(size, draw(st.integers(16, 900))),
+        stride=draw(st.sampled_from([7, 8, 14, 16])),
+    )
+
+
+def test_first_cell_is_centred_on_its_patch():
+    grid = Grid(image_size=(28, 28), resized_size=(28, 28), stride=14)
+    assert grid.shape == (2, 2)
+    np.testing.assert_allclose(grid.cells_to_pixels(np.array([[0.0, 0.0], [1.0, 0.0]])), [[6.5, 6.5], [20.5, 6.5]])
+
+
+def test_axes_have_their_own_scale():
+    # 100 x 333 pixels at long side 224 are 67 x 224: 0.67 down, 0.6727 across.
+    grid = Grid(image_size=(100, 333), resized_size=(67, 224), stride=16)
+    np.testing.assert_allclose(
+        grid.pixels_to_cells(np.array([[332.5, 99.5]])), [[224 / 16 - 0.5, 67 / 16 - 0.5]]
+    )
+
+
+@pytest.mark.parametrize(
+    ("resized", "shape"),
+    [((28, 28), (2, 2)), ((34, 28), (2, 2)), ((35, 28), (3, 2)), ((1, 28), (1, 2))],
+    ids=["whole", "padding centre", "image centre", "never none"],
+)
+def test_a_cell_is_valid_when_its_centre_is_on_the_image(resized, shape):
+    # Row 2 is centred on y = 34.5 and pixel row 34 ends there.
+    assert Grid(image_size=resized, resized_size=resized, stride=14).shape == shape
+
+
+@given(grids(), st.floats(-5, 905), st.floats(-5, 905))
+def test_there_and_back(grid, x, y):
+    points = np.array([[x, y]])
+    np.testing.assert_allclose(grid.cells_to_pixels(grid.pixels_to_cells(points)), points, atol=1e-6)
+
+
+@given(grids())
+def test_every_valid_cell_answers_inside_the_image(grid):
+    height, width = grid.shape
+    corners = grid.cells_to_pixels(np.array([[0, 0], [width - 1, height - 1]], float))
+    extent = np.array(grid.image_size[::-1])
+    wide_enough = np.array(grid.resized_size[::-1]) >= grid.stride / 2
+    assert (corners[:, wide_enough] >= -0.5 - 1e-9).all()
+    assert (corners[:, wide_enough] <= extent[wide_enough] - 0.5 + 1e-6).all()
+
+
+@given(st.floats(-10, 500), st.integers(1, 500), st.integers(1, 500))
+def test_resizing_keeps_the_edges_of_the_image(x, old, new):
+    point = np.array([x])
+    np.testing.assert_allclose(rescale(rescale(point, old, new), new, old), point, atol=1e-6)
+    assert rescale(np.array([-0.5]), old, new) == -0.5
+    np.testing.assert_allclose(rescale(np.array([old - 0.5]), old, new), new - 0.5)
+
+
+def test_long_side_decides():
+    assert resized_size((375, 500), 336) == (252, 336)
+    assert resized_size((10000, 10), 336) == (336, 1)

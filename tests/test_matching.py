@@ -1,0 +1,138 @@
+"""Readouts and matching: maps and images whose answer is known by construction."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from semcorr.datasets.base import Pair
+from semcorr.geometry import Grid
+from semcorr.losses import gaussian_cross_entropy
+from semcorr.matching import argmax, match_pairs, normalise, sample, soft_argmax
+from semcorr.params import Argmax, SoftArgmax
+
+ARGMAX = Argmax(readout="argmax", sampling="bilinear")
+
+
+def test_argmax_takes_the_first_of_equals():
+    maps = torch.zeros(1, 3, 4)
+    maps[0, 1, 3] = maps[0, 2, 0] = 1.0
+    assert argmax(maps).tolist() == [[3.0, 1.0]]
+
+
+@given(st.integers(0, 4), st.integers(0, 6), st.sampled_from([1, 3, 5, 11]))
+def test_soft_argmax_of_a_delta_is_that_cell(row, column, window):
+    maps = torch.zeros(1, 5, 7)
+    maps[0, row, column] = 1.0
+    found = soft_argmax(maps, window, temperature=0.01)
+    torch.testing.assert_close(found, torch.tensor([[float(column), float(row)]]))
+
+
+@given(st.integers(0, 2**31 - 1), st.sampled_from([3, 5, 15]))
+def test_soft_argmax_against_a_loop(seed, window):
+    rng = np.random.default_rng(seed)
+    height, width = rng.integers(1, 9, 2)
+    values = rng.uniform(-1, 1, (height, width))
+    peak = np.unravel_index(values.argmax(), values.shape)
+    total = x = y = 0.0
+    for i in range(height):
+        for j in range(width):
+            if abs(i - peak[0]) <= window // 2 and abs(j - peak[1]) <= window // 2:
+                weight = np.exp(values[i, j] / 0.05)
+                total, x, y = total + weight, x + weight * j, y + weight * i
+    found = soft_argmax(torch.from_numpy(values)[None], window, temperature=0.05)
+    np.testing.assert_allclose(found[0].numpy(), [x / total, y / total], atol=1e-9)
+
+
+def test_soft_argmax_tends_to_argmax():
+    maps = torch.rand(20, 9, 11, generator=torch.Generator().manual_seed(0)).double()
+    torch.testing.assert_close(soft_argmax(maps, 5, temperature=1e-5), argmax(maps), atol=1e-3, rtol=0)
+
+
+def test_temperature_divides():
+    """At temperature 1, cosines are almost a plain mean of the window: the known bug of this field."""
+    maps = torch.tensor([[[0.2, 0.9, 0.8]]])
+    sharp, flat = (soft_argmax(maps, 3, temperature)[0, 0].item() for temperature in (0.02, 1.0))
+    weights = np.exp(np.array([0.2, 0.9, 0.8]) / 0.02)
+    assert sharp == pytest.approx((weights * [0, 1, 2]).sum() / weights.sum(), abs=1e-5)
+    assert flat == pytest.approx(1.1, abs=0.1)
+
+
+def test_sampling_at_centres_and_between():
+    features = normalise(torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]))  # (1, 2, C)
+    found = sample(features, torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.5, 0.0], [-3.0, 5.0]]), "bilinear")
+    half = 0.5**0.5
+    torch.testing.assert_close(found, torch.tensor([[1.0, 0.0], [0.0, 1.0], [half, half], [1.0, 0.0]]))
+    nearest = sample(features, torch.tensor([[0.4, 0.0], [0.6, 0.0]]), "nearest")
+    torch.testing.assert_close(nearest, torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+
+
+def _pair(source: str, target: str, keypoints: list) -> Pair:
+    names = [str(number) for number in range(len(keypoints))]
+    return Pair(
+        id=f"{source}-{target}",
+        category="thing",
+        source=source,
+        target=target,
+        keypoint_ids=names,
+        source_keypoints=keypoints,
+        target_keypoints=keypoints,
+    )
+
+
+@given(st.integers(0, 2**31 - 1), st.sampled_from([8, 14, 16]))
+def test_an_image_matches_itself_within_half_a_cell(seed, stride):
+    rng = np.random.default_rng(seed)
+    grid = Grid(image_size=(150, 210), resized_size=(7 * stride - 3, 10 * stride), stride=stride)
+    height, width = grid.shape
+    features = torch.eye(height * width).unflatten(0, (height, width))  # every cell its own colour
+    keypoints = rng.uniform((0, 0), (209, 140), (5, 2)).tolist()
+    [(predicted, _)] = match_pairs([_pair("a", "a", keypoints)], lambda _: (features, grid), ARGMAX)
+    cell = np.array([210 / 10, 150 / (7 * stride - 3) * stride])
+    assert (np.abs(predicted - keypoints) <= cell / 2 + 1e-6).all()
+
+
+@given(st.integers(0, 3), st.integers(0, 3))
+def test_a_shifted_target_moves_the_answer(down, right):
+    rng = np.random.default_rng(7)
+    world = torch.from_numpy(rng.normal(size=(12, 12, 64)))
+    grid = Grid(image_size=(112, 112), resized_size=(112, 112), stride=14)
+    maps = {"a": world[3:11, 3:11], "b": world[3 - down : 11 - down, 3 - right : 11 - right]}
+    keypoints = [[20.5 + 14 * x, 20.5 + 14 * y] for x in range(3) for y in range(3)]
+    [(predicted, similarity)] = match_pairs([_pair("a", "b", keypoints)], lambda name: (maps[name], grid), ARGMAX)
+    np.testing.assert_allclose(predicted, np.array(keypoints) + [14 * right, 14 * down], atol=1e-6)
+    np.testing.assert_allclose(similarity, 1.0, atol=1e-6)
+
+
+def test_answers_come_back_to_their_pairs():
+    """Pairs are regrouped by image inside; each must get what it would get alone."""
+    rng = np.random.default_rng(3)
+    grid = Grid(image_size=(60, 80), resized_size=(60, 80), stride=10)
+    maps = {name: torch.from_numpy(rng.normal(size=(6, 8, 16))) for name in "abcd"}
+    pairs = [
+        _pair(source, target, rng.uniform((0, 0), (79, 59), (rng.integers(1, 5), 2)).tolist())
+        for source, target in ["ab", "cb", "ba", "da", "ad", "ab", "cd"]
+    ]
+    rule = SoftArgmax(readout="softargmax", sampling="bilinear", window=3, temperature=0.1)
+    together = match_pairs(pairs, lambda name: (maps[name], grid), rule)
+    for pair, (predicted, similarity) in zip(pairs, together, strict=True):
+        [(alone, alone_similarity)] = match_pairs([pair], lambda name: (maps[name], grid), rule)
+        np.testing.assert_allclose(predicted, alone, atol=1e-4)
+        np.testing.assert_allclose(similarity, alone_similarity, atol=1e-6)
+
+
+@given(st.integers(0, 2**31 - 1))
+def test_gaussian_cross_entropy_against_numpy(seed):
+    rng = np.random.default_rng(seed)
+    maps, cells = rng.uniform(-1, 1, (3, 5, 4)), rng.uniform(0, 4, (3, 2))
+    expected = []
+    for heat, (cx, cy) in zip(maps, cells, strict=True):
+        y, x = np.mgrid[:5, :4]
+        truth = np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (2 * 1.5**2))
+        truth /= truth.sum()
+        prediction = np.exp(heat / 0.03)
+        prediction /= prediction.sum()
+        expected.append(-(truth * np.log(prediction)).sum())
+    found = gaussian_cross_entropy(torch.from_numpy(maps), torch.from_numpy(cells), 0.03, 1.5)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-9)
