@@ -77,7 +77,7 @@ STAGES: dict[str, Stage] = {
         reads=(*NETWORK, "backbones.{backbone}.weights", "baselines.{weights}"),
         inputs={"checked": CHECKED},
         outputs={"tensors": WEIGHTS},
-        code=("semcorr/stages/weights.py", "semcorr/backbones", *_FILES),
+        code=("semcorr/stages/weights.py", "semcorr/backbones", "semcorr/geometry.py", *_FILES),
     ),
     "extract": Stage(
         axes=("backbone", "weights", "dataset"),
@@ -112,7 +112,7 @@ STAGES: dict[str, Stage] = {
         },
         code=(
             "semcorr/stages/finetune.py",
-            "semcorr/stages/weights.py",
+            "semcorr/tail.py",
             "semcorr/losses.py",
             "semcorr/matching.py",
             "semcorr/pck.py",
@@ -129,7 +129,7 @@ STAGES: dict[str, Stage] = {
             "trunk": TRUNK,
         },
         outputs={"store": "features/{backbone}/{tuning}/{dataset}.h5"},
-        code=("semcorr/stages/adapt.py", "semcorr/stages/finetune.py", *_NETWORKS, *_FILES),
+        code=("semcorr/stages/adapt.py", "semcorr/tail.py", *_NETWORKS, *_FILES),
     ),
     "match": Stage(
         axes=("backbone", "weights", "dataset", "rule"),

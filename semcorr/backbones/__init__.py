@@ -5,10 +5,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from semcorr import provenance
 from semcorr.backbones.base import Backbone
 from semcorr.errors import UserError
+from semcorr.files import replacing
 from semcorr.params import Backbone as BackboneParams
 
 # Family in params.yaml -> module and class; imported when used, since timm alone takes seconds.
@@ -45,6 +47,13 @@ def load(network: Backbone, *files: Path) -> Backbone:
     check(tensors, network, " and ".join(map(str, files)))
     network.net.load_state_dict(tensors)
     return network
+
+
+def save(path: Path, tensors: dict[str, torch.Tensor], record: dict) -> None:
+    """Write tensors as safetensors, with the provenance `record`, by rename; the same inputs give the same bytes."""
+    contiguous = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
+    with replacing(path) as partial:
+        save_file(contiguous, partial, metadata={provenance.KEY: provenance.dumps(record)})
 
 
 def check(tensors: dict[str, torch.Tensor], network: Backbone, where: str) -> None:

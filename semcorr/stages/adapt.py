@@ -4,7 +4,7 @@ from semcorr import runtime, store
 from semcorr.graph import Job
 from semcorr.params import Params
 from semcorr.provenance import expect, provenance
-from semcorr.stages.finetune import Tail
+from semcorr.tail import Tail
 
 
 def adapt(job: Job, params: Params) -> str:

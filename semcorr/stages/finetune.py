@@ -7,7 +7,6 @@ validation pairs are matched; the best epoch's tensors are kept.
 
 from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from semcorr import pck, runtime
-from semcorr.backbones import build, load
+from semcorr.backbones import save
 from semcorr.datasets.base import Pair, read_pairs
 from semcorr.errors import UserError
 from semcorr.files import replacing
@@ -25,49 +24,12 @@ from semcorr.graph import Job
 from semcorr.losses import gaussian_cross_entropy
 from semcorr.matching import heatmaps, match_pairs, normalise, sample
 from semcorr.params import Argmax, Params, Tuning
-from semcorr.params import Backbone as BackboneParams
 from semcorr.provenance import expect, provenance
-from semcorr.stages.weights import write_tensors
 from semcorr.store import Store
+from semcorr.tail import Tail
 
 VALIDATION_RULE = Argmax(readout="argmax", sampling="bilinear")
 VALIDATION_THRESHOLD = 0.10
-
-
-class Tail:
-    """The upper part of a network, fed from a trunk store."""
-
-    def __init__(self, spec: BackboneParams, blocks: int, device: torch.device, *tensors: Path):
-        self.spec = spec
-        self.device = device
-        self.network = load(build(spec), *tensors).to(device)
-        self.first = self.network.stop(spec.layer) - blocks
-
-    def forward(self, trunk: Store, ids: list[str]) -> dict[str, tuple[Tensor, Grid]]:
-        """Feature maps (h, w, C), valid cells only, and grids of some images; one pass per padded shape."""
-        grids = {image_id: trunk.grid(image_id) for image_id in ids}
-        shapes: dict[tuple[int, int], list[str]] = defaultdict(list)
-        for image_id, grid in grids.items():
-            canvas = self.network.canvas(grid.resized_size)
-            shapes[canvas[0] // grid.stride, canvas[1] // grid.stride].append(image_id)
-        found = {}
-        for cells, members in shapes.items():
-            arrays = np.stack([trunk.array(image_id) for image_id in members])
-            activations = torch.from_numpy(arrays).to(self.device).float()
-            maps = self.network.tail(activations, cells, self.first, self.spec.layer, self.spec.norm)
-            for image_id, features in zip(members, maps.permute(0, 2, 3, 1), strict=True):
-                height, width = grids[image_id].shape
-                found[image_id] = features[:height, :width], grids[image_id]
-        return found
-
-    @torch.inference_mode()
-    def features(self, trunk: Store, ids: list[str], batch_size: int) -> Iterator[tuple[str, Tensor, Grid]]:
-        """Feature maps of many images, in order, without gradients."""
-        for at in range(0, len(ids), batch_size):
-            batch = ids[at : at + batch_size]
-            found = self.forward(trunk, batch)
-            for image_id in batch:
-                yield image_id, *found[image_id]
 
 
 def finetune(job: Job, params: Params) -> str:
@@ -116,7 +78,7 @@ def finetune(job: Job, params: Params) -> str:
     with replacing(job.outputs["curve"]) as partial:
         pd.DataFrame(curve).to_csv(partial, index=False)
     record = provenance(job, inputs, epoch=max(curve[1:], key=lambda row: row["pck"])["epoch"])
-    write_tensors(job.outputs["tensors"], kept, record)
+    save(job.outputs["tensors"], kept, record)
     return (
         f"{' '.join(job.cell.values())}: PCK@{VALIDATION_THRESHOLD:.2f} on {params.grid.validate_} "
         f"{curve[0]['pck']:.3f} before, {best:.3f} at epoch {record['epoch']} of {tuning.epochs}"

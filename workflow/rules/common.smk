@@ -2,6 +2,8 @@
 
 INPUTS
     params.yaml
+OUTPUTS
+    data/params.checked
 """
 
 import logging
@@ -11,6 +13,7 @@ from pathlib import Path
 from semcorr import graph as stage_graph
 from semcorr import params as experiment
 from semcorr.errors import UserError
+from semcorr.stages.validate import validate
 from semcorr.stale import remove_stale
 
 
@@ -38,6 +41,8 @@ workflow.global_resources.setdefault("gpu", 1)
 
 if workflow.is_main_process:
     remove_stale(EXPERIMENT, dry_run=workflow.dryrun)
+    if not workflow.dryrun:  # DVC's stage `validate`, so that `dvc commit` can adopt what Snakemake makes
+        validate(EXPERIMENT.job("validate"), EXPERIMENT.params)
 
 
 def code(stage):

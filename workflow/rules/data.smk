@@ -3,29 +3,14 @@
 INPUTS
     params.yaml
 OUTPUTS
-    data/params.checked
     data/{dataset}/{images.parquet, pairs.parquet, images}
     data/weights/{backbone}/{weights}.safetensors
 """
 
 
-rule validate:
-    """Check params.yaml; Snakemake itself does so before any rule, this keeps DVC's graph and ours the same."""
-    input:
-        params="params.yaml",
-        code=code("validate"),
-    output:
-        checked="data/params.checked",
-    log:
-        "logs/validate.log",
-    shell:
-        "python -m semcorr validate 2> {log:q}"
-
-
 rule fetch:
     """A dataset's images, and its indexes of images and pairs."""
     input:
-        checked=ancient("data/params.checked"),
         code=code("fetch"),
     output:
         images="data/{dataset}/images.parquet",
@@ -42,7 +27,6 @@ rule fetch:
 rule weights:
     """A backbone's tensors."""
     input:
-        checked=ancient("data/params.checked"),
         code=code("weights"),
     output:
         tensors="data/weights/{backbone}/{weights}.safetensors",

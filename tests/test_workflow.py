@@ -1,0 +1,330 @@
+"""The two engines: one graph, the same bytes, and only what a change touches runs again."""
+
+import contextlib
+import copy
+import hashlib
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import Clone
+
+from semcorr import graph, params
+from semcorr.stale import remove_stale
+
+ROOT = Path(__file__).parents[1]
+PRESETS = sorted(path.stem for path in (ROOT / "workflow/presets").glob("*.yaml"))
+
+
+def _dvc_graph() -> dict:
+    """Stage name -> command, inputs, outputs and parameter values, as DVC sees them in the working directory."""
+    from dvc.repo import Repo
+
+    found = {}
+    for stage in Repo(".").index.stages:
+        settings = {}
+        for dependency in stage.deps:
+            if type(dependency).__name__ == "ParamsDependency":
+                settings |= dependency.read_params()
+        found[stage.addressing] = {
+            "command": stage.cmd,
+            "inputs": {d.def_path for d in stage.deps if type(d).__name__ != "ParamsDependency"},
+            "outputs": {output.def_path for output in stage.outs},
+            "settings": settings,
+            "gpu": stage.meta["gpu"] if stage.meta else 0,
+        }
+    return found
+
+
+def _snakemake_graph() -> dict:
+    """The same of Snakemake."""
+    from snakemake.api import SnakemakeApi
+    from snakemake.settings.types import DAGSettings, OutputSettings, Quietness, ResourceSettings
+
+    found = {}
+    with SnakemakeApi(OutputSettings(quiet={Quietness.ALL}, dryrun=True)) as api:
+        workflow = api.workflow(resource_settings=ResourceSettings(cores=2), snakefile=Path("Snakefile"))
+        with contextlib.redirect_stdout(io.StringIO()):
+            workflow.dag(DAGSettings(forceall=True)).printd3dag()
+        for job in workflow._workflow.dag.jobs:
+            if job.rule.norun:
+                continue
+            axes = graph.STAGES[job.rule.name].axes
+            name = "@".join(filter(None, [job.rule.name, "-".join(job.wildcards_dict[axis] for axis in axes)]))
+            found[name] = {
+                "command": job.shellcmd.split(" 2> ")[0],
+                "inputs": set(map(str, job.input)),
+                "outputs": set(map(str, job.output)),
+                "settings": dict(job.params.items()).get("settings", {}),
+                "gpu": job.resources.get("gpu", 0),
+            }
+    return found
+
+
+def _our_graph(values: params.Params) -> dict:
+    """The same of the stages themselves."""
+    found = {}
+    for job in graph.Graph(values).jobs():
+        found["@".join(filter(None, [job.stage, "-".join(job.cell.values())]))] = {
+            "command": job.command,
+            "inputs": {*map(str, job.inputs.values()), *graph.code_files(job.stage)},
+            "outputs": set(map(str, job.outputs.values())),
+            "settings": job.settings,
+        }
+    return found
+
+
+def _spelt_out(inputs: set[str], cells: set[str]) -> set[str]:
+    """DVC's inputs with folders replaced by the files in them."""
+    files = set()
+    for path in inputs:
+        if path.startswith("metrics/"):
+            files |= cells
+        elif Path(path).is_dir():
+            files |= {file.as_posix() for file in Path(path).rglob("*") if file.is_file() and file.suffix != ".pyc"}
+        else:
+            files.add(path)
+    return files
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.xdist_group("parity")
+def test_one_graph_in_both_engines(clone, preset, monkeypatch):
+    """Stages, commands, inputs, outputs and parameter values of DVC, Snakemake and the package are the same."""
+    monkeypatch.chdir(clone(preset).root)
+    values = params.load()
+    ours, dvc, snakemake = _our_graph(values), _dvc_graph(), _snakemake_graph()
+    # Snakemake validates params.yaml when it reads the Snakefile; DVC needs a stage for it, which the first ones await.
+    assert ours.pop("validate")["outputs"] == dvc.pop("validate")["outputs"] == {graph.CHECKED}
+    for job in (*ours.values(), *dvc.values()):
+        job["inputs"].discard(graph.CHECKED)
+    assert ours.keys() == dvc.keys() == snakemake.keys()
+    cells = {output for name, job in ours.items() if name.startswith("evaluate@") for output in job["outputs"]}
+    for name, job in ours.items():
+        assert dvc[name]["command"] == snakemake[name]["command"] == job["command"]
+        assert dvc[name]["outputs"] == snakemake[name]["outputs"] == job["outputs"]
+        assert _spelt_out(dvc[name]["inputs"], cells) == snakemake[name]["inputs"] == job["inputs"]
+        assert dvc[name]["settings"] == snakemake[name]["settings"] == job["settings"], name
+        assert dvc[name]["gpu"] == snakemake[name]["gpu"]
+
+
+def test_every_parameter_is_read_by_a_stage():
+    """Each leaf outside `runtime` and the names of the grid counts for at least one job's fingerprint."""
+    values = params.read_yaml(ROOT / "workflow/presets/demo.yaml")
+    before = {(job.stage, *job.cell.values()): job.fingerprint for job in graph.Graph(params.load(ROOT / "workflow/presets/demo.yaml")).jobs()}
+    changes = {
+        ("datasets", "toy_spair_test", "limit"): 3,
+        ("backbones", "dinov2_s14", "weights", "version"): "9",
+        ("backbones", "dinov2_s14", "image_size"): 238,
+        ("backbones", "dinov2_s14", "layer"): 7,
+        ("backbones", "dinov2_s14", "norm"): True,
+        ("backbones", "dinov2_s14", "precision"): "float32",
+        ("baselines", "random", "seed"): 5,
+        ("trunk", "precision"): "float32",
+        ("tunings", "last2", "epochs"): 3,
+        ("rules", "softargmax", "temperature"): 0.5,
+        ("evaluate", "bootstrap"): 200,
+        ("threads",): 1,
+    }
+    for path, value in changes.items():
+        changed = copy.deepcopy(values)
+        place = changed
+        for step in path[:-1]:
+            place = place[step]
+        place[path[-1]] = value
+        after = {(job.stage, *job.cell.values()): job.fingerprint for job in graph.Graph(params.validate(changed, "x")).jobs()}
+        assert before != after, path
+        assert before["report",] != after["report",]
+    unchanged = copy.deepcopy(values)
+    unchanged["runtime"] = {"device": "cpu", "workers": 0, "batch_size": 1}
+    assert before == {
+        (job.stage, *job.cell.values()): job.fingerprint for job in graph.Graph(params.validate(unchanged, "x")).jobs()
+    }
+
+
+def _small(values: dict) -> None:
+    """One backbone, one dataset: the smallest experiment with every stage in it."""
+    values["grid"] |= {"backbones": ["dinov2_tiny"], "datasets": ["toy_spair_test"]}
+    values["grid"]["trunks"] = ["toy_spair_trn", "toy_spair_val", "toy_spair_test"]
+    values["datasets"].pop("toy_willow")
+    values["evaluate"]["references"].pop("pfwillow")
+
+
+def _set(*path_and_value):
+    *path, key, value = path_and_value
+
+    def change(values):
+        for step in path:
+            values = values[step]
+        values[key] = value
+
+    return change
+
+
+SOFT = {f"{stage}@dinov2_tiny-{weights}-toy_spair_test-softargmax" for stage in ("match", "evaluate") for weights in ("frozen", "last1")}
+SCORES = {f"evaluate@dinov2_tiny-{weights}-toy_spair_test-{rule}" for weights in ("frozen", "last1") for rule in ("argmax", "softargmax")}
+TUNED = {f"{stage}@dinov2_tiny-last1-toy_spair_test-{rule}" for stage in ("match", "evaluate") for rule in ("argmax", "softargmax")}
+TUNED |= {"finetune@dinov2_tiny-last1", "adapt@dinov2_tiny-last1-toy_spair_test"}
+CHANGES = {
+    "a threshold": (_set("evaluate", "thresholds", [0.05, 0.10, 0.15, 0.25]), SCORES | {"report"}),
+    "the window": (_set("rules", "softargmax", "window", 5), SOFT | {"report"}),
+    "the epochs": (_set("tunings", "last1", "epochs", 3), TUNED | {"report"}),
+    "the batch size": (_set("runtime", "batch_size", 3), set()),
+}
+
+
+@pytest.fixture(scope="module")
+def finished(clone, tmp_path_factory):
+    """A function that copies a clone in which DVC has run the small experiment."""
+    original = clone("smoke")
+    original.edit(_small)
+    original.commit("small")
+    original.dvc()
+    original.commit("first")
+
+    def make() -> Clone:
+        folder = tmp_path_factory.mktemp("finished") / "semcorr"
+        shutil.copytree(original.root, folder, symlinks=True)
+        return Clone(folder)
+
+    return make
+
+
+@pytest.mark.pipeline
+@pytest.mark.xdist_group("dvc")
+def test_dvc_runs_what_a_change_touches(finished):
+    project = finished()
+    assert project.dvc() == set()
+    first = project.metrics()
+    for name, (change, expected) in CHANGES.items():
+        before = project.metrics()
+        project.edit(change)
+        # `validate` reads the file itself, so that DVC notices keys that no stage knows.
+        assert project.dvc() == expected | {"validate"}, name
+        assert (project.metrics() != before) == bool(expected)
+        assert project.dvc() == set(), name
+    differences = project.run("dvc", "metrics", "diff")
+    assert "toy_spair_test.dinov2_tiny.frozen.softargmax.pck@0.05" in differences
+    assert "evaluate.thresholds" in project.run("dvc", "params", "diff")
+    assert "rules.softargmax.window" in project.run("dvc", "params", "diff")
+    project.run("git", "checkout", "-q", "params.yaml")
+    project.dvc()  # restores, from the run cache
+    assert project.metrics() == first
+
+    project.edit(_set("evaluat", {}))
+    assert "params.yaml: evaluat: unknown key; allowed: preset, grid" in project.run("dvc", "repro", expect=255)
+
+
+@pytest.mark.pipeline
+@pytest.mark.xdist_group("dvc")
+def test_snakemake_runs_what_a_change_touches(finished):
+    project = finished()
+    assert project.snakemake() == set()
+    first = project.metrics()
+    for name, (change, expected) in CHANGES.items():
+        project.edit(change)
+        assert project.snakemake() == expected, name
+        assert project.snakemake() == set(), name
+    refused = project.run("snakemake", "--cores", "all", "--config", "threads=2", expect=1)
+    assert "--config and --configfile are not supported" in refused
+    project.edit(_set("evaluat", {}))
+    assert "params.yaml: evaluat: unknown key; allowed: preset, grid" in project.run("snakemake", "--cores", "1", expect=1)
+
+
+@pytest.mark.pipeline
+@pytest.mark.xdist_group("dvc")
+def test_what_one_engine_made_is_not_stale_in_the_other(finished):
+    """DVC under A, then B in Snakemake, back to A in DVC, and B made by DVC while Snakemake remembers A."""
+    project = finished()
+    under_a = project.metrics()
+    temperature = lambda value: project.edit(_set("rules", "softargmax", "temperature", value))  # noqa: E731
+    assert project.snakemake() == set()
+    assert project.metrics() == under_a
+
+    temperature(0.5)
+    assert SOFT <= project.snakemake()
+    under_b = project.metrics()
+    assert under_b != under_a
+    project.dvc()
+    assert project.metrics() == under_b
+
+    temperature(0.04)
+    project.dvc()
+    assert project.metrics() == under_a
+    assert project.metrics() == under_a
+
+    # Snakemake's records say "made under B"; the files are A's, and params.yaml asks for B.
+    temperature(0.5)
+    assert SOFT <= project.snakemake()
+    assert project.metrics() == under_b
+
+
+@pytest.mark.pipeline
+@pytest.mark.xdist_group("snakemake")
+def test_whole_grid_by_snakemake(clone, digests):
+    """Every family through every stage; then DVC adopts what Snakemake made, without running it again."""
+    project = clone("smoke")
+    project.snakemake()
+    _check_whole_grid(project)
+    made = project.metrics()
+    project.run("dvc", "commit", "--force")
+    assert project.dvc() == set()
+    assert project.metrics() == made
+    digests(project)
+
+
+@pytest.mark.pipeline
+@pytest.mark.xdist_group("whole")
+def test_whole_grid_by_dvc(clone, digests):
+    """The same by DVC, with the same bytes."""
+    project = clone("smoke")
+    project.dvc()
+    _check_whole_grid(project)
+    digests(project)
+
+
+@pytest.fixture
+def digests(tmp_path_factory):
+    """A function that compares a clone's metrics with those of the other engine, when both are there."""
+
+    def compare(project: Clone) -> None:
+        base = tmp_path_factory.getbasetemp()
+        base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+        found = {path: hashlib.sha256(content).hexdigest() for path, content in project.metrics().items()}
+        try:
+            with (base / "whole_grid.json").open("x") as file:
+                json.dump(found, file)
+        except FileExistsError:
+            assert json.loads((base / "whole_grid.json").read_text()) == found
+
+    return compare
+
+
+def _check_whole_grid(project: Clone) -> None:
+    grid = params.load(project.root / "params.yaml").grid
+    cells = [path for path in project.metrics() if "/cells/" in path]
+    assert len(cells) == len(grid.backbones) * len(grid.weights) * len(grid.datasets) * len(grid.rules)
+    cell = json.loads((project.root / cells[0]).read_text())
+    assert set(cell) >= {"name", "dataset", "num_pairs", "num_keypoints", "protocol", "overall_keypoint", "provenance"}
+    page = (project.root / "metrics/smoke/report.html").read_text()
+    assert page.count('<img src="data:image/jpeg;base64,') == len(grid.backbones) * len(grid.weights) * (8 + 4)
+
+
+def test_stale_outputs_are_found(tmp_path, monkeypatch, smoke):
+    monkeypatch.chdir(tmp_path)
+    values = params.validate(smoke, "smoke")
+    plan = graph.Graph(values)
+    job = plan.job("evaluate", "dinov2_tiny", "frozen", "toy_willow", "argmax")
+    path = job.outputs["cell"]
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"provenance": {"fingerprint": job.fingerprint}}))
+    assert remove_stale(plan, dry_run=False) == []
+    for content in (json.dumps({"provenance": {"fingerprint": "0"}}), "", "{"):
+        path.write_text(content)
+        assert remove_stale(plan, dry_run=True) == [job]
+        assert path.exists()
+        assert remove_stale(plan, dry_run=False) == [job]
+        assert not path.exists()
