@@ -46,12 +46,16 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"semcorr {__version__}")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
-    preset = verbs.add_parser("preset", help="make an experiment of workflow/presets the current one (writes params.yaml)")
+    preset = verbs.add_parser(
+        "preset", help="make an experiment of workflow/presets the current one (writes params.yaml)"
+    )
     preset.add_argument("name", help="demo, smoke, pfwillow, ... or the path of a file")
     verbs.add_parser("table", help="print the results of the current experiment, and where its report lies")
     verbs.add_parser("schema", help=f"write {SCHEMA}, the JSON schema of params.yaml")
     for stage, row in graph.STAGES.items():
-        verb = verbs.add_parser(stage, help=f"stage: {STAGE_HELP[stage]}", description=STAGE_HELP[stage].capitalize() + ".")
+        verb = verbs.add_parser(
+            stage, help=f"stage: {STAGE_HELP[stage]}", description=STAGE_HELP[stage].capitalize() + "."
+        )
         for axis in row.axes:
             verb.add_argument(axis, help=AXIS_HELP[axis])
     return top
@@ -88,7 +92,9 @@ def preset(options: argparse.Namespace) -> None:
     if path.suffix not in (".yaml", ".yml"):
         path = params.PRESETS / f"{options.name}.yaml"
     if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in params.PRESETS.glob("*.yaml"))) or "none; are you in the project?"
+        known = (
+            ", ".join(sorted(file.stem for file in params.PRESETS.glob("*.yaml"))) or "none; are you in the project?"
+        )
         raise UserError(f"{options.name}: no such preset; allowed: {known}, or the path of a .yaml file")
     params.load(path)
     write_text(params.PARAMS_FILE, path.read_text(encoding="utf-8"))

@@ -4,9 +4,9 @@ A stage is one verb. dvc.yaml and the Snakefile describe the same graph in each 
 three against each other. The table here is what the stages themselves use: paths, the parameters that count for a
 stage, the package files its results depend on, and the fingerprint that every output carries.
 
-A fingerprint is a hash of the stage's name and cell, the parameters it reads and its inputs' fingerprints; it holds no time
-and no code, so it says *what was asked for*. An output whose fingerprint is not the one params.yaml asks for now was
-made under other parameters, by whichever engine, and is never taken for current.
+A fingerprint is a hash of the stage's name and cell, the parameters it reads and its inputs' fingerprints. It holds
+no time and no code, so it says *what was asked for*. An output whose fingerprint is not the one params.yaml asks for
+now was made under other parameters, by whichever engine, and is never taken for current.
 """
 
 import hashlib

@@ -8,7 +8,15 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -205,9 +213,7 @@ Reference = Literal["bbox", "bbox_kp", "image"]
 class Evaluate(Model):
     """PCK. `references` lists, per dataset format, the lengths a threshold multiplies; the first is the headline."""
 
-    thresholds: Annotated[
-        list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1), AfterValidator(_distinct)
-    ]
+    thresholds: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1), AfterValidator(_distinct)]
     references: dict[
         Literal["spair", "pfwillow"],
         Annotated[list[Reference], Field(min_length=1), AfterValidator(_distinct)],
@@ -265,9 +271,7 @@ class Params(Model):
         self._check_tunings()
         for name in grid.datasets:
             if self.datasets[name].format not in self.evaluate.references:
-                raise ValueError(
-                    f"evaluate.references: {self.datasets[name].format!r} is missing (format of {name})"
-                )
+                raise ValueError(f"evaluate.references: {self.datasets[name].format!r} is missing (format of {name})")
         return self
 
     def _must_exist(self, name: str, known: dict, where: str) -> None:
@@ -278,7 +282,11 @@ class Params(Model):
         """What fine-tuning needs is there if anything is tuned, and absent if nothing is."""
         grid = self.grid
         if not grid.tunings:
-            for key, value in {"train": grid.train, "validate": grid.validate_, "trunks": grid.trunks}.items():
+            for key, value in {
+                "train": grid.train,
+                "validate": grid.validate_,
+                "trunks": grid.trunks,
+            }.items():
                 if value:
                     raise ValueError(f"grid.{key}: nothing is tuned (grid.tunings is empty); allowed: null or []")
             return

@@ -30,9 +30,7 @@ def is_correct(distance: np.ndarray, reference: np.ndarray, thresholds: list[flo
     return np.asarray(distance)[:, None] <= np.asarray(reference)[:, None] * np.asarray(thresholds)
 
 
-def references(
-    true: np.ndarray, *, bbox: list[float] | None, image_size: tuple[int, int]
-) -> dict[str, float | None]:
+def references(true: np.ndarray, *, bbox: list[float] | None, image_size: tuple[int, int]) -> dict[str, float | None]:
     """The lengths, in pixels, that a threshold can multiply for one target image.
 
     Args:
@@ -66,9 +64,7 @@ class Score:
     high: np.ndarray
 
 
-def scores(
-    correct: np.ndarray, pair: np.ndarray, category: np.ndarray, *, samples: int, seed: int
-) -> dict[str, Score]:
+def scores(correct: np.ndarray, pair: np.ndarray, category: np.ndarray, *, samples: int, seed: int) -> dict[str, Score]:
     """The three averages of PCK, with intervals.
 
     Args:

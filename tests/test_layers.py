@@ -25,7 +25,9 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 
 def _modules():
-    return [path for path in PACKAGE.rglob("*.py") if path.stem not in ("__init__", "__main__") or path.parent != PACKAGE]
+    return [
+        path for path in PACKAGE.rglob("*.py") if path.stem not in ("__init__", "__main__") or path.parent != PACKAGE
+    ]
 
 
 def _unit(path: Path) -> str:
@@ -63,7 +65,11 @@ def test_one_verb_everywhere():
 def _loads(*command: str) -> set[str]:
     """Top-level packages that a command imports."""
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", *command], capture_output=True, text=True, cwd=PACKAGE.parent, check=False
+        [sys.executable, "-X", "importtime", *command],
+        capture_output=True,
+        text=True,
+        cwd=PACKAGE.parent,
+        check=False,
     )
     return {line.split("|")[-1].strip().split(".")[0] for line in done.stderr.splitlines() if "|" in line}
 
@@ -83,7 +89,13 @@ def test_a_stage_declares_all_code_that_it_loads(stage):
     """The package files that a stage imports, followed through their imports, are among those that re-run it."""
     declared = set(graph.code_files(stage, PACKAGE.parent))
     # How the command line finds the stage, and what reaches it only as values, re-runs nothing.
-    free = {"semcorr/__init__.py", "semcorr/graph.py", "semcorr/params.py", "semcorr/errors.py", "semcorr/stages/__init__.py"}
+    free = {
+        "semcorr/__init__.py",
+        "semcorr/graph.py",
+        "semcorr/params.py",
+        "semcorr/errors.py",
+        "semcorr/stages/__init__.py",
+    }
     seen, queue = set(), [PACKAGE / "stages" / f"{stage}.py"]
     while queue:
         path = queue.pop()

@@ -64,9 +64,9 @@ def test_interval_covers_the_truth():
     for experiment in range(400):
         rate = rng.beta(6, 4, 120)  # each pair has its own difficulty; the mean is 0.6
         correct = (rng.random((120, 8)) < rate[:, None]).reshape(-1, 1)
-        score = pck.scores(
-            correct, np.repeat(np.arange(120), 8), np.zeros(120, int), samples=400, seed=experiment
-        )["keypoint"]
+        score = pck.scores(correct, np.repeat(np.arange(120), 8), np.zeros(120, int), samples=400, seed=experiment)[
+            "keypoint"
+        ]
         covered += bool(score.low[0] <= 0.6 <= score.high[0])
     assert 0.93 <= covered / 400 <= 0.97
 

@@ -53,31 +53,44 @@ def test_missing_and_truncated_are_named(tmp_path):
 
 def test_a_missing_image_is_named(tmp_path):
     _write(tmp_path / "a.h5")
-    with store.Store(tmp_path / "a.h5", expect="f" * 64) as opened, pytest.raises(UserError, match="no image cat/z"):
+    with (
+        store.Store(tmp_path / "a.h5", expect="f" * 64) as opened,
+        pytest.raises(UserError, match="no image cat/z"),
+    ):
         opened.array("cat/z")
+
+
+def _fail_midway(path):
+    with store.create(path, {"fingerprint": ""}) as writer:
+        writer.add("x", np.zeros((1, 1, 1)), GRID)
+        raise RuntimeError("midway")
 
 
 def test_a_failed_write_leaves_nothing_new(tmp_path):
     _write(tmp_path / "a.h5")
     before = (tmp_path / "a.h5").read_bytes()
-    with pytest.raises(RuntimeError, match="midway"), store.create(tmp_path / "a.h5", {"fingerprint": ""}) as writer:
-        writer.add("x", np.zeros((1, 1, 1)), GRID)
-        raise RuntimeError("midway")
+    with pytest.raises(RuntimeError, match="midway"):
+        _fail_midway(tmp_path / "a.h5")
     assert (tmp_path / "a.h5").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["a.h5"]
 
 
-def test_replacing_a_folder(tmp_path):
-    target = tmp_path / "folder"
-    for content in ("old", "new"):
-        with replacing(target) as partial:
-            partial.mkdir()
-            (partial / "file").write_text(content)
-    assert (target / "file").read_text() == "new"
-    with pytest.raises(RuntimeError), replacing(target) as partial:
+def _write_folder(path, content, fail=False):
+    with replacing(path) as partial:
         partial.mkdir()
-        raise RuntimeError
-    assert (target / "file").read_text() == "new"
+        (partial / "file").write_text(content)
+        if fail:
+            raise RuntimeError("midway")
+
+
+def test_replacing_a_folder(tmp_path):
+    for content in ("old", "new"):
+        _write_folder(tmp_path / "folder", content)
+    assert (tmp_path / "folder" / "file").read_text() == "new"
+    with pytest.raises(RuntimeError, match="midway"):
+        _write_folder(tmp_path / "folder", "newer", fail=True)
+    assert (tmp_path / "folder" / "file").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
 @pytest.mark.parametrize("suffix", [".h5", ".parquet", ".json", ".safetensors", ".html"])

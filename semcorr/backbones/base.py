@@ -83,9 +83,7 @@ class Backbone(nn.Module):
         if layer == "neck":
             return self.depth
         if layer >= self.depth:
-            raise UserError(
-                f"params.yaml: layer: {layer} does not exist; the network has blocks 0 to {self.depth - 1}"
-            )
+            raise UserError(f"params.yaml: layer: {layer} does not exist; the network has blocks 0 to {self.depth - 1}")
         return layer + 1
 
     def trunk(self, images: Tensor, stop: int) -> Tensor:

@@ -99,8 +99,9 @@ def onnx_to_timm(model: onnx.ModelProto, where: str) -> dict[str, torch.Tensor]:
     positions = {}
     for node in model.graph.node:
         if node.name.startswith("/backbone/embeddings/") and node.op_type in ("Concat", "Reshape"):
-            used = [initializers[name] for name in node.input if name in initializers]
-            positions |= {node.op_type: numpy_helper.to_array(tensor) for tensor in used if len(tensor.dims) == 3}
+            for tensor in (initializers[name] for name in node.input if name in initializers):
+                if len(tensor.dims) == 3:
+                    positions[node.op_type] = numpy_helper.to_array(tensor)
         match = re.fullmatch(r"/backbone/(encoder/layer\.\d+/.+)/MatMul", node.name)
         if node.op_type == "MatMul" and match and node.input[1] in initializers:
             weight = numpy_helper.to_array(initializers[node.input[1]])

@@ -31,9 +31,7 @@ def read(root: Path, split: str, layout: str) -> Benchmark:
     sizes: dict[str, tuple[int, int]] = {}
     pairs = [_read_pair(root, split, line, sizes) for line in lines]
     images = [
-        Image(
-            id=id_, file=f"{id_}.jpg", category=id_.split("/")[0], height=sizes[id_][0], width=sizes[id_][1]
-        )
+        Image(id=id_, file=f"{id_}.jpg", category=id_.split("/")[0], height=sizes[id_][0], width=sizes[id_][1])
         for id_ in sorted(sizes)
     ]
     return Benchmark(root=root / "JPEGImages", images=images, pairs=pairs)

@@ -100,7 +100,15 @@ def _quadruped(rng: np.random.Generator, *, leg: float, neck: float, neck_angle:
     def legs(side: str, first: int) -> None:
         for index, (name, hip) in enumerate(hips.items(), start=first):
             bend = swings[2 * index % 8]
-            _leg(thing, hip, (leg, leg * 0.9), width, side, name, (bend, bend * 0.4 + swings[(2 * index + 1) % 8] * 0.5))
+            _leg(
+                thing,
+                hip,
+                (leg, leg * 0.9),
+                width,
+                side,
+                name,
+                (bend, bend * 0.4 + swings[(2 * index + 1) % 8] * 0.5),
+            )
 
     legs("right", 0)
     tail_base = (half + 0.06, -0.10)
@@ -179,8 +187,22 @@ def bird(rng: np.random.Generator) -> Object:
     thing.ellipse(head, (0.16, 0.15), "accent")
     thing.mark("crown", (head[0] + 0.01, head[1] - 0.12))
     open_ = rng.uniform(0.0, 0.05)
-    thing.polygon([(head[0] - 0.13, head[1] + 0.02), (head[0] - 0.36, head[1] + 0.06 + open_), (head[0] - 0.10, head[1] + 0.09)], "pale")
-    thing.polygon([(head[0] - 0.13, head[1] - 0.04), (head[0] - 0.38, head[1] + 0.03 - open_), (head[0] - 0.12, head[1] + 0.06)], "pale")
+    thing.polygon(
+        [
+            (head[0] - 0.13, head[1] + 0.02),
+            (head[0] - 0.36, head[1] + 0.06 + open_),
+            (head[0] - 0.10, head[1] + 0.09),
+        ],
+        "pale",
+    )
+    thing.polygon(
+        [
+            (head[0] - 0.13, head[1] - 0.04),
+            (head[0] - 0.38, head[1] + 0.03 - open_),
+            (head[0] - 0.12, head[1] + 0.06),
+        ],
+        "pale",
+    )
     thing.mark("beak", (head[0] - 0.34, head[1] + 0.025 - open_ * 0.8))
     thing.ellipse((head[0] - 0.05, head[1] - 0.03), (0.032, 0.032), "black")
     thing.mark("left_eye", (head[0] - 0.05, head[1] - 0.03))
@@ -270,7 +292,14 @@ def bicycle(rng: np.random.Generator) -> Object:
             thing.limb(tuple(hub - spoke), tuple(hub + spoke), (0.008, 0.008), "dark")
         thing.mark(f"{name}_tyre_bottom", (hub[0], hub[1] + size - 0.022))
         thing.marks[f"{name}_tyre_bottom"] = (*thing.marks[f"{name}_tyre_bottom"][:2], len(thing.parts) - 5)
-    for start, end in ((rear, crank), (rear, seat), (seat, crank), (crank, head), (seat, head), (head, front)):
+    for start, end in (
+        (rear, crank),
+        (rear, seat),
+        (seat, crank),
+        (crank, head),
+        (seat, head),
+        (head, front),
+    ):
         thing.limb(start, end, (0.05, 0.05), "body")
     for name, hub in (("front", front), ("rear", rear)):
         thing.ellipse(hub, (0.045, 0.045), "pale")
@@ -302,7 +331,10 @@ def plane(rng: np.random.Generator) -> Object:
     sweep, span = rng.uniform(0.10, 0.35), rng.uniform(0.52, 0.68)
     for side, sign in (("right", -1), ("left", 1)):
         tip = (0.05 + sweep, sign * span)
-        thing.polygon([(-0.18, sign * 0.05), (tip[0] - 0.05, tip[1]), (tip[0] + 0.06, tip[1]), (0.16, sign * 0.05)], "body")
+        thing.polygon(
+            [(-0.18, sign * 0.05), (tip[0] - 0.05, tip[1]), (tip[0] + 0.06, tip[1]), (0.16, sign * 0.05)],
+            "body",
+        )
         thing.mark(f"{side}_wing_tip", (tip[0], tip[1] - sign * 0.04))
         engine = (sweep * 0.45 - 0.14, sign * span * 0.45)
         thing.limb(engine, (engine[0] + 0.14, engine[1]), (0.08, 0.07), "dark")
@@ -355,7 +387,17 @@ def person(rng: np.random.Generator) -> Object:
     thing.limb((0, -0.26), (lean, -0.36), (0.10, 0.10), "pale")
     thing.ellipse((lean, -0.46), (0.13, 0.15), "pale")
     thing.mark("chin", (lean, -0.34))
-    thing.polygon([(lean - 0.14, -0.46), (lean - 0.11, -0.60), (lean, -0.65), (lean + 0.11, -0.60), (lean + 0.14, -0.46), (lean, -0.56)], "dark")
+    thing.polygon(
+        [
+            (lean - 0.14, -0.46),
+            (lean - 0.11, -0.60),
+            (lean, -0.65),
+            (lean + 0.11, -0.60),
+            (lean + 0.14, -0.46),
+            (lean, -0.56),
+        ],
+        "dark",
+    )
     thing.mark("crown", (lean, -0.61))
     for side, sign in (("right", -1), ("left", 1)):
         thing.ellipse((lean + sign * 0.05, -0.46), (0.02, 0.025), "black")
@@ -379,9 +421,11 @@ POSES = {"person": ("Frontal", "Frontal"), "plane": ("Unspecified", "Unspecified
 
 # PF-WILLOW annotates ten keypoints in every image, so these are ten that a clear side view shows.
 WILLOW = {
-    "bicycle": "front_hub rear_hub head_tube left_grip saddle_nose saddle_rear crank left_pedal front_tyre_bottom rear_tyre_bottom",
+    "bicycle": "front_hub rear_hub head_tube left_grip saddle_nose saddle_rear crank left_pedal "
+    "front_tyre_bottom rear_tyre_bottom",
     "bird": "beak left_eye crown neck breast belly left_shoulder tail_tip left_wing_tip left_foot",
-    "car": "left_front_wheel left_rear_wheel left_headlight left_tail_light roof_front roof_rear left_mirror left_door_handle front_bumper rear_bumper",
+    "car": "left_front_wheel left_rear_wheel left_headlight left_tail_light roof_front roof_rear "
+    "left_mirror left_door_handle front_bumper rear_bumper",
     "fish": "mouth left_eye left_gill dorsal_fin tail_top tail_bottom tail_base belly anal_fin left_pectoral_fin",
 }
 
@@ -435,7 +479,9 @@ def render(category: str, rng: np.random.Generator, *, sketch: bool = False, cle
     if not clear and rng.random() < 0.2:  # let a part of it, along one axis, leave the image
         axis = rng.integers(2)
         lost = rng.uniform(0.1, 0.4) * (high - low)[axis] * scale
-        offset[axis] += -slack[axis] * place[axis] - lost if rng.random() < 0.5 else slack[axis] * (1 - place[axis]) + lost
+        offset[axis] += (
+            -slack[axis] * place[axis] - lost if rng.random() < 0.5 else slack[axis] * (1 - place[axis]) + lost
+        )
 
     def to_pixels(xy: np.ndarray) -> np.ndarray:
         return xy @ matrix.T * scale + offset - 0.5
@@ -502,7 +548,9 @@ def _occluder(rng: np.random.Generator, center: np.ndarray, scale: float) -> lis
     return [polygon for polygon, _ in bush.parts]
 
 
-def _paint(parts: list, occluder: list, size: tuple[int, int], rng: np.random.Generator, sketch: bool) -> PillowImage.Image:
+def _paint(
+    parts: list, occluder: list, size: tuple[int, int], rng: np.random.Generator, sketch: bool
+) -> PillowImage.Image:
     """Draw the parts at several times the size, with light and grain, and shrink."""
     height, width = size
     large = (width * SUPERSAMPLE, height * SUPERSAMPLE)
@@ -577,7 +625,8 @@ def write_spair(root: Path, seed: int, images: dict[str, int]) -> None:
         for index, category in enumerate(CATEGORIES):
             scenes = {
                 f"toy_{split}_{position:03d}": render(
-                    category, np.random.default_rng([seed, list(("trn", "val", "test")).index(split), index, position])
+                    category,
+                    np.random.default_rng([seed, list(("trn", "val", "test")).index(split), index, position]),
                 )
                 for position in range(count)
             }

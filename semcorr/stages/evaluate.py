@@ -39,7 +39,7 @@ def evaluate(job: Job, params: Params) -> str:
         "num_pairs": int(matches["pair"].nunique()),
         "num_keypoints": len(matches),
         "protocol": {
-            "coordinates": "(x, y) in original pixels; the image keeps its aspect ratio, padded cells are never predicted",
+            "coordinates": "(x, y) in original pixels; aspect ratio kept, padded cells never predicted",
             "reference": names[0],
             "thresholds": settings.thresholds,
             "correct": "distance <= threshold * reference",

@@ -5,6 +5,8 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+from filelock import FileLock
+
 from semcorr.datasets import pfwillow, spair, toy
 from semcorr.datasets.base import IMAGE_SCHEMA, PAIR_SCHEMA, Benchmark, write_index
 from semcorr.errors import UserError
@@ -71,8 +73,10 @@ def _draw(source: ToySource, format_: str) -> Path:
     digest = hashlib.sha256(canonical_json([format_, source.model_dump()]).encode())
     digest.update(Path(toy.__file__).read_bytes())  # another version of the pen draws other pictures
     folder = FOLDER / f"toy_{format_}_{digest.hexdigest()[:12]}"
-    if not folder.exists():
-        write = {"spair": toy.write_spair, "pfwillow": toy.write_pfwillow}[format_]
-        with replacing(folder) as partial:
-            write(partial, source.seed, source.images)
+    write = {"spair": toy.write_spair, "pfwillow": toy.write_pfwillow}[format_]
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with FileLock(FOLDER / f".{folder.name}.lock"):  # Snakemake fetches the splits side by side
+        if not folder.exists():
+            with replacing(folder) as partial:
+                write(partial, source.seed, source.images)
     return folder

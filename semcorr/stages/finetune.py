@@ -152,8 +152,7 @@ def _validate(tail: Tail, trunk: Store, pairs: list[Pair], params: Params) -> fl
     """PCK@0.10 per keypoint of the validation pairs, against the box where there is one, else the keypoints' range."""
     ids = sorted({image_id for pair in pairs for image_id in (pair.source, pair.target)})
     found = {
-        image_id: (features, grid)
-        for image_id, features, grid in tail.features(trunk, ids, params.runtime.batch_size)
+        image_id: (features, grid) for image_id, features, grid in tail.features(trunk, ids, params.runtime.batch_size)
     }
     correct = []
     for pair, (predicted, _) in zip(pairs, match_pairs(pairs, found.__getitem__, VALIDATION_RULE), strict=True):

@@ -15,7 +15,15 @@ from semcorr.params import Params
 from semcorr.provenance import expect, provenance
 from semcorr.store import Store
 
-PAIR_COLUMNS = ("category", "subset", "viewpoint_variation", "scale_variation", "truncation", "occlusion", "mirror")
+PAIR_COLUMNS = (
+    "category",
+    "subset",
+    "viewpoint_variation",
+    "scale_variation",
+    "truncation",
+    "occlusion",
+    "mirror",
+)
 
 
 def match(job: Job, params: Params) -> str:
@@ -41,7 +49,9 @@ def match(job: Job, params: Params) -> str:
         count = len(pair.keypoint_ids)
         add("pair", [pair.id] * count)
         add("keypoint", pair.keypoint_ids)
-        source, true = (np.array(points, float).reshape(-1, 2) for points in (pair.source_keypoints, pair.target_keypoints))
+        source, true = (
+            np.array(points, float).reshape(-1, 2) for points in (pair.source_keypoints, pair.target_keypoints)
+        )
         for name, points in {"source": source, "predicted": predicted, "true": true}.items():
             add(f"{name}_x", points[:, 0])
             add(f"{name}_y", points[:, 1])
@@ -51,7 +61,12 @@ def match(job: Job, params: Params) -> str:
             add(name, [length] * count)
         for name in ("source", "target", *PAIR_COLUMNS):
             add(f"{name}_image" if name in ("source", "target") else name, [getattr(pair, name)] * count)
-    types = {"pair": pa.string(), "keypoint": pa.string(), "source_image": pa.string(), "target_image": pa.string()}
+    types = {
+        "pair": pa.string(),
+        "keypoint": pa.string(),
+        "source_image": pa.string(),
+        "target_image": pa.string(),
+    }
     types |= {"category": pa.string(), "subset": pa.string()} | dict.fromkeys(PAIR_COLUMNS[2:], pa.int8())
     table = pa.table(
         {

@@ -118,8 +118,15 @@ def _markdown(cells: dict[str, Any], params: Params) -> str:
             "|" + "---|" * 3 + "---:|" * (len(heads) - 3),
         ]
         for row in rows:
-            values = [*(f"{value:.1f}" for value in row["values"]), "{:.1f} to {:.1f}".format(*row["interval"])]
-            values += [f"{row['image']:.1f}", f"{row['category']:.1f}", *(f"{value:.1f}" for value in row["others"])]
+            values = [
+                *(f"{value:.1f}" for value in row["values"]),
+                "{:.1f} to {:.1f}".format(*row["interval"]),
+            ]
+            values += [
+                f"{row['image']:.1f}",
+                f"{row['category']:.1f}",
+                *(f"{value:.1f}" for value in row["others"]),
+            ]
             values = [row["backbone"], row["weights"], row["rule"], *values]
             lines.append("| " + " | ".join(values) + " |")
         parts.append("\n".join(lines) + "\n")
@@ -139,7 +146,11 @@ def _page(cells: dict[str, Any], params: Params, record: dict[str, Any]) -> str:
                 "cell": cell,
                 "rows": _rows(cells, dataset, params),
                 "galleries": [
-                    {"backbone": backbone, "weights": params.grid.weights, "pairs": _gallery(cells, dataset, backbone, params)}
+                    {
+                        "backbone": backbone,
+                        "weights": params.grid.weights,
+                        "pairs": _gallery(cells, dataset, backbone, params),
+                    }
                     for backbone in params.grid.backbones
                 ],
             }
@@ -180,7 +191,10 @@ def _gallery(cells: dict[str, Any], dataset: str, backbone: str, params: Params)
 
 def picture(example: dict[str, Any], folder: Path, suffix: str, height: int = 200) -> str:
     """Source and target side by side with a line per match, green where right and red where wrong, as a data URI."""
-    images = [PillowImage.open(folder / f"{example[side]}{suffix}").convert("RGB") for side in ("source_image", "target_image")]
+    images = [
+        PillowImage.open(folder / f"{example[side]}{suffix}").convert("RGB")
+        for side in ("source_image", "target_image")
+    ]
     scales = [height / image.height for image in images]
     small = [image.resize((round(image.width * height / image.height), height)) for image in images]
     gap = 6
@@ -193,7 +207,9 @@ def picture(example: dict[str, Any], folder: Path, suffix: str, height: int = 20
         example["source"], example["predicted"], example["true"], example["correct"], strict=True
     ):
         start = [(value + 0.5) * scales[0] for value in source]
-        end, truth = ([(point[0] + 0.5) * scales[1] + left, (point[1] + 0.5) * scales[1]] for point in (predicted, true))
+        end, truth = (
+            [(point[0] + 0.5) * scales[1] + left, (point[1] + 0.5) * scales[1]] for point in (predicted, true)
+        )
         colour = RIGHT if correct else WRONG
         draw.line([*start, *end], fill=colour, width=2)
         if not correct:

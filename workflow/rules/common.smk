@@ -41,7 +41,9 @@ workflow.global_resources.setdefault("gpu", 1)
 
 if workflow.is_main_process:
     remove_stale(EXPERIMENT, dry_run=workflow.dryrun)
-    if not workflow.dryrun:  # DVC's stage `validate`, so that `dvc commit` can adopt what Snakemake makes
+    if (
+        not workflow.dryrun
+    ):  # DVC's stage `validate`, so that `dvc commit` can adopt what Snakemake makes
         validate(EXPERIMENT.job("validate"), EXPERIMENT.params)
 
 

@@ -16,10 +16,10 @@ rule fetch:
         images="data/{dataset}/images.parquet",
         pairs="data/{dataset}/pairs.parquet",
         folder=directory("data/{dataset}/images"),
-    params:
-        settings=settings("fetch"),
     log:
         "logs/fetch/{dataset}.log",
+    params:
+        settings=settings("fetch"),
     shell:
         "python -m semcorr fetch {wildcards.dataset} 2> {log:q}"
 
@@ -30,9 +30,9 @@ rule weights:
         code=code("weights"),
     output:
         tensors="data/weights/{backbone}/{weights}.safetensors",
-    params:
-        settings=settings("weights"),
     log:
         "logs/weights/{backbone}/{weights}.log",
+    params:
+        settings=settings("weights"),
     shell:
         "python -m semcorr weights {wildcards.backbone} {wildcards.weights} 2> {log:q}"

@@ -18,11 +18,11 @@ rule match:
         code=code("match"),
     output:
         matches="matches/{backbone}/{weights}/{dataset}/{rule}.parquet",
-    params:
-        settings=settings("match"),
-    threads: config["threads"]
     log:
         "logs/match/{backbone}/{weights}/{dataset}/{rule}.log",
+    threads: config["threads"]
+    params:
+        settings=settings("match"),
     shell:
         "python -m semcorr match {wildcards.backbone} {wildcards.weights} {wildcards.dataset} {wildcards.rule} 2> {log:q}"
 
@@ -34,10 +34,10 @@ rule evaluate:
         code=code("evaluate"),
     output:
         cell=f"metrics/{PRESET}/cells/{{backbone}}/{{weights}}/{{dataset}}/{{rule}}.json",
-    params:
-        settings=settings("evaluate"),
     log:
         "logs/evaluate/{backbone}/{weights}/{dataset}/{rule}.log",
+    params:
+        settings=settings("evaluate"),
     shell:
         "python -m semcorr evaluate {wildcards.backbone} {wildcards.weights} {wildcards.dataset} {wildcards.rule} 2> {log:q}"
 
@@ -58,9 +58,9 @@ rule report:
         summary=f"metrics/{PRESET}/summary.json",
         csv=f"metrics/{PRESET}/summary.csv",
         markdown=f"metrics/{PRESET}/summary.md",
-    params:
-        settings=settings("report"),
     log:
         "logs/report.log",
+    params:
+        settings=settings("report"),
     shell:
         "python -m semcorr report 2> {log:q}"

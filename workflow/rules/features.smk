@@ -17,15 +17,15 @@ rule extract:
         code=code("extract"),
     output:
         store="features/{backbone}/{weights}/{dataset}.h5",
+    log:
+        "logs/extract/{backbone}/{weights}/{dataset}.log",
     wildcard_constraints:
         weights="|".join(config["baselines"]),
-    params:
-        settings=settings("extract"),
     threads: config["threads"]
     resources:
         gpu=1,
-    log:
-        "logs/extract/{backbone}/{weights}/{dataset}.log",
+    params:
+        settings=settings("extract"),
     shell:
         "python -m semcorr extract {wildcards.backbone} {wildcards.weights} {wildcards.dataset} 2> {log:q}"
 
@@ -38,12 +38,12 @@ rule trunk:
         code=code("trunk"),
     output:
         store="features/{backbone}/trunk/{dataset}.h5",
-    params:
-        settings=settings("trunk"),
+    log:
+        "logs/trunk/{backbone}/{dataset}.log",
     threads: config["threads"]
     resources:
         gpu=1,
-    log:
-        "logs/trunk/{backbone}/{dataset}.log",
+    params:
+        settings=settings("trunk"),
     shell:
         "python -m semcorr trunk {wildcards.backbone} {wildcards.dataset} 2> {log:q}"

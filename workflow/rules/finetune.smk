@@ -22,13 +22,13 @@ rule finetune:
     output:
         tensors="checkpoints/{backbone}/{tuning}/best.safetensors",
         curve="checkpoints/{backbone}/{tuning}/curve.csv",
-    params:
-        settings=settings("finetune"),
+    log:
+        "logs/finetune/{backbone}/{tuning}.log",
     threads: config["threads"]
     resources:
         gpu=1,
-    log:
-        "logs/finetune/{backbone}/{tuning}.log",
+    params:
+        settings=settings("finetune"),
     shell:
         "python -m semcorr finetune {wildcards.backbone} {wildcards.tuning} 2> {log:q}"
 
@@ -42,12 +42,12 @@ rule adapt:
         code=code("adapt"),
     output:
         store="features/{backbone}/{tuning}/{dataset}.h5",
-    params:
-        settings=settings("adapt"),
+    log:
+        "logs/adapt/{backbone}/{tuning}/{dataset}.log",
     threads: config["threads"]
     resources:
         gpu=1,
-    log:
-        "logs/adapt/{backbone}/{tuning}/{dataset}.log",
+    params:
+        settings=settings("adapt"),
     shell:
         "python -m semcorr adapt {wildcards.backbone} {wildcards.tuning} {wildcards.dataset} 2> {log:q}"
