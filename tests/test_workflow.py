@@ -273,6 +273,8 @@ def test_what_one_engine_made_is_not_stale_in_the_other(finished):
     assert project.metrics() == under_b
 
     temperature(0.04)
+    assert "would be removed and made again" in project.run("snakemake", "--dry-run")
+    assert project.metrics() == under_b
     project.dvc()
     assert project.metrics() == under_a
     assert project.metrics() == under_a

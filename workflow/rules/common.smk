@@ -39,10 +39,28 @@ NAMES = r"[a-z0-9_]+"
 # One job at a time on the GPU unless told otherwise: --resources gpu=4.
 workflow.global_resources.setdefault("gpu", 1)
 
+# What only looks must not delete; which of these it is, Snakemake says nowhere else when it reads this file.
+LOOKS = {
+    "--lint",
+    "--list-rules",
+    "--summary",
+    "--detailed-summary",
+    "--report",
+    "--unlock",
+}
+LOOKS |= {
+    "--dag",
+    "--rulegraph",
+    "--filegraph",
+    "--d3dag",
+    "--list-input-changes",
+    "--list-params-changes",
+}
 if workflow.is_main_process:
-    remove_stale(EXPERIMENT, dry_run=workflow.dryrun)
+    looks_only = workflow.output_settings.dryrun or not LOOKS.isdisjoint(sys.argv)
+    remove_stale(EXPERIMENT, dry_run=looks_only)
     if (
-        not workflow.dryrun
+        not looks_only
     ):  # DVC's stage `validate`, so that `dvc commit` can adopt what Snakemake makes
         validate(EXPERIMENT.job("validate"), EXPERIMENT.params)
 

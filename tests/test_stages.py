@@ -1,0 +1,201 @@
+"""Stages in one process, on the smoke experiment in a folder of its own."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from semcorr import cli, graph, params, store
+from semcorr.errors import UserError
+from semcorr.files import write_json
+
+
+@pytest.fixture
+def experiment(tmp_path, monkeypatch, smoke):
+    """A function that runs one stage under params.yaml, after changes to the smoke preset, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    values = json.loads(json.dumps(smoke))
+    values["grid"]["backbones"] = ["dinov2_tiny"]
+
+    def run(stage: str, *cell: str, **changes) -> str:
+        write_json(tmp_path / "params.yaml", values | changes)  # JSON is YAML
+        return cli.run_stage(cli.parser().parse_args([stage, *cell]))
+
+    return run
+
+
+def _job(stage: str, *cell: str) -> graph.Job:
+    return graph.Graph(params.load()).job(stage, *cell)
+
+
+def _until_store(experiment, **changes) -> bytes:
+    experiment("fetch", "toy_willow", **changes)
+    experiment("weights", "dinov2_tiny", "frozen", **changes)
+    experiment("extract", "dinov2_tiny", "frozen", "toy_willow", **changes)
+    return _job("extract", "dinov2_tiny", "frozen", "toy_willow").outputs["store"].read_bytes()
+
+
+def test_extract_gives_the_same_bytes_and_does_not_depend_on_batches(experiment, smoke):
+    first = _until_store(experiment)
+    assert _until_store(experiment) == first
+    with_workers = smoke["runtime"] | {"workers": 2}
+    assert _until_store(experiment, runtime=with_workers) == first
+    job = _job("extract", "dinov2_tiny", "frozen", "toy_willow")
+    with store.Store(job.outputs["store"], job.fingerprint) as opened:
+        before = {image_id: opened.array(image_id) for image_id in opened.ids()}
+    _until_store(experiment, runtime=smoke["runtime"] | {"batch_size": 1})
+    with store.Store(job.outputs["store"], job.fingerprint) as opened:
+        for image_id, array in before.items():
+            # float16 keeps 11 bits; another batch size may round the last one differently.
+            np.testing.assert_allclose(opened.array(image_id), array, rtol=2e-3, atol=2e-3)
+
+
+def test_an_image_changed_by_hand_is_refused(experiment):
+    experiment("fetch", "toy_willow")
+    experiment("weights", "dinov2_tiny", "frozen")
+    image = next(_job("fetch", "toy_willow").outputs["folder"].rglob("*.png"))
+    image.write_bytes(image.read_bytes() + b" ")
+    with pytest.raises(UserError, match="changed since it was fetched"):
+        experiment("extract", "dinov2_tiny", "frozen", "toy_willow")
+    image.unlink()
+    with pytest.raises(UserError, match="the image is missing"):
+        experiment("extract", "dinov2_tiny", "frozen", "toy_willow")
+    assert not _job("extract", "dinov2_tiny", "frozen", "toy_willow").outputs["store"].exists()
+
+
+def test_inputs_made_under_other_parameters_are_refused(experiment, smoke):
+    _until_store(experiment)
+    experiment("match", "dinov2_tiny", "frozen", "toy_willow", "argmax")
+    backbones = json.loads(json.dumps(smoke["backbones"]))
+    backbones["dinov2_tiny"]["layer"] = 1
+    with pytest.raises(UserError, match=r"toy_willow\.h5: made under other parameters than params\.yaml has now"):
+        experiment("match", "dinov2_tiny", "frozen", "toy_willow", "argmax", backbones=backbones)
+
+
+def test_scores_of_a_cell_against_its_matches(experiment):
+    _until_store(experiment)
+    experiment("match", "dinov2_tiny", "frozen", "toy_willow", "softargmax")
+    experiment("evaluate", "dinov2_tiny", "frozen", "toy_willow", "softargmax")
+    job = _job("evaluate", "dinov2_tiny", "frozen", "toy_willow", "softargmax")
+    rows = pd.read_parquet(job.inputs["matches"])
+    cell = json.loads(job.outputs["cell"].read_text())
+    assert cell["num_keypoints"] == len(rows) == 80
+    assert cell["num_pairs"] == 8
+    hits = []
+    for row in rows.itertuples():
+        mates = rows[rows["pair"] == row.pair]
+        length = max(np.ptp(mates["true_x"]), np.ptp(mates["true_y"]))
+        hits.append(np.hypot(row.predicted_x - row.true_x, row.predicted_y - row.true_y) <= 0.1 * length)
+    assert cell["overall_keypoint"]["PCK@0.10"]["mean"] == pytest.approx(np.mean(hits))
+    assert list(cell["references"]) == ["bbox_kp", "image"]
+    assert sum(group["num_keypoints"] for group in cell["per_category_keypoint"].values()) == 80
+    chain = cell["provenance"]["inputs"]["matches"]["inputs"]["store"]
+    assert chain["stage"] == "extract"
+    assert chain["inputs"]["tensors"]["origin"] == "random, seed 1"
+
+
+def test_finetune_learns_and_adapt_is_its_features(experiment, smoke):
+    """Many epochs on a few images: the loss falls, and without tuning the tail gives the frozen features."""
+    last1 = smoke["tunings"]["last1"] | {"epochs": 12, "learning_rate": 3.0e-3}
+    changes = {"tunings": {"last1": last1}}
+    for dataset in ("toy_spair_trn", "toy_spair_val", "toy_willow"):
+        experiment("fetch", dataset, **changes)
+    experiment("weights", "dinov2_tiny", "frozen", **changes)
+    for dataset in ("toy_spair_trn", "toy_spair_val", "toy_willow"):
+        experiment("trunk", "dinov2_tiny", dataset, **changes)
+    experiment("finetune", "dinov2_tiny", "last1", **changes)
+    job = _job("finetune", "dinov2_tiny", "last1")
+    curve = pd.read_csv(job.outputs["curve"])
+    assert curve["epoch"].tolist() == list(range(13))
+    assert curve["loss"].iloc[-1] < 0.9 * curve["loss"].iloc[1]
+    tensors, once = (job.outputs[role].read_bytes() for role in ("tensors", "curve"))
+    experiment("finetune", "dinov2_tiny", "last1", **changes)
+    assert (job.outputs["tensors"].read_bytes(), job.outputs["curve"].read_bytes()) == (tensors, once)
+    experiment("adapt", "dinov2_tiny", "last1", "toy_willow", **changes)
+    experiment("extract", "dinov2_tiny", "frozen", "toy_willow", **changes)
+    adapted, extracted = (
+        _job("adapt", "dinov2_tiny", "last1", "toy_willow"),
+        _job("extract", "dinov2_tiny", "frozen", "toy_willow"),
+    )
+    with (
+        store.Store(adapted.outputs["store"], adapted.fingerprint) as tuned,
+        store.Store(extracted.outputs["store"], extracted.fingerprint) as frozen,
+    ):
+        assert tuned.ids() == frozen.ids()
+        for image_id in tuned.ids():
+            assert tuned.grid(image_id) == frozen.grid(image_id)
+            assert tuned.array(image_id).shape == frozen.array(image_id).shape
+            assert not np.allclose(tuned.array(image_id), frozen.array(image_id), atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["dinov2_tiny", "dinov3_tiny", "sam_tiny"])
+def test_gradients_through_the_cached_trunk(experiment, smoke, name, tmp_path):
+    """Training on the store's activations is training on the images: the same gradients, in float32."""
+    import torch
+
+    from semcorr.backbones import build, load
+    from semcorr.datasets.base import read_images
+    from semcorr.stages.extract import read_image
+    from semcorr.tail import Tail
+
+    grid = smoke["grid"] | {"backbones": [name]}
+    for command in (("fetch", "toy_willow"), ("weights", name, "frozen"), ("trunk", name, "toy_willow")):
+        experiment(*command, grid=grid)
+    job, values = _job("trunk", name, "toy_willow"), params.load()
+    spec = values.backbones[name]
+    image = read_images(job.inputs["images"])[0]
+    gradients = []
+    for cached in (True, False):
+        tail = Tail(spec, values.trunk.blocks, torch.device("cpu"), job.inputs["tensors"])
+        network = tail.network if cached else load(build(spec), job.inputs["tensors"])
+        for module in network.tuned_modules(1, spec.layer, spec.norm):
+            module.requires_grad_(True)
+        if cached:
+            with store.Store(job.outputs["store"], job.fingerprint) as trunk:
+                features, feature_grid = tail.forward(trunk, [image.id])[image.id]
+        else:
+            pixels, feature_grid = network.preprocess(
+                read_image(job.inputs["images"].parent / "images", image), spec.image_size
+            )
+            height, width = feature_grid.shape
+            features = network.features(pixels[None], spec.layer, spec.norm)[0].permute(1, 2, 0)[:height, :width]
+        weights = torch.randn(features.shape, generator=torch.Generator().manual_seed(0))
+        (features * weights).sum().backward()
+        gradients.append({n: t.grad for n, t in network.net.named_parameters() if t.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    assert gradients[0]
+    for key, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][key], rtol=1e-5, atol=1e-5 * float(gradient.abs().max()))
+
+
+def test_no_source_can_be_had(experiment, smoke):
+    datasets = json.loads(json.dumps(smoke["datasets"]))
+    datasets["toy_willow"]["sources"] = [{"kind": "path", "path": "nowhere"}, {"kind": "path", "path": "neither"}]
+    with pytest.raises(
+        UserError, match=r"datasets\.toy_willow\.sources: none can be had: path nowhere .* path neither"
+    ):
+        experiment("fetch", "toy_willow", datasets=datasets)
+
+
+def test_an_unknown_cell_names_the_known_ones(experiment):
+    with pytest.raises(UserError, match=r"match a b c d: no such cell(.|\n)*dinov2_tiny last1 toy_willow softargmax"):
+        experiment("match", "a", "b", "c", "d")
+
+
+def _fails(capsys, *arguments: str) -> str:
+    with pytest.raises(SystemExit) as raised:
+        cli.main(list(arguments))
+    assert raised.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_command_line_says_what_is_wrong(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert "params.yaml: no such file" in _fails(capsys, "report")
+    assert "nope: no such preset; allowed: none; are you in the project?" in _fails(capsys, "preset", "nope")
+    assert "invalid choice: 'nope'" in _fails(capsys, "nope")
+    assert "the following arguments are required: dataset" in _fails(capsys, "fetch")
+    (tmp_path / "bad.yaml").write_text("a: 1")
+    assert "bad.yaml: a: unknown key" in _fails(capsys, "preset", "bad.yaml")
+    assert not (tmp_path / "params.yaml").exists()
