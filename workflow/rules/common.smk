@@ -40,28 +40,13 @@ NAMES = r"[a-z0-9_]+"
 workflow.global_resources.setdefault("gpu", 1)
 
 # What only looks must not delete; which of these it is, Snakemake says nowhere else when it reads this file.
-LOOKS = {
-    "--lint",
-    "--list-rules",
-    "--summary",
-    "--detailed-summary",
-    "--report",
-    "--unlock",
-}
-LOOKS |= {
-    "--dag",
-    "--rulegraph",
-    "--filegraph",
-    "--d3dag",
-    "--list-input-changes",
-    "--list-params-changes",
-}
+LOOKS = {"--lint", "--list-rules", "--summary", "--detailed-summary", "--report", "--unlock"}
+LOOKS |= {"--dag", "--rulegraph", "--filegraph", "--d3dag", "--list-input-changes", "--list-params-changes"}
 if workflow.is_main_process:
     looks_only = workflow.output_settings.dryrun or not LOOKS.isdisjoint(sys.argv)
     remove_stale(EXPERIMENT, dry_run=looks_only)
-    if (
-        not looks_only
-    ):  # DVC's stage `validate`, so that `dvc commit` can adopt what Snakemake makes
+    if not looks_only:
+        # DVC's stage `validate`, so that `dvc commit` can adopt what Snakemake makes.
         validate(EXPERIMENT.job("validate"), EXPERIMENT.params)
 
 
