@@ -196,7 +196,7 @@ CHANGES = {
 }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def finished(clone, tmp_path_factory):
     """A function that copies a clone in which DVC has run the small experiment."""
     original = clone("smoke")
