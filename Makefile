@@ -24,7 +24,7 @@ demo: setup
 	@export PATH="$(CURDIR)/$(BIN):$$PATH" && dvc repro && semcorr table
 
 test: setup
-	@export PATH="$(CURDIR)/$(BIN):$$PATH" && pytest -n 2 --dist loadgroup
+	@export PATH="$(CURDIR)/$(BIN):$$PATH" && pytest -n 3 --dist worksteal
 
 check: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -56,7 +56,7 @@ class Clone:
         """Run a command in the clone; its stdout and stderr. Fails the test on another exit code than `expect`."""
         binaries = Path(sys.executable).parent
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "PYTEST"))}
-        environment |= {"PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}", "PYTHONDONTWRITEBYTECODE": "1"}
+        environment |= {"PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}"}
         done = subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True, check=False)
         output = done.stdout + done.stderr
         assert done.returncode == expect, f"{' '.join(command)}: exit code {done.returncode}\n{output[-4000:]}"

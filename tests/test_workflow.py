@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Clone
+from filelock import FileLock
 
 from semcorr import graph, params
 from semcorr.stale import remove_stale
@@ -91,7 +92,6 @@ def _spelt_out(inputs: set[str], cells: set[str]) -> set[str]:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.xdist_group("parity")
 def test_one_graph_in_both_engines(clone, preset, monkeypatch):
     """Stages, commands, inputs, outputs and parameter values of DVC, Snakemake and the package are the same."""
     monkeypatch.chdir(clone(preset).root)
@@ -197,26 +197,86 @@ CHANGES = {
 
 
 @pytest.fixture(scope="session")
-def finished(clone, tmp_path_factory):
-    """A function that copies a clone in which DVC has run the small experiment."""
-    original = clone("smoke")
-    original.edit(_small)
-    original.commit("small")
-    original.dvc()
-    original.commit("first")
+def shared_folder(tmp_path_factory) -> Path:
+    """A folder that the test processes of one run have in common."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
-    def make() -> Clone:
-        folder = tmp_path_factory.mktemp("finished") / "semcorr"
-        shutil.copytree(original.root, folder, symlinks=True)
-        return Clone(folder)
 
-    return make
+@pytest.fixture
+def finished(clone, shared_folder, tmp_path) -> Clone:
+    """A copy of a clone in which DVC has run the small experiment, once for all test processes."""
+    original = shared_folder / "finished"
+    with FileLock(shared_folder / "finished.lock"):
+        if not original.exists():
+            project = clone("smoke")
+            project.edit(_small)
+            project.commit("small")
+            project.dvc()
+            project.commit("first")
+            project.root.rename(original)
+    shutil.copytree(original, tmp_path / "semcorr", symlinks=True)
+    return Clone(tmp_path / "semcorr")
 
 
 @pytest.mark.pipeline
-@pytest.mark.xdist_group("dvc")
+def test_whole_grid_by_snakemake(clone, digests):
+    """Every family through every stage; then DVC adopts what Snakemake made, without running it again."""
+    project = clone("smoke")
+    project.snakemake()
+    _check_whole_grid(project)
+    made = project.metrics()
+    project.run("dvc", "commit", "--force")
+    assert project.dvc() == set()
+    assert project.metrics() == made
+    digests(project)
+
+
+@pytest.mark.pipeline
+def test_whole_grid_by_dvc(clone, digests):
+    """The same by DVC, with the same bytes."""
+    project = clone("smoke")
+    project.dvc()
+    _check_whole_grid(project)
+    digests(project)
+
+
+@pytest.fixture
+def digests(shared_folder):
+    """A function that compares a clone's metrics with those of the other engine, when both are there."""
+
+    def compare(project: Clone) -> None:
+        found = {path: hashlib.sha256(content).hexdigest() for path, content in project.metrics().items()}
+        try:
+            with (shared_folder / "whole_grid.json").open("x") as file:
+                json.dump(found, file)
+        except FileExistsError:
+            assert json.loads((shared_folder / "whole_grid.json").read_text()) == found
+
+    return compare
+
+
+def _check_whole_grid(project: Clone) -> None:
+    grid = params.load(project.root / "params.yaml").grid
+    cells = [path for path in project.metrics() if "/cells/" in path]
+    assert len(cells) == len(grid.backbones) * len(grid.weights) * len(grid.datasets) * len(grid.rules)
+    cell = json.loads((project.root / cells[0]).read_text())
+    assert set(cell) >= {
+        "name",
+        "dataset",
+        "num_pairs",
+        "num_keypoints",
+        "protocol",
+        "overall_keypoint",
+        "provenance",
+    }
+    page = (project.root / "metrics/smoke/report.html").read_text()
+    assert page.count('<img src="data:image/jpeg;base64,') == len(grid.backbones) * len(grid.weights) * 4
+
+
+@pytest.mark.pipeline
 def test_dvc_runs_what_a_change_touches(finished):
-    project = finished()
+    project = finished
     assert project.dvc() == set()
     first = project.metrics()
     for name, (change, expected) in CHANGES.items():
@@ -225,7 +285,7 @@ def test_dvc_runs_what_a_change_touches(finished):
         # `validate` reads the file itself, so that DVC notices keys that no stage knows.
         assert project.dvc() == expected | {"validate"}, name
         assert (project.metrics() != before) == bool(expected)
-        assert project.dvc() == set(), name
+    assert project.dvc() == set()
     differences = project.run("dvc", "metrics", "diff")
     assert "toy_spair_test.dinov2_tiny.frozen.softargmax.pck@0.05" in differences
     assert "evaluate.thresholds" in project.run("dvc", "params", "diff")
@@ -239,14 +299,13 @@ def test_dvc_runs_what_a_change_touches(finished):
 
 
 @pytest.mark.pipeline
-@pytest.mark.xdist_group("dvc")
 def test_snakemake_runs_what_a_change_touches(finished):
-    project = finished()
+    project = finished
     assert project.snakemake() == set()
     for name, (change, expected) in CHANGES.items():
         project.edit(change)
         assert project.snakemake() == expected, name
-        assert project.snakemake() == set(), name
+    assert project.snakemake() == set()
     refused = project.run("snakemake", "--cores", "all", "--config", "threads=2", expect=1)
     assert "--config and --configfile are not supported" in refused
     project.edit(_set("evaluat", {}))
@@ -256,10 +315,9 @@ def test_snakemake_runs_what_a_change_touches(finished):
 
 
 @pytest.mark.pipeline
-@pytest.mark.xdist_group("dvc")
 def test_what_one_engine_made_is_not_stale_in_the_other(finished):
     """DVC under A, then B in Snakemake, back to A in DVC, and B made by DVC while Snakemake remembers A."""
-    project = finished()
+    project = finished
     under_a = project.metrics()
     temperature = lambda value: project.edit(_set("rules", "softargmax", "temperature", value))  # noqa: E731
     assert project.snakemake() == set()
@@ -283,65 +341,6 @@ def test_what_one_engine_made_is_not_stale_in_the_other(finished):
     temperature(0.5)
     assert project.snakemake() >= SOFT
     assert project.metrics() == under_b
-
-
-@pytest.mark.pipeline
-@pytest.mark.xdist_group("snakemake")
-def test_whole_grid_by_snakemake(clone, digests):
-    """Every family through every stage; then DVC adopts what Snakemake made, without running it again."""
-    project = clone("smoke")
-    project.snakemake()
-    _check_whole_grid(project)
-    made = project.metrics()
-    project.run("dvc", "commit", "--force")
-    assert project.dvc() == set()
-    assert project.metrics() == made
-    digests(project)
-
-
-@pytest.mark.pipeline
-@pytest.mark.xdist_group("whole")
-def test_whole_grid_by_dvc(clone, digests):
-    """The same by DVC, with the same bytes."""
-    project = clone("smoke")
-    project.dvc()
-    _check_whole_grid(project)
-    digests(project)
-
-
-@pytest.fixture
-def digests(tmp_path_factory):
-    """A function that compares a clone's metrics with those of the other engine, when both are there."""
-
-    def compare(project: Clone) -> None:
-        base = tmp_path_factory.getbasetemp()
-        base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-        found = {path: hashlib.sha256(content).hexdigest() for path, content in project.metrics().items()}
-        try:
-            with (base / "whole_grid.json").open("x") as file:
-                json.dump(found, file)
-        except FileExistsError:
-            assert json.loads((base / "whole_grid.json").read_text()) == found
-
-    return compare
-
-
-def _check_whole_grid(project: Clone) -> None:
-    grid = params.load(project.root / "params.yaml").grid
-    cells = [path for path in project.metrics() if "/cells/" in path]
-    assert len(cells) == len(grid.backbones) * len(grid.weights) * len(grid.datasets) * len(grid.rules)
-    cell = json.loads((project.root / cells[0]).read_text())
-    assert set(cell) >= {
-        "name",
-        "dataset",
-        "num_pairs",
-        "num_keypoints",
-        "protocol",
-        "overall_keypoint",
-        "provenance",
-    }
-    page = (project.root / "metrics/smoke/report.html").read_text()
-    assert page.count('<img src="data:image/jpeg;base64,') == len(grid.backbones) * len(grid.weights) * 4
 
 
 def test_stale_outputs_are_found(tmp_path, monkeypatch, smoke):

@@ -9,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -76,7 +75,8 @@ def finetune(job: Job, params: Params) -> str:
             if score > best:
                 best, kept = score, {name: tensor.detach().cpu().clone() for name, tensor in tuned.items()}
     with replacing(job.outputs["curve"]) as partial:
-        pd.DataFrame(curve).to_csv(partial, index=False)
+        lines = [f"{row['epoch']},{'' if row['loss'] is None else row['loss']},{row['pck']}" for row in curve]
+        partial.write_text("\n".join(["epoch,loss,pck", *lines]) + "\n")
     record = provenance(job, inputs, epoch=max(curve[1:], key=lambda row: row["pck"])["epoch"])
     save(job.outputs["tensors"], kept, record)
     return (
