@@ -46,6 +46,18 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], "Clone"]:
     return make
 
 
+def setting(*path_and_value: object) -> Callable[[dict], None]:
+    """A change of nested values: keys down to the place, then what to put there."""
+    *path, key, value = path_and_value
+
+    def change(values: dict) -> None:
+        for step in path:
+            values = values[step]
+        values[key] = value
+
+    return change
+
+
 class Clone:
     """A copy of the project in which engines can run."""
 

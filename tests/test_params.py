@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import setting
 
 from semcorr import params
 from semcorr.errors import UserError
@@ -37,17 +38,6 @@ def test_schema_is_up_to_date():
     assert written == params.Params.model_json_schema(), "run: semcorr schema"
 
 
-def _set(*path_and_value):
-    *path, key, value = path_and_value
-
-    def change(values):
-        for step in path:
-            values = values[step]
-        values[key] = value
-
-    return change
-
-
 def _drop(*path):
     def change(values):
         for step in path[:-1]:
@@ -58,23 +48,23 @@ def _drop(*path):
 
 
 MISTAKES = {
-    "unknown key": (_set("foo", 1), "foo: unknown key; allowed: preset, grid, datasets"),
+    "unknown key": (setting("foo", 1), "foo: unknown key; allowed: preset, grid, datasets"),
     "misspelt key": (
-        _set("rules", "softargmax", "temprature", 1.0),
+        setting("rules", "softargmax", "temprature", 1.0),
         "rules.softargmax.temprature: unknown key; allowed: readout, sampling, window, temperature",
     ),
     "missing key": (_drop("rules", "softargmax", "window"), "rules.softargmax.window: missing"),
     "missing section": (_drop("evaluate"), "evaluate: missing"),
     "even window": (
-        _set("rules", "softargmax", "window", 4),
+        setting("rules", "softargmax", "window", 4),
         "rules.softargmax.window: 4 is even; allowed: an odd",
     ),
     "zero temperature": (
-        _set("rules", "softargmax", "temperature", 0),
+        setting("rules", "softargmax", "temperature", 0),
         "rules.softargmax.temperature: input should be",
     ),
     "unknown readout": (
-        _set("rules", "argmax", "readout", "max"),
+        setting("rules", "argmax", "readout", "max"),
         "rules.argmax.readout: 'max'; allowed: 'argmax'",
     ),
     "no readout": (
@@ -82,54 +72,54 @@ MISTAKES = {
         "rules.argmax.readout: missing; allowed: 'argmax', 'softargmax'",
     ),
     "text for a number": (
-        _set("tunings", "last1", "learning_rate", "1e-4"),
+        setting("tunings", "last1", "learning_rate", "1e-4"),
         "tunings.last1.learning_rate: input should be a valid number, got '1e-4'",
     ),
-    "truth for a number": (_set("threads", True), "threads: input should be a valid integer, got True"),
+    "truth for a number": (setting("threads", True), "threads: input should be a valid integer, got True"),
     "hyphen in a name": (
-        _set("rules", "soft-argmax", {"readout": "argmax", "sampling": "nearest"}),
+        setting("rules", "soft-argmax", {"readout": "argmax", "sampling": "nearest"}),
         "rules.soft-argmax",
     ),
     "unknown rule": (
-        _set("grid", "rules", ["argmax", "best"]),
+        setting("grid", "rules", ["argmax", "best"]),
         "grid.rules: 'best' is not defined; allowed: argmax",
     ),
-    "twice": (_set("grid", "rules", ["argmax", "argmax"]), "grid.rules: a value stands here twice"),
-    "nothing": (_set("grid", "datasets", []), "grid.datasets: value should have at least 1 item"),
+    "twice": (setting("grid", "rules", ["argmax", "argmax"]), "grid.rules: a value stands here twice"),
+    "nothing": (setting("grid", "datasets", []), "grid.datasets: value should have at least 1 item"),
     "weights": (
-        _set("grid", "weights", ["frozen"]),
+        setting("grid", "weights", ["frozen"]),
         "grid.weights: .* must hold grid.baselines and grid.tunings",
     ),
     "no training set": (
-        _set("grid", "train", None),
+        setting("grid", "train", None),
         "grid.train: grid.tunings needs a dataset here; allowed: toy",
     ),
     "training is validation": (
-        _set("grid", "validate", "toy_spair_trn"),
+        setting("grid", "validate", "toy_spair_trn"),
         "grid.validate: .* is also trained on",
     ),
     "training is test": (
-        _set("grid", "datasets", ["toy_willow", "toy_spair_trn"]),
+        setting("grid", "datasets", ["toy_willow", "toy_spair_trn"]),
         "grid.datasets: 'toy_spair_trn' is trained on and cannot be tested on",
     ),
     "missing trunk": (
-        _set("grid", "trunks", ["toy_spair_trn"]),
+        setting("grid", "trunks", ["toy_spair_trn"]),
         "grid.trunks: .* must hold what is trained or tested on",
     ),
     "deeper than the trunk": (
-        _set("tunings", "last1", "blocks", 2),
+        setting("tunings", "last1", "blocks", 2),
         "tunings.last1.blocks: 2 is more than trunk.blocks",
     ),
     "deeper than the layer": (
-        lambda values: _set("trunk", "blocks", 3)(values),
+        lambda values: setting("trunk", "blocks", 3)(values),
         r"trunk.blocks: 3 blocks do not exist up to backbones.dinov3_tiny.layer \(1, so 2 blocks\)",
     ),
     "neck of a vit": (
-        _set("backbones", "dinov2_tiny", "layer", "neck"),
+        setting("backbones", "dinov2_tiny", "layer", "neck"),
         "backbones.dinov2_tiny.layer: only family sam",
     ),
     "norm of sam": (
-        _set("backbones", "sam_tiny", "norm", True),
+        setting("backbones", "sam_tiny", "norm", True),
         "backbones.sam_tiny.norm: SAM's encoder has no",
     ),
     "taken name": (
@@ -141,7 +131,7 @@ MISTAKES = {
         "evaluate.references: 'pfwillow' is missing",
     ),
     "threshold": (
-        _set("evaluate", "thresholds", [0.1, 2]),
+        setting("evaluate", "thresholds", [0.1, 2]),
         "evaluate.thresholds.1: input should be less than or equal to 1",
     ),
 }

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import Clone
+from conftest import Clone, setting
 from filelock import FileLock
 
 from semcorr import graph, params
@@ -161,17 +161,6 @@ def _small(values: dict) -> None:
     values["evaluate"]["references"].pop("pfwillow")
 
 
-def _set(*path_and_value):
-    *path, key, value = path_and_value
-
-    def change(values):
-        for step in path:
-            values = values[step]
-        values[key] = value
-
-    return change
-
-
 SOFT = {
     f"{stage}@dinov2_tiny-{weights}-toy_spair_test-softargmax"
     for stage in ("match", "evaluate")
@@ -189,10 +178,10 @@ TUNED = {
 }
 TUNED |= {"finetune@dinov2_tiny-last1", "adapt@dinov2_tiny-last1-toy_spair_test"}
 CHANGES = {
-    "a threshold": (_set("evaluate", "thresholds", [0.05, 0.10, 0.15, 0.25]), SCORES | {"report"}),
-    "the window": (_set("rules", "softargmax", "window", 5), SOFT | {"report"}),
-    "the epochs": (_set("tunings", "last1", "epochs", 3), TUNED | {"report"}),
-    "the batch size": (_set("runtime", "batch_size", 3), set()),
+    "a threshold": (setting("evaluate", "thresholds", [0.05, 0.10, 0.15, 0.25]), SCORES | {"report"}),
+    "the window": (setting("rules", "softargmax", "window", 5), SOFT | {"report"}),
+    "the epochs": (setting("tunings", "last1", "epochs", 3), TUNED | {"report"}),
+    "the batch size": (setting("runtime", "batch_size", 3), set()),
 }
 
 
@@ -294,7 +283,7 @@ def test_dvc_runs_what_a_change_touches(finished):
     project.dvc()  # restores, from the run cache
     assert project.metrics() == first
 
-    project.edit(_set("evaluat", {}))
+    project.edit(setting("evaluat", {}))
     assert "params.yaml: evaluat: unknown key; allowed: preset, grid" in project.run("dvc", "repro", expect=255)
 
 
@@ -308,7 +297,7 @@ def test_snakemake_runs_what_a_change_touches(finished):
     assert project.snakemake() == set()
     refused = project.run("snakemake", "--cores", "all", "--config", "threads=2", expect=1)
     assert "--config and --configfile are not supported" in refused
-    project.edit(_set("evaluat", {}))
+    project.edit(setting("evaluat", {}))
     assert "params.yaml: evaluat: unknown key; allowed: preset, grid" in project.run(
         "snakemake", "--cores", "1", expect=1
     )
@@ -319,7 +308,7 @@ def test_what_one_engine_made_is_not_stale_in_the_other(finished):
     """DVC under A, then B in Snakemake, back to A in DVC, and B made by DVC while Snakemake remembers A."""
     project = finished
     under_a = project.metrics()
-    temperature = lambda value: project.edit(_set("rules", "softargmax", "temperature", value))  # noqa: E731
+    temperature = lambda value: project.edit(setting("rules", "softargmax", "temperature", value))  # noqa: E731
     assert project.snakemake() == set()
     assert project.metrics() == under_a
 
