@@ -50,6 +50,9 @@ def parser() -> argparse.ArgumentParser:
         "preset", help="make an experiment of workflow/presets the current one (writes params.yaml)"
     )
     preset.add_argument("name", help="demo, smoke, pfwillow, ... or the path of a file")
+    check = verbs.add_parser("check", help="verify a dataset: every file, every split, all counts")
+    check.add_argument("dataset", help="a name under `datasets`, or the path of a folder or archive in a known format")
+    check.add_argument("--expect", default="any", help="for a path: spair71k, pfwillow, pfpascal or any (default)")
     verbs.add_parser("table", help="print the results of the current experiment, and where its report lies")
     verbs.add_parser("schema", help=f"write {SCHEMA}, the JSON schema of params.yaml")
     for stage, row in graph.STAGES.items():
@@ -69,7 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
         if options.verb in graph.STAGES:
             print(run_stage(options))
         else:
-            {"preset": preset, "table": table, "schema": schema}[options.verb](options)
+            {"preset": preset, "check": check, "table": table, "schema": schema}[options.verb](options)
     except UserError as error:
         print(f"semcorr {options.verb}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -99,6 +102,27 @@ def preset(options: argparse.Namespace) -> None:
     params.load(path)
     write_text(params.PARAMS_FILE, path.read_text(encoding="utf-8"))
     print(f"params.yaml is now {path}. Bring the results up to date with: dvc repro (or snakemake --cores all)")
+
+
+def check(options: argparse.Namespace) -> None:
+    """Verify a dataset of params.yaml, or a folder or archive, and print what it holds."""
+    from semcorr.datasets.sources import open_path, provide
+    from semcorr.stages import fetch
+
+    path = Path(options.dataset)
+    if path.exists():
+        folder = open_path(path)
+        spec = fetch.recognise(folder, options.expect)
+    else:
+        datasets = params.load().datasets
+        if options.dataset not in datasets:
+            raise UserError(
+                f"{options.dataset}: no such path, and no such name under `datasets`: {', '.join(datasets)}"
+            )
+        spec = datasets[options.dataset]
+        folder = provide(spec, options.dataset)
+    print("\n".join(fetch.check(spec, folder)))
+    print("All of it was verified.")
 
 
 def table(_: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ and a file that an engine has linked into its cache is replaced, never changed i
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -15,23 +16,39 @@ from typing import Any
 
 from semcorr.errors import UserError
 
+UNWRITABLE = {
+    errno.ENOSPC: "the disk is full, free some space",
+    errno.EDQUOT: "your quota on this disk is used up, free some space",
+    errno.EFBIG: "the file system or a limit (ulimit -f) takes no file of this size",
+    errno.EROFS: "the file system is read-only",
+}
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a name beside `path` to write a file or a folder to; move it onto `path` when the block succeeds.
 
     Whatever was there before stays until then. When the block fails, or the process dies, `path` is untouched.
+
+    Raises:
+        UserError: the disk is full, or may not be written to.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    remove(partial)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove(partial)
         yield partial
         if partial.is_dir() and path.exists():  # a folder cannot be moved onto another
             remove(path)
         partial.replace(path)
+    except Exception as error:  # each format's library has its own errors for a disk that takes no more
+        for number, reason in UNWRITABLE.items():
+            if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
+                raise UserError(f"{path}: cannot be written: {reason}. Nothing was changed; run again") from error
+        raise
     finally:
-        remove(partial)
+        with contextlib.suppress(OSError):
+            remove(partial)
 
 
 def remove(path: Path) -> None:
@@ -74,5 +91,5 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None

@@ -70,7 +70,7 @@ STAGES: dict[str, Stage] = {
             "pairs": "data/{dataset}/pairs.parquet",
             "folder": "data/{dataset}/images",
         },
-        code=("semcorr/stages/fetch.py", "semcorr/datasets", *_FILES),
+        code=("semcorr/stages/fetch.py", "semcorr/datasets", "semcorr/download.py", *_FILES),
     ),
     "weights": Stage(
         axes=("backbone", "weights"),

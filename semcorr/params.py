@@ -14,6 +14,7 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
+    TypeAdapter,
     ValidationError,
     model_validator,
 )
@@ -71,34 +72,70 @@ class ToySource(Model):
 
 
 class PathSource(Model):
-    """Data that is on this machine: the benchmark's folder as its authors publish it."""
+    """Data that is on this machine: the benchmark's folder or archive as its authors publish it."""
 
     kind: Literal["path"]
     path: str
 
 
-Source = Annotated[ToySource | PathSource, Field(discriminator="kind")]
+class UrlSource(Model):
+    """An archive to download, from the first address that serves it; `sha256: null` where nobody publishes it."""
+
+    kind: Literal["url"]
+    urls: Annotated[list[Annotated[str, StringConstraints(pattern=r"^https?://.+/[^/]+$")]], Field(min_length=1)]
+    sha256: Sha256 | None
+
+
+Source = Annotated[ToySource | PathSource | UrlSource, Field(discriminator="kind")]
+Sources = Annotated[list[Source], Field(min_length=1)]
 
 
 class SpairDataset(Model):
-    """One split of SPair-71k, or of a folder in its format."""
+    """One split of SPair-71k, or of a folder in its format (`expect: any`)."""
 
     format: Literal["spair"]
-    sources: Annotated[list[Source], Field(min_length=1)]
+    sources: Sources
+    expect: Literal["spair71k", "any"]
     split: Literal["trn", "val", "test"]
     layout: Literal["large", "small"]
     limit: Count | None
 
 
 class PFWillowDataset(Model):
-    """PF-WILLOW, or a folder in its format."""
+    """PF-WILLOW, or a folder in its format (`expect: any`); `pairs` is the field's list of pairs, null for all."""
 
     format: Literal["pfwillow"]
-    sources: Annotated[list[Source], Field(min_length=1)]
+    sources: Sources
+    expect: Literal["pfwillow", "any"]
+    pairs: str | None
     limit: Count | None
 
 
-Dataset = Annotated[SpairDataset | PFWillowDataset, Field(discriminator="format")]
+class PFPascalDataset(Model):
+    """One split of PF-PASCAL, or of a folder in its format (`expect: any`)."""
+
+    format: Literal["pfpascal"]
+    sources: Sources
+    expect: Literal["pfpascal", "any"]
+    split: Literal["trn", "val", "test"]
+    limit: Count | None
+
+
+class AP10KDataset(Model):
+    """One split of AP-10K's pairs: of one species, of two species of a family, or of two families."""
+
+    format: Literal["ap10k"]
+    sources: Sources
+    expect: Literal["any"]
+    split: Literal["trn", "val", "test"]
+    subset: Literal["intra_species", "cross_species", "cross_family"]
+    limit: Count | None
+
+
+Dataset = Annotated[
+    SpairDataset | PFWillowDataset | PFPascalDataset | AP10KDataset,
+    Field(discriminator="format"),
+]
 
 
 class PackageWeights(Model):
@@ -215,7 +252,7 @@ class Evaluate(Model):
 
     thresholds: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1), AfterValidator(_distinct)]
     references: dict[
-        Literal["spair", "pfwillow"],
+        Literal["spair", "pfwillow", "pfpascal", "ap10k"],
         Annotated[list[Reference], Field(min_length=1), AfterValidator(_distinct)],
     ]
     bootstrap: Annotated[int, Field(ge=100)]
@@ -358,6 +395,21 @@ def validate(values: Any, where: str) -> Params:
             places.setdefault(tuple(path), (schema, []))[1].append(problem)
         problems = [f"{where}: {_problem(path, *found)}" for path, found in places.items()]
         raise UserError("\n".join(problems)) from None
+
+
+def dataset(values: dict[str, Any]) -> Dataset:
+    """Validate one entry of `datasets` alone.
+
+    Raises:
+        UserError: each problem with its key and what is allowed.
+    """
+    try:
+        return TypeAdapter(Dataset).validate_python(values)
+    except ValidationError as error:
+        problems = [
+            f"{'.'.join(map(str, one['loc'][1:]))}: {one['msg']}, got {one['input']!r}" for one in error.errors()
+        ]
+        raise UserError("; ".join(problems)) from None
 
 
 def _problem(path: tuple, schema: dict[str, Any], problems: list) -> str:

@@ -1,7 +1,10 @@
 """Readers on folders of the true formats: what the toy pen wrote, the real files beside the project, and damage."""
 
+import csv
 import json
 import shutil
+from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +12,10 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from semcorr.datasets import pfwillow, spair, toy
+from semcorr import cli
+from semcorr.datasets import ap10k, pfpascal, pfwillow, spair, toy
 from semcorr.errors import UserError
+from semcorr.stages import fetch
 
 SHARED = Path(__file__).parents[2] / "shared" / "datasets"
 shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the real benchmark files are not at {SHARED}")
@@ -240,3 +245,377 @@ def test_damaged_willow(willow_root, case):
     damage(willow_root)
     with pytest.raises(UserError, match=message):
         pfwillow.read(willow_root)
+
+
+def _check(root: Path, expect: str = "any") -> list[str]:
+    return fetch.check(fetch.recognise(root, expect), root)
+
+
+def _truncate(path: Path, keep: float) -> None:
+    path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
+
+
+def _first_image(root: Path) -> Path:
+    values = json.loads(_first_annotation(root).read_text())
+    return root / "JPEGImages" / values["category"] / values["src_imname"]
+
+
+def _image_annotation(root: Path, change: Callable[[dict], object]) -> None:
+    image = _first_image(root)
+    path = root / "ImageAnnotation" / image.parent.name / f"{image.stem}.json"
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+def _mask(root: Path) -> Path:
+    image = _first_image(root)
+    return root / "Segmentation" / image.parent.name / f"{image.stem}.png"
+
+
+def _move_to_training(root: Path) -> None:
+    """A pair of test stands in the training list too, with its annotation."""
+    path = _first_annotation(root)
+    shutil.copy(path, root / "PairAnnotation/trn" / path.name)
+    with (root / "Layout/large/trn.txt").open("a") as file:
+        file.write(path.stem + "\n")
+
+
+def _same_pair_again(root: Path) -> None:
+    """The first pair once more, under another number."""
+    path = _first_annotation(root)
+    line = "999999" + path.stem[6:]
+    shutil.copy(path, path.with_name(f"{line}.json"))
+    _append(root, line)
+
+
+WHOLE_DAMAGE = {
+    "truncated JPEG": (lambda root: _truncate(_first_image(root), 0.6), r"\.jpg: not a readable image .*truncated"),
+    "empty JPEG": (lambda root: _truncate(_first_image(root), 0), r"\.jpg: not a readable image"),
+    "across splits": (_move_to_training, r"Layout: image \w+/\w+ is in trn and in test; splits share no image"),
+    "same pair, other number": (_same_pair_again, r"test\.txt: pair 999999-.* stands here twice \(as 0"),
+    "small list": (
+        lambda root: (root / "Layout/small/test.txt").write_text("000001-a-b:dog\n"),
+        r"small/test\.txt: 000001-a-b:dog is not in the large list",
+    ),
+    "no mask": (lambda root: _mask(root).unlink(), r"Segmentation/.*\.png: is missing, its image is there"),
+    "mask of another size": (
+        lambda root: Image.new("L", (9, 9)).save(_mask(root)),
+        r"\.png: the mask has another size than its image",
+    ),
+    "damaged mask": (lambda root: _mask(root).write_bytes(b"x"), r"Segmentation/.*\.png: not a readable image"),
+    "annotation of another size": (
+        lambda root: _image_annotation(root, lambda values: values.update(image_width=7)),
+        r"ImageAnnotation/.*\.json: says that .* has 7 x \d+ pixels, but it has",
+    ),
+    "annotation without azimuth": (
+        lambda root: _image_annotation(root, lambda values: values.pop("azimuth_id")),
+        r"ImageAnnotation/.*\.json: key 'azimuth_id' is missing",
+    ),
+    "layout is no text": (
+        lambda root: (root / "Layout/large/test.txt").write_bytes(b"\xff\xfe\x00"),
+        r"test\.txt: not text",
+    ),
+    "a path for a category": (
+        lambda root: _append(root, "000001-a-b:../../x"),
+        "'000001-a-b:../../x' is no pair name",
+    ),
+    "NaN": (
+        lambda root: _edit(root, lambda v: v["trg_kps"].__setitem__(0, [float("nan"), 5])),
+        r"target keypoint \[nan, 5.0\] is outside",
+    ),
+    "deep JSON": (lambda root: _first_annotation(root).write_text("[" * 100_000), "not valid JSON"),
+}
+
+
+@pytest.mark.parametrize("case", WHOLE_DAMAGE)
+def test_damaged_folder(spair_root, case):
+    damage, message = WHOLE_DAMAGE[case]
+    damage(spair_root)
+    with pytest.raises(UserError, match=message):
+        _check(spair_root)
+
+
+def test_check_says_what_is_there(toy_root):
+    lines = _check(toy_root / "spair")
+    counts = {split: len(spair.read_layout(toy_root / "spair", split, "large")) for split in spair.SPLITS}
+    assert lines[1] == f"large: trn {counts['trn']}, val {counts['val']}, test {counts['test']}"
+    assert lines[3] == "8 categories, 56 images, 56 annotations, 56 masks"
+    assert lines[-1].startswith(f"test: 16 images, {counts['test']} pairs, ")
+    assert _check(toy_root / "willow")[1:] == [
+        "4 sub-sets, 12 images, as many .mat files",
+        "all: 12 images, 24 pairs, 240 keypoints",
+    ]
+
+
+@pytest.mark.parametrize(("name", "expect"), [("spair", "spair71k"), ("willow", "pfwillow")])
+def test_what_must_be_the_benchmark_itself(toy_root, name, expect):
+    with pytest.raises(UserError, match=r"(SPair-71k|PF-WILLOW) has .*say `expect: any` if it is data of your own"):
+        _check(toy_root / name, expect)
+
+
+def test_check_on_the_command_line(spair_root, capsys, monkeypatch):
+    cli.main(["check", str(spair_root)])
+    assert "All of it was verified." in capsys.readouterr().out
+    _truncate(_first_image(spair_root), 0.5)
+    for arguments in (["check", str(spair_root)], ["check", str(spair_root), "--expect", "nonsense"]):
+        with pytest.raises(SystemExit) as raised:
+            cli.main(arguments)
+        assert raised.value.code == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_spair_image_annotations(toy_root):
+    benchmark = spair.read(toy_root / "spair", "test", "large")
+    for image in benchmark.images:
+        annotation = spair.read_image_annotation(toy_root / "spair", image.id)
+        assert (image.pose, image.azimuth) == (annotation["pose"], annotation["azimuth_id"])
+    pair = benchmark.pairs[0]
+    points = spair.read_image_annotation(toy_root / "spair", pair.source)["kps"]
+    assert [points[id_] for id_ in pair.keypoint_ids] == pair.source_keypoints
+
+
+def test_an_unlabelled_custom_folder_is_welcome(spair_root):
+    """Fewer pairs, no masks, no image annotations, one split."""
+    for folder in ("Segmentation", "ImageAnnotation", "Layout/small"):
+        shutil.rmtree(spair_root / folder)
+    for split in ("trn", "val"):
+        (spair_root / "Layout/large" / f"{split}.txt").unlink()
+    lines = _check(spair_root)
+    assert "0 annotations, 0 masks" in lines[3]
+    assert len(lines) == 5
+    assert spair.read(spair_root, "test", "large").images[0].azimuth is None
+
+
+def _willow_list(root: Path, path: Path, shift: float = 0.0) -> list[tuple[str, str]]:
+    """Write the field's CSV: some pairs, in an order of their own; returns their ids."""
+    benchmark = pfwillow.read(root)
+    chosen = benchmark.pairs[::-5]
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(
+            ["imageA", "imageB", *(f"{axis}{side}{n}" for side in "AB" for axis in "XY" for n in range(1, 11))]
+        )
+        for pair in chosen:
+            row = [f"PF-dataset/{pair.source}.png", f"PF-dataset/{pair.target}.png"]
+            for points in (pair.source_keypoints, pair.target_keypoints):
+                row += [x + shift for x, _ in points] + [y for _, y in points]
+            writer.writerow(row)
+    return [(pair.source, pair.target) for pair in chosen]
+
+
+def test_willow_by_the_list_of_pairs(willow_root, tmp_path):
+    listed = _willow_list(willow_root, tmp_path / "list.csv", shift=0.5)
+    benchmark = pfwillow.read(willow_root, tmp_path / "list.csv")
+    assert [(pair.source, pair.target) for pair in benchmark.pairs] == listed
+    whole = {pair.id: pair for pair in pfwillow.read(willow_root).pairs}
+    assert all(whole[pair.id] == pair for pair in benchmark.pairs)
+
+
+LIST_DAMAGE = {
+    "shifted": (None, "keypoints of .* are 9.0 px from those of"),
+    "columns": (lambda rows: rows[1].pop(), r"list\.csv:2: 41 columns, expected two images and 40"),
+    "stranger": (lambda rows: rows[1].__setitem__(0, "car(T)/nobody.png"), r":2: image car\(T\)/nobody is not in"),
+    "text": (lambda rows: rows[1].__setitem__(5, "x"), ":2: not a number"),
+    "twice": (lambda rows: rows.append(rows[1]), "stands in line 2 too"),
+    "empty": (lambda rows: rows.__delitem__(slice(1, None)), "the list of pairs is empty"),
+}
+
+
+@pytest.mark.parametrize("case", LIST_DAMAGE)
+def test_damaged_willow_list(willow_root, tmp_path, case):
+    damage, message = LIST_DAMAGE[case]
+    path = tmp_path / "list.csv"
+    _willow_list(willow_root, path, shift=0.0 if damage else 9.0)
+    if damage:
+        with path.open(newline="") as file:
+            rows = list(csv.reader(file))
+        damage(rows)
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerows(rows)
+    with pytest.raises(UserError, match=message):
+        pfwillow.read(willow_root, path)
+
+
+@pytest.fixture
+def pascal_root(tmp_path):
+    """A folder in PF-PASCAL's format: three images of two categories, all lists."""
+    root = tmp_path / "PF-dataset-PASCAL"
+    rng = np.random.default_rng(0)
+    (root / "JPEGImages").mkdir(parents=True)
+    points = {}
+    for category in ("cat", "dog"):
+        (root / "Annotations" / category).mkdir(parents=True)
+        for number in range(3):
+            name = f"2008_{category}{number}"
+            Image.new("RGB", (60, 40)).save(root / "JPEGImages" / f"{name}.jpg")
+            kps = rng.uniform(1, 39, (8, 2))
+            kps[number] = np.nan
+            points[name] = kps
+            scipy.io.savemat(root / "Annotations" / category / f"{name}.mat", {"kps": kps, "bbox": [[1.0, 2, 50, 39]]})
+    for split in ("train", "val", "test"):
+        with (root / f"{split}_pairs_pf_pascal.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(
+                ["source_image", "target_image", "class", *(["flip"] if split == "train" else ["XA", "YA", "XB", "YB"])]
+            )
+            for category, label in (("cat", 8), ("dog", 12)):
+                for one, other in combinations([f"2008_{category}{number}" for number in range(3)], 2):
+                    row = [f"PF-dataset-PASCAL/JPEGImages/{name}.jpg" for name in (one, other)] + [label]
+                    if split == "train":
+                        writer.writerows([[*row, 0], [*row, 1]])
+                        continue
+                    seen = np.isfinite(points[one]).all(1) & np.isfinite(points[other]).all(1)
+                    for name in (one, other):
+                        row += [";".join(map(str, points[name][seen, axis])) for axis in (0, 1)]
+                    writer.writerow(row)
+    return root
+
+
+def test_pf_pascal(pascal_root):
+    benchmark = pfpascal.read(pascal_root, "test")
+    assert len(benchmark.pairs) == 6
+    assert len(benchmark.images) == 6
+    pair = benchmark.pairs[0]
+    assert (pair.source, pair.target, pair.category) == ("2008_cat0", "2008_cat1", "cat")
+    assert pair.keypoint_ids == ["2", "3", "4", "5", "6", "7"]
+    truth = scipy.io.loadmat(pascal_root / "Annotations/cat/2008_cat1.mat")["kps"]
+    np.testing.assert_array_equal(pair.target_keypoints, truth[2:])
+    assert pair.target_bbox == [1, 2, 50, 39]
+    training = pfpascal.read(pascal_root, "trn")
+    assert len(training.pairs) == 6
+    assert training.left_out == {"mirrored copies": 6}
+    assert _check(pascal_root)[1] == "pairs listed: trn 12, val 6, test 6"
+    with pytest.raises(UserError, match="PF-PASCAL has"):
+        _check(pascal_root, "pfpascal")
+
+
+def _pascal_rows(root: Path, change: Callable[[list], object]) -> None:
+    path = root / "test_pairs_pf_pascal.csv"
+    with path.open(newline="") as file:
+        rows = list(csv.reader(file))
+    change(rows)
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
+PASCAL_DAMAGE = {
+    "coordinates": (
+        lambda root: _pascal_rows(root, lambda r: r[1].__setitem__(3, r[2][3])),
+        ":2: source keypoints differ",
+    ),
+    "class": (
+        lambda root: _pascal_rows(root, lambda r: r[1].__setitem__(2, "21")),
+        ":2: not source image, target image",
+    ),
+    "twice": (
+        lambda root: _pascal_rows(root, lambda r: r.append(r[1])),
+        ":8: pair 2008_cat0, 2008_cat1 stands here twice",
+    ),
+    "no list": (
+        lambda root: (root / "test_pairs_pf_pascal.csv").unlink(),
+        "holds neither test_pairs_pf_pascal.csv nor",
+    ),
+    "no mat": (
+        lambda root: (root / "Annotations/cat/2008_cat0.mat").unlink(),
+        r"2008_cat0\.mat: the annotation is missing",
+    ),
+    "no kps": (
+        lambda root: scipy.io.savemat(root / "Annotations/cat/2008_cat0.mat", {"bbox": [1, 2, 3, 4]}),
+        "holds no 'kps'",
+    ),
+    "no image": (lambda root: (root / "JPEGImages/2008_cat0.jpg").unlink(), r"2008_cat0\.jpg: the image is missing"),
+}
+
+
+@pytest.mark.parametrize("case", PASCAL_DAMAGE)
+def test_damaged_pf_pascal(pascal_root, case):
+    damage, message = PASCAL_DAMAGE[case]
+    damage(pascal_root)
+    with pytest.raises(UserError, match=message):
+        pfpascal.read(pascal_root, "test")
+
+
+@pytest.fixture
+def ap10k_root(tmp_path):
+    """A folder in AP-10K's correspondence format: two families, three species, two animals each."""
+    root = tmp_path / "ap-10k"
+    rng = np.random.default_rng(1)
+    animals = {}
+    for family, species in (("Felidae", "cat"), ("Felidae", "lion"), ("Canidae", "dog")):
+        for folder in ("JPEGImages", "ImageAnnotation"):
+            (root / folder / family / species).mkdir(parents=True)
+        for _ in range(2):
+            name = f"{len(animals):012d}"
+            Image.new("RGB", (64, 48)).save(root / "JPEGImages" / family / species / f"{name}.jpg")
+            points = np.column_stack([rng.integers(0, 48, (17, 2)), np.full(17, 2)])
+            points[len(animals)] = 0
+            values = {"width": 64, "height": 48, "bbox": [3, 4, 40, 30], "keypoints": points.ravel().tolist(), "id": 1}
+            path = root / "ImageAnnotation" / family / species / f"{name}.json"
+            path.write_text(json.dumps(values))
+            animals[name] = f"data/ap-10k/ImageAnnotation/{family}/{species}/{name}.json"
+    names = list(animals)
+    for folder, pairs in {
+        "test": [(0, 1, "cat"), (2, 3, "lion"), (4, 5, "dog")],
+        "test_cross_species": [(0, 2, "Felidae"), (1, 3, "Felidae")],
+        "test_cross_family": [(0, 4, "all")],
+    }.items():
+        (root / "PairAnnotation" / folder).mkdir(parents=True)
+        for one, other, group in pairs:
+            path = root / "PairAnnotation" / folder / f"{names[one]}-{names[other]}:{group}.json"
+            path.write_text(json.dumps({"src_json_path": animals[names[one]], "trg_json_path": animals[names[other]]}))
+    return root
+
+
+def test_ap10k(ap10k_root):
+    pairs = {subset: ap10k.read(ap10k_root, "test", subset).pairs for subset in ap10k.SUFFIXES}
+    assert {subset: len(found) for subset, found in pairs.items()} == {
+        "intra_species": 3,
+        "cross_species": 2,
+        "cross_family": 1,
+    }
+    first = pairs["intra_species"][0]
+    assert (first.category, first.source) == ("cat", "Felidae/cat/000000000000")
+    assert first.keypoint_ids == [str(number) for number in range(2, 17)]
+    assert first.target_bbox == [3, 4, 43, 34]
+    assert pairs["cross_family"][0].category == "all"
+    assert _check(ap10k_root)[1] == "2 families, 3 species"
+    assert len(_check(ap10k_root)) == 5
+
+
+def _ap10k_animal(root: Path, change: Callable[[dict], object]) -> None:
+    path = root / "ImageAnnotation/Felidae/cat/000000000000.json"
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+def _ap10k_pair(root: Path, **values: str) -> None:
+    next((root / "PairAnnotation/test").glob("*:cat.json")).write_text(json.dumps(values))
+
+
+AP10K_DAMAGE = {
+    "no pairs": (lambda root: shutil.rmtree(root / "PairAnnotation/test"), "test: holds no pairs"),
+    "no image": (lambda root: (root / "JPEGImages/Felidae/cat/000000000000.jpg").unlink(), "the image is missing"),
+    "size": (lambda root: _ap10k_animal(root, lambda v: v.update(width=9)), "has 9 x 48 pixels, but it has 64 x 48"),
+    "16 points": (lambda root: _ap10k_animal(root, lambda v: v.update(keypoints=[1] * 48)), "48 numbers for 17"),
+    "no box": (lambda root: _ap10k_animal(root, lambda v: v.pop("bbox")), "key 'bbox' is missing"),
+    "empty box": (lambda root: _ap10k_animal(root, lambda v: v.update(bbox=[1, 1, 0, 5])), "has no area"),
+    "no path": (lambda root: _ap10k_pair(root, src_json_path="x"), "not a pair of AP-10K"),
+    "path out": (
+        lambda root: _ap10k_pair(root, src_json_path="ImageAnnotation/../../x.json", trg_json_path="y"),
+        "not a pair of AP-10K",
+    ),
+    "outside": (
+        lambda root: _ap10k_animal(root, lambda v: v.update(keypoints=[99, 1, 2] * 17)),
+        r"\[99.0, 1.0\] is outside",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", AP10K_DAMAGE)
+def test_damaged_ap10k(ap10k_root, case):
+    damage, message = AP10K_DAMAGE[case]
+    damage(ap10k_root)
+    with pytest.raises(UserError, match=message):
+        ap10k.read(ap10k_root, "test", "intra_species")

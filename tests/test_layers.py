@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "semcorr"
 LAYERS = [
     {"errors"},
     {"geometry", "files"},
-    {"provenance", "params"},
+    {"provenance", "params", "download"},
     {"graph"},
     {"datasets", "backbones", "pck", "runtime", "stale"},
     {"store", "matching", "losses"},

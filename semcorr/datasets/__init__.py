@@ -1,1 +1,1 @@
-"""Benchmarks: where their data comes from, how it is read, and the one table of formats."""
+"""Benchmarks: where their data comes from, and how it is read. The table of formats is `formats.FORMATS`."""

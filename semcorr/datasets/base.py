@@ -4,12 +4,11 @@ Keypoints are (x, y) in pixels of the original image, (0, 0) the centre of its t
 keypoints that are annotated in both of its images.
 """
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image as PillowImage
@@ -27,6 +26,8 @@ class Image:
         id: its name in pairs and stores; unique in the dataset.
         file: its path below the folder that holds the images.
         height, width: pixels.
+        pose: the object's, in the benchmark's words; None where it does not say.
+        azimuth: the object's, as the benchmark numbers it.
         sha256: of the file's bytes; filled when it is fetched.
     """
 
@@ -35,6 +36,8 @@ class Image:
     category: str
     height: int
     width: int
+    pose: str | None = None
+    azimuth: int | None = None
     sha256: str = ""
 
 
@@ -72,11 +75,16 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """Images and pairs, in the benchmark's own order, below `root`."""
+    """Images and pairs, in the benchmark's own order, below `root`.
+
+    Attributes:
+        left_out: what the benchmark lists and this does not hold -> how many, for instance pairs without keypoints.
+    """
 
     root: Path
     images: list[Image]
     pairs: list[Pair] = field(repr=False)
+    left_out: dict[str, int] = field(default_factory=dict)
 
     def first(self, limit: int | None) -> "Benchmark":
         """The first `limit` pairs and the images they use; all of them where `limit` is None."""
@@ -84,7 +92,8 @@ class Benchmark:
             return self
         pairs = self.pairs[:limit]
         used = {pair.source for pair in pairs} | {pair.target for pair in pairs}
-        return Benchmark(root=self.root, images=[image for image in self.images if image.id in used], pairs=pairs)
+        images = [image for image in self.images if image.id in used]
+        return Benchmark(root=self.root, images=images, pairs=pairs, left_out=self.left_out)
 
 
 _POINTS = pa.list_(pa.list_(pa.float64(), 2))
@@ -96,6 +105,8 @@ IMAGE_SCHEMA = pa.schema(
         "category": pa.string(),
         "height": pa.int32(),
         "width": pa.int32(),
+        "pose": pa.string(),
+        "azimuth": pa.int16(),
         "sha256": pa.string(),
     }
 )
@@ -120,10 +131,10 @@ PAIR_SCHEMA = pa.schema(
 )
 
 
-def write_index(path: Path, rows: Iterable[Image | Pair], schema: pa.Schema, record: dict[str, Any]) -> None:
+def write_index(path: Path, rows: Sequence[Image | Pair], schema: pa.Schema, record: dict[str, Any]) -> None:
     """Write images or pairs as Parquet, with the provenance `record` inside."""
-    table = pa.Table.from_pylist([asdict(row) for row in rows], schema=schema)
-    write_table(path, table, record)
+    columns = [pa.array([getattr(row, name) for row in rows], schema.field(name).type) for name in schema.names]
+    write_table(path, pa.Table.from_arrays(columns, schema=schema), record)
 
 
 def write_table(path: Path, table: pa.Table, record: dict[str, Any]) -> None:
@@ -159,13 +170,32 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         UserError: the file is missing or no image.
     """
+    return read_picture(path, lambda image: (image.height, image.width))
+
+
+def decode(path: Path) -> PillowImage.Image:
+    """An image file, wholly decoded.
+
+    Raises:
+        UserError: the file is missing, truncated or no image.
+    """
+
+    def load(image: PillowImage.Image) -> PillowImage.Image:
+        image.load()
+        return image
+
+    return read_picture(path, load)
+
+
+def read_picture(path: Path, read: Callable[[PillowImage.Image], Any]) -> Any:
+    """What `read` makes of an image file; its errors name the file."""
     try:
         with PillowImage.open(path) as image:
-            return image.height, image.width
+            return read(image)
     except FileNotFoundError:
-        raise UserError(f"{path}: the image is missing") from None
-    except OSError as error:
-        raise UserError(f"{path}: not a readable image ({error})") from None
+        raise UserError(f"{path}: the image is missing. Get the dataset again") from None
+    except (OSError, SyntaxError, ValueError, PillowImage.DecompressionBombError) as error:
+        raise UserError(f"{path}: not a readable image ({error}). Get the dataset again") from None
 
 
 def check_pair(pair: Pair, sizes: dict[str, tuple[int, int]], where: Path | str) -> Pair:
@@ -177,15 +207,16 @@ def check_pair(pair: Pair, sizes: dict[str, tuple[int, int]], where: Path | str)
     counts = len(pair.source_keypoints), len(pair.target_keypoints), len(pair.keypoint_ids)
     if len(set(counts)) > 1:
         raise UserError(f"{where}: {counts[0]} source keypoints, {counts[1]} target keypoints, {counts[2]} ids")
-    for side in ("source", "target"):
-        height, width = sizes[getattr(pair, side)]
-        points = np.array(getattr(pair, f"{side}_keypoints"), float).reshape(-1, 2)
-        # Annotations count from 0 or from 1, so a point may stand on the image's far edge.
-        outside = ~((points >= 0) & (points <= (width, height))).all(axis=1)
-        if outside.any():
-            point = points[outside][0].tolist()
-            raise UserError(f"{where}: {side} keypoint {point} is outside the image of {width} x {height} pixels")
-        bbox = getattr(pair, f"{side}_bbox")
+    sides = (
+        ("source", pair.source, pair.source_keypoints, pair.source_bbox),
+        ("target", pair.target, pair.target_keypoints, pair.target_bbox),
+    )
+    for side, image_id, points, bbox in sides:
+        height, width = sizes[image_id]
+        for x, y in points:
+            # Annotations count from 0 or from 1, so a point may stand on the image's far edge. NaN is outside too.
+            if not (0 <= x <= width and 0 <= y <= height):
+                raise UserError(f"{where}: {side} keypoint {[x, y]} is outside the image of {width} x {height} pixels")
         if bbox is not None and not (bbox[2] > bbox[0] and bbox[3] > bbox[1]):
             raise UserError(f"{where}: {side} box {bbox} has no area (x0, y0, x1, y1)")
     return pair

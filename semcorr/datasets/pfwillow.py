@@ -4,6 +4,7 @@ A folder, such as `car(S)`, is one sub-set of the category before the bracket. E
 .mat file of the same name (`pts_coord`, 2 x 10, x then y). The pairs are all ordered pairs within a folder.
 """
 
+import csv
 from itertools import permutations
 from pathlib import Path
 
@@ -12,45 +13,139 @@ import scipy.io
 
 from semcorr.datasets.base import Benchmark, Image, Pair, check_pair, image_size
 from semcorr.errors import UserError
+from semcorr.params import PFWillowDataset
 
 KEYPOINTS = 10
+SUBSETS, IMAGES_PER_SUBSET = 10, 10
+LIST_TOLERANCE = 1.0  # pixels: lists count from 0 or from 1, and round
 
 
-def read(root: Path) -> Benchmark:
-    """Read all pairs.
+def find(folder: Path) -> Path | None:
+    """The root of the format: `folder` itself or a folder in it."""
+    for path in (folder, *sorted(folder.iterdir())):
+        if any(mat.with_suffix(".png").exists() for mat in path.glob("*/*.mat")):
+            return path
+    return None
+
+
+def load(root: Path, spec: PFWillowDataset) -> Benchmark:
+    """Read all pairs, or those of the list that params.yaml names."""
+    return read(root, spec.pairs and Path(spec.pairs))
+
+
+def parts(root: Path, spec: PFWillowDataset) -> list[PFWillowDataset]:
+    """The whole dataset."""
+    return [spec.model_copy(update={"limit": None})]
+
+
+def verify(root: Path, spec: PFWillowDataset) -> list[str]:
+    """Count sub-sets and images; PF-WILLOW itself (`expect: pfwillow`) has 10 of 10.
+
+    Raises:
+        UserError: it is something else.
+    """
+    counts = {folder.name: len(_names(folder)) for folder in _folders(root)}
+    if spec.expect == "pfwillow" and sorted(counts.values()) != [IMAGES_PER_SUBSET] * SUBSETS:
+        raise UserError(
+            f"{root}: PF-WILLOW has {SUBSETS} folders of {IMAGES_PER_SUBSET} images, this has {counts}. Get it again, "
+            f"or say `expect: any` if it is data of your own"
+        )
+    return [f"{len(counts)} sub-sets, {sum(counts.values())} images, as many .mat files"]
+
+
+def verify_image(root: Path, image: Image) -> None:
+    """An image has no further files."""
+
+
+def read(root: Path, pairs: Path | None = None) -> Benchmark:
+    """Read the benchmark.
 
     Args:
         root: the folder that holds the sub-sets' folders (PF-dataset).
+        pairs: the field's list of pairs (test_pairs_pf.csv), for its pairs in its order; None takes all ordered pairs
+            within a folder. Keypoints are those of the .mat files; the list's must agree with them.
 
     Raises:
-        UserError: an image has no .mat file or the reverse, or a file is damaged; the message names it.
+        UserError: an image has no .mat file or the reverse, a file is damaged, or the list contradicts the .mat
+            files; the message names it.
     """
-    folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
-    if not any(next(folder.glob("*.mat"), None) for folder in folders):
-        raise UserError(f"{root}: no folder in PF-WILLOW's format (sub-set folders of .png and .mat files)")
-    images, pairs = [], []
-    sizes, keypoints = {}, {}
-    for folder in folders:
-        category = folder.name.split("(")[0]
-        ids = [f"{folder.name}/{name}" for name in _names(folder)]
-        for id_ in ids:
+    images, sizes, keypoints = [], {}, {}
+    for folder in _folders(root):
+        for name in _names(folder):
+            id_ = f"{folder.name}/{name}"
             sizes[id_] = image_size(root / f"{id_}.png")
             keypoints[id_] = read_keypoints(root / f"{id_}.mat")
             height, width = sizes[id_]
+            category = folder.name.split("(")[0]
             images.append(Image(id=id_, file=f"{id_}.png", category=category, height=height, width=width))
-        for source, target in permutations(ids, 2):
-            pair = Pair(
-                id=f"{source}-{target.split('/')[1]}",
-                category=category,
-                source=source,
-                target=target,
-                keypoint_ids=[str(number) for number in range(KEYPOINTS)],
-                source_keypoints=keypoints[source],
-                target_keypoints=keypoints[target],
-                subset=folder.name,
-            )
-            pairs.append(check_pair(pair, sizes, folder / f"{source.split('/')[1]}.mat"))
-    return Benchmark(root=root, images=images, pairs=pairs)
+    if pairs is None:
+        listed = [
+            (one.id, other.id)
+            for one, other in permutations(images, 2)
+            if one.id.split("/")[0] == other.id.split("/")[0]
+        ]
+    else:
+        listed = _read_list(pairs, keypoints)
+
+    def pair(source: str, target: str) -> Pair:
+        subset, name = source.split("/")
+        made = Pair(
+            id=f"{source}-{target.split('/')[1]}",
+            category=subset.split("(")[0],
+            source=source,
+            target=target,
+            keypoint_ids=[str(number) for number in range(KEYPOINTS)],
+            source_keypoints=keypoints[source],
+            target_keypoints=keypoints[target],
+            subset=subset,
+        )
+        return check_pair(made, sizes, root / subset / f"{name}.mat")
+
+    made = [pair(*one) for one in listed]
+    used = {id_ for one in listed for id_ in one}
+    return Benchmark(root=root, images=[image for image in images if image.id in used], pairs=made)
+
+
+def _read_list(path: Path, keypoints: dict[str, list[list[float]]]) -> list[tuple[str, str]]:
+    """Source and target of each pair of the field's CSV: two image names, then x and y of each image's points."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.reader(file))[1:]
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such list of pairs (datasets.*.pairs)") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: not a CSV file ({error})") from None
+    listed: dict[tuple[str, str], int] = {}
+    for number, row in enumerate(rows, start=2):
+        where = f"{path}:{number}"
+        if len(row) != 2 + 4 * KEYPOINTS:
+            raise UserError(f"{where}: {len(row)} columns, expected two images and {4 * KEYPOINTS} coordinates")
+        ids = tuple("/".join(name.split("/")[-2:]).removesuffix(".png") for name in row[:2])
+        for id_, columns in zip(ids, (row[2 : 2 + 2 * KEYPOINTS], row[2 + 2 * KEYPOINTS :]), strict=True):
+            if id_ not in keypoints:
+                raise UserError(f"{where}: image {id_} is not in the dataset")
+            try:
+                points = np.array(columns, float).reshape(2, KEYPOINTS).T
+            except ValueError as error:
+                raise UserError(f"{where}: not a number ({error})") from None
+            distance = np.abs(points - keypoints[id_]).max()
+            if not distance <= LIST_TOLERANCE:
+                raise UserError(f"{where}: keypoints of {id_} are {distance:.1f} px from those of {id_}.mat")
+        if ids in listed:
+            raise UserError(f"{where}: pair {ids[0]}, {ids[1]} stands in line {listed[ids]} too")
+        listed[ids] = number
+    if not listed:
+        raise UserError(f"{path}: the list of pairs is empty")
+    return list(listed)
+
+
+def _folders(root: Path) -> list[Path]:
+    """The sub-sets' folders."""
+    folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    folders = [folder for folder in folders if not folder.name.startswith((".", "__MACOSX"))]
+    if not any(next(folder.glob("*.mat"), None) for folder in folders):
+        raise UserError(f"{root}: no folder in PF-WILLOW's format (sub-set folders of .png and .mat files)")
+    return folders
 
 
 def read_keypoints(path: Path) -> list[list[float]]:
@@ -68,8 +163,10 @@ def read_keypoints(path: Path) -> list[list[float]]:
 
 def _names(folder: Path) -> list[str]:
     """Images of a sub-set, without suffix; each must have its .mat file, and each .mat file its image."""
-    images = {path.stem for path in folder.glob("*.png")}
-    annotations = {path.stem for path in folder.glob("*.mat")}
+    images, annotations = (
+        {path.stem for path in folder.glob(f"*{suffix}") if not path.name.startswith(".")}
+        for suffix in (".png", ".mat")
+    )
     for name in sorted(images ^ annotations):
         missing = ".mat" if name in images else ".png"
         raise UserError(f"{folder / name}{missing}: is missing, its counterpart is there")

@@ -5,15 +5,113 @@ Segmentation/<category>/<image>.png, Layout/<large|small>/<split>.txt. The names
 """
 
 import re
+from collections import Counter
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from semcorr.datasets.base import Benchmark, Image, Pair, check_pair, image_size
+from semcorr.datasets.base import Benchmark, Image, Pair, check_pair, image_size, read_picture
 from semcorr.errors import UserError
 from semcorr.files import read_json
+from semcorr.params import SpairDataset
 
-LAYOUT_LINE = re.compile(r"(?P<number>\d+)-(?P<source>[^:]+?)-(?P<target>[^:-]+):(?P<category>[^:/\\]+)")
+LAYOUT_LINE = re.compile(r"(\d+)-([^:/\\-]+)-([^:/\\-]+):([^:/\\.][^:/\\]*)")
 SPLITS = ("trn", "val", "test")
+LAYOUTS = ("large", "small")
+PAIRS = {  # of SPair-71k itself
+    "large": {"trn": 53_340, "val": 5_384, "test": 12_234},
+    "small": {"trn": 10_652, "val": 1_070, "test": 2_438},
+}
+CATEGORIES, IMAGES_PER_CATEGORY = 18, 100
+
+
+def find(folder: Path) -> Path | None:
+    """The root of the format: `folder` itself or a folder in it."""
+    return next((path for path in (folder, *sorted(folder.iterdir())) if (path / "Layout").is_dir()), None)
+
+
+def load(root: Path, spec: SpairDataset) -> Benchmark:
+    """Read the split that params.yaml names."""
+    return read(root, spec.split, spec.layout)
+
+
+def parts(root: Path, spec: SpairDataset) -> list[SpairDataset]:
+    """The dataset's whole splits, which together are the folder."""
+    there = [split for split in SPLITS if (root / "Layout/large" / f"{split}.txt").exists()]
+    return [spec.model_copy(update={"split": split, "layout": "large", "limit": None}) for split in there]
+
+
+def verify(root: Path, spec: SpairDataset) -> list[str]:
+    """Check what one split cannot show: all lists of pairs against each other, and that every image has its files.
+
+    Returns:
+        Lines that say what is there.
+
+    Raises:
+        UserError: a list is not what SPair-71k has (`expect: spair71k`), the small one is not part of the large one,
+            two splits share an image, or an image has no annotation or no mask.
+    """
+    strict = spec.expect == "spair71k"
+    lists = {
+        (layout, split): read_layout(root, split, layout)
+        for layout in LAYOUTS
+        for split in SPLITS
+        if strict or (root / "Layout" / layout / f"{split}.txt").exists()
+    }
+    report = []
+    for layout in LAYOUTS:
+        counts = {split: len(lists[layout, split]) for split in SPLITS if (layout, split) in lists}
+        if strict and counts != PAIRS[layout]:
+            raise UserError(f"{root / 'Layout' / layout}: pairs {counts}, SPair-71k has {PAIRS[layout]}{_custom(spec)}")
+        report.append(f"{layout}: " + (", ".join(f"{split} {count:,}" for split, count in counts.items()) or "no list"))
+    images: dict[str, set[str]] = {split: set() for split in SPLITS}
+    for (layout, split), lines in lists.items():
+        strangers = set(lines) - set(lists.get(("large", split), lines))
+        if layout == "small" and strangers:
+            path = root / "Layout/small" / f"{split}.txt"
+            raise UserError(f"{path}: {min(strangers)} is not in the large list, of which the small one is part")
+        for line in lines:
+            _, source, target, category = _parse(line)
+            images[split] |= {f"{category}/{source}", f"{category}/{target}"}
+    for one, other in combinations(SPLITS, 2):
+        if shared := images[one] & images[other]:
+            raise UserError(f"{root / 'Layout'}: image {min(shared)} is in {one} and in {other}; splits share no image")
+    return [*report, _verify_files(root, set().union(*images.values()), spec)]
+
+
+def _verify_files(root: Path, used: set[str], spec: SpairDataset) -> str:
+    """Check that each image has its annotation and its mask, and count them by category."""
+    strict = spec.expect == "spair71k"
+    files = [path for path in root.glob("JPEGImages/*/*.jpg") if not path.name.startswith(".")]
+    known = {f"{path.parent.name}/{path.stem}" for path in files}
+    if missing := used - known:
+        raise UserError(f"{root / 'JPEGImages' / min(missing)}.jpg: the image is missing. Get the dataset again")
+    found = {}
+    for folder, suffix in (("ImageAnnotation", "json"), ("Segmentation", "png")):
+        there = {name for name in known if (root / folder / f"{name}.{suffix}").is_file()}
+        if len(there) < len(known) and (strict or there):
+            path = root / folder / f"{min(known - there)}.{suffix}"
+            raise UserError(f"{path}: is missing, its image is there. Get the dataset again")
+        found[folder] = len(there)
+    counts = Counter(path.parent.name for path in files)
+    if strict and list(counts.values()) != [IMAGES_PER_CATEGORY] * CATEGORIES:
+        expected = f"{CATEGORIES} categories of {IMAGES_PER_CATEGORY} images"
+        raise UserError(f"{root / 'JPEGImages'}: SPair-71k has {expected}, this has {dict(counts)}{_custom(spec)}")
+    return (
+        f"{len(counts)} categories, {len(known):,} images, {found['ImageAnnotation']:,} annotations, "
+        f"{found['Segmentation']:,} masks"
+    )
+
+
+def _custom(spec: SpairDataset) -> str:
+    return ". Get it again, or say `expect: any` if it is data of your own"
+
+
+def verify_image(root: Path, image: Image) -> None:
+    """Check one image's mask, where there is one."""
+    path = root / "Segmentation" / f"{image.id}.png"
+    if path.exists() and read_picture(path, lambda mask: (mask.height, mask.width)) != (image.height, image.width):
+        raise UserError(f"{path}: the mask has another size than its image, {image.width} x {image.height}")
 
 
 def read(root: Path, split: str, layout: str) -> Benchmark:
@@ -30,11 +128,9 @@ def read(root: Path, split: str, layout: str) -> Benchmark:
     lines = read_layout(root, split, layout)
     sizes: dict[str, tuple[int, int]] = {}
     pairs = [_read_pair(root, split, line, sizes) for line in lines]
-    images = [
-        Image(id=id_, file=f"{id_}.jpg", category=id_.split("/")[0], height=sizes[id_][0], width=sizes[id_][1])
-        for id_ in sorted(sizes)
-    ]
-    return Benchmark(root=root / "JPEGImages", images=images, pairs=pairs)
+    return Benchmark(
+        root=root / "JPEGImages", images=[_image(root, id_, sizes[id_]) for id_ in sorted(sizes)], pairs=pairs
+    )
 
 
 def read_layout(root: Path, split: str, layout: str) -> list[str]:
@@ -44,15 +140,61 @@ def read_layout(root: Path, split: str, layout: str) -> list[str]:
         lines = path.read_text(encoding="utf-8").split()
     except FileNotFoundError:
         raise UserError(f"{path}: the list of pairs is missing; {root} is no folder in SPair-71k's format") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not text ({error}). Get the dataset again") from None
     for number, line in enumerate(lines, start=1):
         if not LAYOUT_LINE.fullmatch(line):
             raise UserError(f"{path}:{number}: {line!r} is no pair name (number-source-target:category)")
     if not lines:
         raise UserError(f"{path}: the list of pairs is empty")
-    if len(set(lines)) < len(lines):
-        twice = next(line for line in lines if lines.count(line) > 1)
-        raise UserError(f"{path}: pair {twice} stands here twice")
+    seen: dict[tuple[str, ...], str] = {}
+    for line in lines:
+        if (other := seen.setdefault(_parse(line)[1:], line)) is not line:
+            raise UserError(f"{path}: pair {line} stands here twice" + (f" (as {other})" if other != line else ""))
     return lines
+
+
+def _parse(line: str) -> tuple[str, ...]:
+    """Number, source, target and category of a pair name."""
+    return LAYOUT_LINE.fullmatch(line).groups()
+
+
+def read_image_annotation(root: Path, image_id: str) -> dict[str, Any] | None:
+    """ImageAnnotation of an image, as it is on file, or None where the folder has none.
+
+    Its keys: filename, image_width, image_height, category, pose, azimuth_id, truncated, occluded, difficult, bndbox
+    (x0, y0, x1, y1), kps (number -> x y, or None where it is not visible), and where the picture came from.
+    """
+    path = root / "ImageAnnotation" / f"{image_id}.json"
+    return read_json(path) if path.exists() else None
+
+
+def _image(root: Path, image_id: str, size: tuple[int, int]) -> Image:
+    annotation = read_image_annotation(root, image_id)
+    path = root / "ImageAnnotation" / f"{image_id}.json"
+    pose = azimuth = None
+    if annotation is not None:
+        try:
+            said = (int(annotation["image_height"]), int(annotation["image_width"]))
+            pose, azimuth = str(annotation["pose"]), int(annotation["azimuth_id"])
+        except KeyError as error:
+            raise UserError(f"{path}: key {error} is missing") from None
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{path}: not an image annotation of SPair-71k ({error})") from None
+        if said != size:
+            raise _other_size(path, image_id, said, size)
+    category = image_id.split("/")[0]
+    height, width = size
+    return Image(
+        id=image_id, file=f"{image_id}.jpg", category=category, height=height, width=width, pose=pose, azimuth=azimuth
+    )
+
+
+def _other_size(path: Path, image_id: str, said: tuple[int, int], size: tuple[int, int]) -> UserError:
+    return UserError(
+        f"{path}: says that {image_id}.jpg has {said[1]} x {said[0]} pixels, but it has {size[1]} x {size[0]}. "
+        f"Get the dataset again"
+    )
 
 
 def _read_pair(root: Path, split: str, line: str, sizes: dict[str, tuple[int, int]]) -> Pair:
@@ -68,8 +210,7 @@ def _read_pair(root: Path, split: str, line: str, sizes: dict[str, tuple[int, in
             if id_ not in sizes:
                 sizes[id_] = image_size(root / "JPEGImages" / f"{id_}.jpg")
             if sizes[id_] != (height, width):
-                actual = f"{sizes[id_][1]} x {sizes[id_][0]}"
-                raise UserError(f"{path}: says that {id_}.jpg has {width} x {height} pixels, but it has {actual}")
+                raise _other_size(path, id_, (height, width), sizes[id_])
     except KeyError as error:
         raise UserError(f"{path}: key {error} is missing") from None
     except (TypeError, ValueError, AttributeError) as error:
@@ -90,8 +231,8 @@ def _to_pair(values: dict[str, Any], line: str) -> Pair:
         keypoint_ids=[str(id_) for id_ in values["kps_ids"]],
         source_keypoints=_points(values["src_kps"]),
         target_keypoints=_points(values["trg_kps"]),
-        source_bbox=[float(value) for value in values["src_bndbox"]],
-        target_bbox=[float(value) for value in values["trg_bndbox"]],
+        source_bbox=_box(values["src_bndbox"]),
+        target_bbox=_box(values["trg_bndbox"]),
         viewpoint_variation=int(values["viewpoint_variation"]),
         scale_variation=int(values["scale_variation"]),
         truncation=int(values["truncation"]),
@@ -102,3 +243,8 @@ def _to_pair(values: dict[str, Any], line: str) -> Pair:
 
 def _points(values: list) -> list[list[float]]:
     return [[float(x), float(y)] for x, y in values]
+
+
+def _box(values: list) -> list[float]:
+    x0, y0, x1, y1 = map(float, values)
+    return [x0, y0, x1, y1]

@@ -1,82 +1,96 @@
-"""fetch: a dataset's images and its two indexes, from the first of its sources that can be had."""
+"""fetch: a dataset's images and its two indexes, verified, from the first of its sources that can be had."""
 
 import hashlib
-import shutil
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from filelock import FileLock
+from tqdm import tqdm
 
-from semcorr.datasets import pfwillow, spair, toy
-from semcorr.datasets.base import IMAGE_SCHEMA, PAIR_SCHEMA, Benchmark, write_index
+from semcorr.datasets.base import IMAGE_SCHEMA, PAIR_SCHEMA, Benchmark, Image, decode, write_index
+from semcorr.datasets.formats import FORMATS
+from semcorr.datasets.sources import provide, root_of
 from semcorr.errors import UserError
-from semcorr.files import canonical_json, replacing, sha256
+from semcorr.files import replacing
 from semcorr.graph import Job
-from semcorr.params import Dataset, Params, Source, ToySource
+from semcorr.params import Dataset, Params, dataset
 from semcorr.provenance import provenance
 
-FOLDER = Path("data/sources")  # what was drawn or downloaded, beside the datasets; no engine tracks it
+# What `check` asks of a folder that no entry of params.yaml describes.
+WHOLE = {
+    "spair": {"split": "test", "layout": "large", "limit": None},
+    "pfwillow": {"pairs": None, "limit": None},
+    "pfpascal": {"split": "test", "limit": None},
+    "ap10k": {"split": "test", "subset": "intra_species", "limit": None},
+}
 
 
 def fetch(job: Job, params: Params) -> str:
     """Verify a dataset and put its images and indexes where the other stages look for them."""
     name = job.cell["dataset"]
     spec = params.datasets[name]
-    benchmark = read(spec, source_folder(spec, name)).first(spec.limit)
-    images = []
+    root = provide(spec, name)
+    FORMATS[spec.format].verify(root, spec)
+    benchmark = FORMATS[spec.format].load(root, spec).first(spec.limit)
     with replacing(job.outputs["folder"]) as folder:
-        for image in benchmark.images:
-            path = folder / image.file
-            path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(benchmark.root / image.file, path)
-            images.append(replace(image, sha256=sha256(path)))
+        images = verified_images(benchmark, spec, root, folder)
     record = provenance(job)
     write_index(job.outputs["pairs"], benchmark.pairs, PAIR_SCHEMA, record)
     write_index(job.outputs["images"], images, IMAGE_SCHEMA, record)
+    return f"{name}: {summary(benchmark)}"
+
+
+def verified_images(benchmark: Benchmark, spec: Dataset, root: Path, folder: Path | None) -> list[Image]:
+    """The images with their checksums, each decoded once to see that it is whole; copied where `folder` is given."""
+
+    def verify(image: Image) -> Image:
+        path = benchmark.root / image.file
+        decode(path)
+        FORMATS[spec.format].verify_image(root, image)
+        content = path.read_bytes()
+        if folder is not None:
+            copy = folder / image.file
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(content)
+        return replace(image, sha256=hashlib.sha256(content).hexdigest())
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        answers = pool.map(verify, benchmark.images)
+        return list(tqdm(answers, total=len(benchmark.images), unit="image", desc="verifying", disable=None))
+
+
+def summary(benchmark: Benchmark) -> str:
+    """What a dataset holds, in one line."""
     keypoints = sum(len(pair.keypoint_ids) for pair in benchmark.pairs)
-    return f"{name}: {len(images):,} images, {len(benchmark.pairs):,} pairs, {keypoints:,} keypoints"
+    line = f"{len(benchmark.images):,} images, {len(benchmark.pairs):,} pairs, {keypoints:,} keypoints"
+    return "; ".join([line, *(f"{count:,} {what} left out" for what, count in benchmark.left_out.items())])
 
 
-def read(spec: Dataset, root: Path) -> Benchmark:
-    """Read a benchmark's folder in the format that params.yaml names."""
-    if spec.format == "spair":
-        return spair.read(root, spec.split, spec.layout)
-    return pfwillow.read(root)
-
-
-def source_folder(spec: Dataset, name: str) -> Path:
-    """The folder of the first source that can be had.
+def check(spec: Dataset, folder: Path) -> list[str]:
+    """Verify the whole of a dataset's folder, all of its splits; lines that say what is there.
 
     Raises:
-        UserError: none can; the message says why for each.
+        UserError: something is missing or damaged, or contradicts something else; the message names it.
     """
-    reasons = []
-    for source in spec.sources:
-        try:
-            return _provide(source, spec.format)
-        except FileNotFoundError as error:
-            reasons.append(str(error))
-    raise UserError(f"params.yaml: datasets.{name}.sources: none can be had: {'; '.join(reasons)}")
+    root = root_of(folder, spec.format)
+    module = FORMATS[spec.format]
+    lines = [f"{root}: format {spec.format}", *module.verify(root, spec)]
+    for part in module.parts(root, spec):
+        benchmark = module.load(root, part)
+        verified_images(benchmark, part, root, None)
+        lines.append(f"{getattr(part, 'split', 'all')}: {summary(benchmark)}")
+    return lines
 
 
-def _provide(source: Source, format_: str) -> Path:
-    if isinstance(source, ToySource):
-        return _draw(source, format_)
-    folder = Path(source.path).expanduser()
-    if not folder.is_dir():
-        raise FileNotFoundError(f"path {folder} is no folder")
-    return folder
+def recognise(folder: Path, expect: str) -> Dataset:
+    """The dataset that a folder holds, by its layout.
 
-
-def _draw(source: ToySource, format_: str) -> Path:
-    """Draw a toy benchmark once for all its splits."""
-    digest = hashlib.sha256(canonical_json([format_, source.model_dump()]).encode())
-    digest.update(Path(toy.__file__).read_bytes())  # another version of the pen draws other pictures
-    folder = FOLDER / f"toy_{format_}_{digest.hexdigest()[:12]}"
-    write = {"spair": toy.write_spair, "pfwillow": toy.write_pfwillow}[format_]
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    with FileLock(FOLDER / f".{folder.name}.lock"):  # Snakemake fetches the splits side by side
-        if not folder.exists():
-            with replacing(folder) as partial:
-                write(partial, source.seed, source.images)
-    return folder
+    Raises:
+        UserError: it is in no known format, or `expect` is none of its format's.
+    """
+    for name, module in FORMATS.items():
+        if module.find(folder) is not None:
+            values = {"format": name, "sources": [{"kind": "path", "path": str(folder)}], "expect": expect}
+            return dataset(values | WHOLE[name])
+    raise UserError(f"{folder}: in none of the known formats: {', '.join(FORMATS)}; see README, Datasets")

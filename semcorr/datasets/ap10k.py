@@ -1,0 +1,146 @@
+"""AP-10K for correspondence, as Zhang et al. (Telling Left from Right, 2024) arrange Yu et al.'s animal poses (2021).
+
+JPEGImages/<family>/<species>/<image>.jpg, ImageAnnotation/<family>/<species>/<image>.json (width, height, bbox as
+x y w h, and `keypoints`, 17 times x y visibility), and one JSON a pair, with the two annotations' paths, in
+PairAnnotation/<split><suffix>/<source>-<target>:<group>.json. The suffix says who is paired: none for two animals of
+one species, `_cross_species` for one family, `_cross_family` for two. The group is the species, the family, or `all`.
+"""
+
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from semcorr.datasets.base import Benchmark, Image, Pair, check_pair, image_size
+from semcorr.errors import UserError
+from semcorr.files import read_json
+from semcorr.params import AP10KDataset
+
+KEYPOINTS = 17
+SUFFIXES = {"intra_species": "", "cross_species": "_cross_species", "cross_family": "_cross_family"}
+SPLITS = ("trn", "val", "test")
+
+
+def find(folder: Path) -> Path | None:
+    """The root of the format: `folder` itself or a folder in it."""
+    there = (path for path in (folder, *sorted(folder.iterdir())) if (path / "PairAnnotation").is_dir())
+    return next((path for path in there if next(path.glob("ImageAnnotation/*/*/*.json"), None)), None)
+
+
+def load(root: Path, spec: AP10KDataset) -> Benchmark:
+    """Read the pairs that params.yaml names."""
+    return read(root, spec.split, spec.subset)
+
+
+def parts(root: Path, spec: AP10KDataset) -> list[AP10KDataset]:
+    """All splits and sub-sets that are there."""
+    return [
+        spec.model_copy(update={"split": split, "subset": subset, "limit": None})
+        for split in SPLITS
+        for subset, suffix in SUFFIXES.items()
+        if (root / "PairAnnotation" / f"{split}{suffix}").is_dir()
+    ]
+
+
+def verify(root: Path, spec: AP10KDataset) -> list[str]:
+    """Count species and images. The pairs are drawn by a script, so no count is required."""
+    species = {path.parent for path in root.glob("ImageAnnotation/*/*/*.json")}
+    families = {path.parent for path in species}
+    return [f"{len(families)} families, {len(species)} species"]
+
+
+def verify_image(root: Path, image: Image) -> None:
+    """An image has no further files."""
+
+
+def read(root: Path, split: str, subset: str) -> Benchmark:
+    """Read one split of one sub-set, pairs sorted by name; a pair without common keypoints is left out and counted.
+
+    Raises:
+        UserError: a file is missing or damaged, or contradicts another; the message names it.
+    """
+    folder = root / "PairAnnotation" / f"{split}{SUFFIXES[subset]}"
+    files = sorted(path for path in folder.glob("*.json") if not path.name.startswith("."))
+    if not files:
+        raise UserError(f"{folder}: holds no pairs; {root} is no folder in AP-10K's correspondence format")
+    images: dict[str, Image] = {}
+    pairs: dict[tuple[str, str], Pair] = {}
+    empty = 0
+
+    @cache
+    def animal(relative: str) -> tuple[str, dict[str, list[float]], list[float]]:
+        image, points, bbox = _read_annotation(root, relative)
+        images[image.id] = image
+        return image.id, points, bbox
+
+    for path in files:
+        values = read_json(path)
+        try:
+            named = [_below(values[key]) for key in ("src_json_path", "trg_json_path")]
+        except (KeyError, TypeError, AttributeError, ValueError):
+            raise UserError(f"{path}: not a pair of AP-10K (src_json_path, trg_json_path)") from None
+        (source, first, source_bbox), (target, second, target_bbox) = map(animal, named)
+        common = [id_ for id_ in first if id_ in second]
+        if not common:
+            empty += 1
+            continue
+        pair = Pair(
+            id=path.stem,
+            category=path.stem.rpartition(":")[2],
+            source=source,
+            target=target,
+            keypoint_ids=common,
+            source_keypoints=[first[id_] for id_ in common],
+            target_keypoints=[second[id_] for id_ in common],
+            source_bbox=source_bbox,
+            target_bbox=target_bbox,
+            subset=subset,
+        )
+        if (source, target) in pairs:
+            raise UserError(f"{path}: the pair is also in {pairs[source, target].id}.json")
+        sizes = {id_: (images[id_].height, images[id_].width) for id_ in (source, target)}
+        pairs[source, target] = check_pair(pair, sizes, path)
+    used = {id_ for ids in pairs for id_ in ids}
+    return Benchmark(
+        root=root / "JPEGImages",
+        images=[images[id_] for id_ in sorted(used)],
+        pairs=list(pairs.values()),
+        left_out={"pairs without common keypoints": empty} if empty else {},
+    )
+
+
+def _below(path: str) -> str:
+    """An annotation's path below ImageAnnotation; it is written relative to where its author stood."""
+    parts = PurePosixPath(path).parts
+    below = parts[parts.index("ImageAnnotation") + 1 :]
+    if len(below) != 3 or ".." in below:
+        raise ValueError(path)
+    return "/".join(below)
+
+
+def _read_annotation(root: Path, relative: str) -> tuple[Image, dict[str, list[float]], list[float]]:
+    """An image, its visible keypoints (number -> x y), and its animal's box (x0, y0, x1, y1)."""
+    path = root / "ImageAnnotation" / relative
+    values = read_json(path)
+    id_ = relative.removesuffix(".json")
+    size = image_size(root / "JPEGImages" / f"{id_}.jpg")
+    try:
+        said = (int(values["height"]), int(values["width"]))
+        points = _visible(values["keypoints"])
+        x, y, width, height = map(float, values["bbox"])
+    except KeyError as error:
+        raise UserError(f"{path}: key {error} is missing") from None
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: not an annotation of AP-10K ({error})") from None
+    if said != size:
+        raise UserError(
+            f"{path}: says that {id_}.jpg has {said[1]} x {said[0]} pixels, but it has {size[1]} x {size[0]}"
+        )
+    image = Image(id=id_, file=f"{id_}.jpg", category=id_.split("/")[1], height=size[0], width=size[1])
+    return image, points, [x, y, x + width, y + height]
+
+
+def _visible(values: list[Any]) -> dict[str, list[float]]:
+    if len(values) != 3 * KEYPOINTS:
+        raise ValueError(f"{len(values)} numbers for {KEYPOINTS} keypoints")
+    rows = [values[at : at + 3] for at in range(0, len(values), 3)]
+    return {str(number): [float(x), float(y)] for number, (x, y, visibility) in enumerate(rows) if visibility > 0}

@@ -1,0 +1,188 @@
+"""PF-PASCAL, as its authors publish it (Ham et al., Proposal Flow, 2017), with the split files of the field.
+
+JPEGImages/<image>.jpg; Annotations/<category>/<image>.mat with `kps` (N x 2, x y, NaN where a point is not visible) and
+`bbox` (1 x 4, x0 y0 x1 y1); and, from Rocco et al. (2017) and Han et al. (2017), {train,val,test}_pairs_pf_pascal.csv
+(or {trn,val,test}_pairs.csv): source image, target image, 1-based class, and, in train, whether the row is a mirrored
+copy. The lists' own coordinates are cross-checked against the .mat files, whose points are used.
+"""
+
+import csv
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import scipy.io
+
+from semcorr.datasets.base import Benchmark, Image, Pair, check_pair, image_size
+from semcorr.errors import UserError
+from semcorr.params import PFPascalDataset
+
+CATEGORIES = ["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"]
+CATEGORIES += [
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+]
+LISTS = {
+    "trn": ("train_pairs_pf_pascal.csv", "trn_pairs.csv"),
+    "val": ("val_pairs_pf_pascal.csv", "val_pairs.csv"),
+    "test": ("test_pairs_pf_pascal.csv", "test_pairs.csv"),
+}
+PAIRS = {"val": 308, "test": 299}  # of PF-PASCAL itself
+LIST_TOLERANCE = 1.0  # pixels
+
+
+def find(folder: Path) -> Path | None:
+    """The root of the format: `folder` itself or a folder in it."""
+    there = (path for path in (folder, *sorted(folder.iterdir())) if next(path.glob("Annotations/*/*.mat"), None))
+    return next(there, None)
+
+
+def load(root: Path, spec: PFPascalDataset) -> Benchmark:
+    """Read the split that params.yaml names."""
+    return read(root, spec.split)
+
+
+def parts(root: Path, spec: PFPascalDataset) -> list[PFPascalDataset]:
+    """The dataset's whole splits."""
+    there = [split for split, names in LISTS.items() if any((root / name).exists() for name in names)]
+    return [spec.model_copy(update={"split": split, "limit": None}) for split in there]
+
+
+def verify(root: Path, spec: PFPascalDataset) -> list[str]:
+    """Count the pairs of each list; PF-PASCAL itself (`expect: pfpascal`) has 308 in val and 299 in test.
+
+    Raises:
+        UserError: it is something else.
+    """
+    counts = {part.split: len(_rows(_list(root, part.split))) for part in parts(root, spec)}
+    wrong = {split: count for split, count in counts.items() if count != PAIRS.get(split, count)}
+    if spec.expect == "pfpascal" and wrong:
+        raise UserError(
+            f"{root}: pairs {wrong}, PF-PASCAL has {PAIRS}. Get the lists again, or say `expect: any` if it is data of "
+            f"your own"
+        )
+    return ["pairs listed: " + ", ".join(f"{split} {count:,}" for split, count in counts.items())]
+
+
+def verify_image(root: Path, image: Image) -> None:
+    """An image has no further files."""
+
+
+def read(root: Path, split: str) -> Benchmark:
+    """Read one split; rows that are mirrored copies of others are left out and counted.
+
+    Raises:
+        UserError: a file is missing or damaged, or contradicts another; the message names it.
+    """
+    path = _list(root, split)
+    sizes: dict[str, tuple[int, int]] = {}
+    categories: dict[str, str] = {}
+    pairs: dict[str, Pair] = {}
+    mirrored = 0
+
+    @cache
+    def annotation(category: str, name: str) -> tuple[dict[str, list[float]], list[float]]:
+        return read_annotation(root / "Annotations" / category / f"{name}.mat")
+
+    for number, row in enumerate(_rows(path), start=2):
+        where = f"{path}:{number}"
+        source, target, category, rest = _parse(row, where)
+        if split == "trn" and rest == ["1"]:
+            mirrored += 1
+            continue
+        for name in (source, target):
+            if name not in sizes:
+                sizes[name] = image_size(root / "JPEGImages" / f"{name}.jpg")
+                categories[name] = category
+        (first, source_bbox), (second, target_bbox) = annotation(category, source), annotation(category, target)
+        common = [id_ for id_ in first if id_ in second]
+        pair = Pair(
+            id=f"{source}-{target}:{category}",
+            category=category,
+            source=source,
+            target=target,
+            keypoint_ids=common,
+            source_keypoints=[first[id_] for id_ in common],
+            target_keypoints=[second[id_] for id_ in common],
+            source_bbox=source_bbox,
+            target_bbox=target_bbox,
+        )
+        if pair.id in pairs:
+            raise UserError(f"{where}: pair {source}, {target} stands here twice")
+        if len(rest) == 4:
+            _compare(where, rest, pair)
+        pairs[pair.id] = check_pair(pair, sizes, where)
+    images = [
+        Image(id=name, file=f"{name}.jpg", category=categories[name], height=sizes[name][0], width=sizes[name][1])
+        for name in sorted(sizes)
+    ]
+    left_out = {"mirrored copies": mirrored} if mirrored else {}
+    return Benchmark(root=root / "JPEGImages", images=images, pairs=list(pairs.values()), left_out=left_out)
+
+
+def read_annotation(path: Path) -> tuple[dict[str, list[float]], list[float]]:
+    """Visible keypoints (number -> x y) and the box (x0, y0, x1, y1) of one .mat file."""
+    if not path.exists():
+        raise UserError(f"{path}: the annotation is missing. Get the dataset again")
+    try:
+        values = scipy.io.loadmat(path, variable_names=["kps", "bbox"])
+        points = np.asarray(values["kps"], float)
+        bbox = np.asarray(values["bbox"], float).ravel()
+    except KeyError as error:
+        raise UserError(f"{path}: holds no {error}") from None
+    except (OSError, ValueError, NotImplementedError, TypeError) as error:
+        raise UserError(f"{path}: not a readable .mat file ({error})") from None
+    if points.ndim != 2 or points.shape[1] != 2 or bbox.shape != (4,):
+        raise UserError(f"{path}: kps is {points.shape}, bbox {bbox.shape}, expected (N, 2) and (4,)")
+    visible = np.isfinite(points).all(axis=1)
+    return {str(number): points[number].tolist() for number in np.flatnonzero(visible)}, bbox.tolist()
+
+
+def _list(root: Path, split: str) -> Path:
+    for name in LISTS[split]:
+        if (root / name).exists():
+            return root / name
+    raise UserError(f"{root}: holds neither {' nor '.join(LISTS[split])}, the list of {split}'s pairs")
+
+
+def _rows(path: Path) -> list[list[str]]:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.reader(file))[1:]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: not a CSV file ({error})") from None
+    if not rows:
+        raise UserError(f"{path}: the list of pairs is empty")
+    return rows
+
+
+def _parse(row: list[str], where: str) -> tuple[str, str, str, list[str]]:
+    """Source, target, category and the further columns of one line."""
+    try:
+        source, target = (name.split("/")[-1].removesuffix(".jpg") for name in row[:2])
+        number = int(float(row[2]))
+        if not 1 <= number <= len(CATEGORIES):
+            raise ValueError(f"class {number}")
+    except (ValueError, IndexError) as error:
+        raise UserError(f"{where}: not source image, target image, class 1 to {len(CATEGORIES)} ({error})") from None
+    return source, target, CATEGORIES[number - 1], row[3:]
+
+
+def _compare(where: str, columns: list[str], pair: Pair) -> None:
+    """Refuse a line whose coordinates, `x;x;...` and `y;y;...` of both images, are not those of the .mat files."""
+    for side, x, y in (("source", *columns[:2]), ("target", *columns[2:])):
+        try:
+            listed = np.array([x.split(";"), y.split(";")], float).T
+        except ValueError as error:
+            raise UserError(f"{where}: not a list of numbers ({error})") from None
+        ours = np.array(getattr(pair, f"{side}_keypoints"), float).reshape(-1, 2)
+        if listed.shape != ours.shape or not (np.abs(listed - ours) <= LIST_TOLERANCE).all():
+            raise UserError(f"{where}: {side} keypoints differ from those of the .mat file")

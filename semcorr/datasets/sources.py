@@ -1,0 +1,125 @@
+"""Where a dataset comes from: drawn, on this machine, or downloaded; the first of its sources that can be had."""
+
+import hashlib
+import logging
+from pathlib import Path
+
+from filelock import FileLock
+
+from semcorr.datasets import toy
+from semcorr.datasets.formats import FORMATS
+from semcorr.download import download, is_archive, unpack
+from semcorr.errors import UserError
+from semcorr.files import canonical_json, replacing, sha256
+from semcorr.params import Dataset, PathSource, Source, ToySource, UrlSource
+
+FOLDER = Path("data/sources")  # what was drawn, downloaded or unpacked, beside the datasets; no engine tracks it
+
+logger = logging.getLogger(__name__)
+
+
+def provide(spec: Dataset, name: str) -> Path:
+    """The root of a dataset's format, from the first of its sources that can be had.
+
+    Raises:
+        UserError: none can, and the message says why for each; or one is there and is damaged or something else.
+    """
+    reasons = []
+    for source in spec.sources:
+        try:
+            folder = _folder(source, spec.format)
+        except NotThere as error:
+            reasons.append(str(error))
+            logger.warning("%s: %s", name, error)
+            continue
+        return root_of(folder, spec.format)
+    raise UserError(f"params.yaml: datasets.{name}.sources: none can be had: {'; '.join(reasons)}")
+
+
+def root_of(folder: Path, format_: str) -> Path:
+    """The root of a format in a folder: the folder itself or one in it.
+
+    Raises:
+        UserError: there is none.
+    """
+    root = FORMATS[format_].find(folder)
+    if root is None:
+        raise UserError(f"{folder}: nothing in it is in the format {format_!r}; see README, Datasets")
+    return root
+
+
+def open_path(path: Path) -> Path:
+    """A folder of data: `path` itself, or what it unpacks to.
+
+    Raises:
+        UserError: it is neither a folder nor an archive, or a damaged one.
+    """
+    if path.is_dir():
+        return path
+    if not is_archive(path):
+        raise UserError(f"{path}: neither a folder nor a readable zip or tar archive")
+    return _unpacked(path, sha256(path))
+
+
+class NotThere(Exception):
+    """A source cannot be had, so that the next one is tried."""
+
+
+def _folder(source: Source, format_: str) -> Path:
+    match source:
+        case ToySource():
+            return _draw(source, format_)
+        case PathSource():
+            path = Path(source.path).expanduser()
+            if not path.exists():
+                raise NotThere(f"path {path} does not exist")
+            return open_path(path)
+        case UrlSource():
+            return _fetch(source)
+
+
+def _fetch(source: UrlSource) -> Path:
+    # What has no checksum is known by its addresses: two archives of one name are not taken for each other.
+    key = source.sha256 or hashlib.sha256(canonical_json(source.urls).encode()).hexdigest()
+    archive = FOLDER / f"{key[:12]}_{source.urls[0].rpartition('/')[2]}"
+    if source.sha256 and (folder := _place(source.sha256)).is_dir():
+        return folder
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with FileLock(FOLDER / f".{archive.name}.lock"):  # Snakemake fetches the splits side by side
+        try:
+            download(source.urls, source.sha256, archive)
+        except UserError as error:
+            raise NotThere(str(error)) from None
+        try:
+            return _unpacked(archive, source.sha256 or sha256(archive))
+        except UserError:
+            archive.unlink(missing_ok=True)  # without a known checksum, only unpacking shows that it is damaged
+            raise
+
+
+def _place(digest: str) -> Path:
+    """Where an archive is unpacked to: a name that says which bytes it had."""
+    return FOLDER / f"unpacked_{digest[:12]}"
+
+
+def _unpacked(archive: Path, digest: str) -> Path:
+    folder = _place(digest)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with FileLock(FOLDER / f".{folder.name}.lock"):
+        return folder if folder.is_dir() else unpack(archive, folder)
+
+
+def _draw(source: ToySource, format_: str) -> Path:
+    """Draw a toy benchmark once for all its splits."""
+    pens = {"spair": toy.write_spair, "pfwillow": toy.write_pfwillow}
+    if format_ not in pens:
+        raise UserError(f"params.yaml: datasets: no toy is drawn in format {format_!r}; allowed: {', '.join(pens)}")
+    digest = hashlib.sha256(canonical_json([format_, source.model_dump()]).encode())
+    digest.update(Path(toy.__file__).read_bytes())  # another version of the pen draws other pictures
+    folder = FOLDER / f"toy_{format_}_{digest.hexdigest()[:12]}"
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with FileLock(FOLDER / f".{folder.name}.lock"):
+        if not folder.exists():
+            with replacing(folder) as partial:
+                pens[format_](partial, source.seed, source.images)
+    return folder

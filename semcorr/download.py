@@ -1,0 +1,122 @@
+"""Files from elsewhere: downloaded whole or not at all, verified, and unpacked without trusting the names in them."""
+
+import logging
+import sys
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from lzma import LZMAError
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import pooch
+import requests
+from tqdm import tqdm
+
+from semcorr.errors import UserError
+from semcorr.files import replacing, sha256
+
+logger = logging.getLogger(__name__)
+
+ATTEMPTS = 3  # at one address, where the connection breaks
+TIMEOUT = 60  # seconds without a byte
+DAMAGE = (tarfile.ReadError, zipfile.BadZipFile, zlib.error, LZMAError, EOFError, OSError)
+
+
+def download(urls: list[str], digest: str | None, path: Path) -> Path:
+    """The file at `path`, from the first of `urls` that serves it whole.
+
+    A file that is there and is the right one is not downloaded again. A download goes beside `path` and is moved onto
+    it once its length and, where known, its SHA-256 are right.
+
+    Raises:
+        UserError: no address serves it; the message says why for each.
+    """
+    if path.exists() and digest in (None, sha256(path)):
+        return path
+    pooch.get_logger().setLevel("WARNING")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    reasons = []
+    for url in urls:
+        logger.info("downloading %s", url)
+        try:
+            _retrieve(url, digest, path)
+        except (requests.RequestException, ValueError) as error:
+            reasons.append(f"{url}: {_reason(error, digest)}")
+            logger.warning("%s", reasons[-1])
+            continue
+        return path
+    raise UserError(f"{path.name} could not be downloaded: {'; '.join(reasons)}. Or put the file at {path} yourself")
+
+
+def _retrieve(url: str, digest: str | None, path: Path) -> None:
+    downloader = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=TIMEOUT)
+    known = digest and f"sha256:{digest}"
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            pooch.retrieve(url, known, fname=path.name, path=path.parent, downloader=downloader)
+            return
+        except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError):
+            if attempt == ATTEMPTS:
+                raise
+            logger.warning("%s: the connection broke, trying again", url)
+
+
+def _reason(error: Exception, digest: str | None) -> str:
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return f"HTTP {error.response.status_code}"
+    if isinstance(error, ValueError) and digest and "hash" in str(error):
+        return f"serves another file (its sha256 is not {digest}); it was not used"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def is_archive(path: Path) -> bool:
+    """Whether `unpack` can read a file."""
+    return path.is_file() and (zipfile.is_zipfile(path) or tarfile.is_tarfile(path))
+
+
+def unpack(archive: Path, folder: Path) -> Path:
+    """Unpack a zip or tar archive, of any compression, into `folder`, which appears when it is complete.
+
+    Raises:
+        UserError: the archive is damaged, or holds what could write elsewhere: an absolute path, `..`, a link out of
+            the archive, a device. Nothing is left.
+    """
+    try:
+        with replacing(folder) as partial:
+            partial.mkdir()
+            members = _zip_members if zipfile.is_zipfile(archive) else _tar_members
+            for extract in tqdm(members(archive), unit="file", desc=f"unpacking {archive.name}", disable=None):
+                extract(partial)
+    except DAMAGE as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{archive}: damaged or truncated archive ({reason}). Delete it and get it again") from None
+    return folder
+
+
+def _tar_members(archive: Path) -> Iterator[Callable[[Path], None]]:
+    with tarfile.open(archive) as file:
+        for member in file:
+            _check_name(archive, member.name)
+
+            def extract(folder: Path, member: tarfile.TarInfo = member) -> None:
+                try:
+                    file.extract(member, folder, filter="data")
+                except tarfile.FilterError as error:
+                    raise UserError(f"{archive}: unsafe archive: {error}. It was not used") from None
+
+            yield extract
+
+
+def _zip_members(archive: Path) -> Iterator[Callable[[Path], None]]:
+    with zipfile.ZipFile(archive) as file:
+        for name in file.namelist():
+            _check_name(archive, name)
+            yield lambda folder, name=name: file.extract(name, folder)
+
+
+def _check_name(archive: Path, name: str) -> None:
+    for flavour in (PurePosixPath, PureWindowsPath):
+        path = flavour(name)
+        if path.is_absolute() or path.drive or ".." in path.parts:
+            raise UserError(f"{archive}: unsafe archive: member {name!r} leads out of it. It was not used")
