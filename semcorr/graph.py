@@ -77,7 +77,13 @@ STAGES: dict[str, Stage] = {
         reads=(*NETWORK, "backbones.{backbone}.weights", "baselines.{weights}"),
         inputs={"checked": CHECKED},
         outputs={"tensors": WEIGHTS},
-        code=("semcorr/stages/weights.py", "semcorr/backbones", "semcorr/geometry.py", *_FILES),
+        code=(
+            "semcorr/stages/weights.py",
+            "semcorr/backbones",
+            "semcorr/geometry.py",
+            "semcorr/download.py",
+            *_FILES,
+        ),
     ),
     "extract": Stage(
         axes=("backbone", "weights", "dataset"),
@@ -162,7 +168,6 @@ STAGES: dict[str, Stage] = {
         },
         code=(
             "semcorr/stages/report.py",
-            "semcorr/stages/evaluate.py",
             "semcorr/templates",
             "semcorr/pck.py",
             *_FILES,

@@ -30,6 +30,8 @@ PRESETS = Path("workflow/presets")
 # A hyphen in a name can silently merge two DVC matrix stages, whose names are joined with hyphens.
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_]*$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Url = Annotated[str, StringConstraints(pattern=r"^https?://.+/[^/]+$")]
+Urls = Annotated[list[Url], Field(min_length=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -82,7 +84,7 @@ class UrlSource(Model):
     """An archive to download, from the first address that serves it; `sha256: null` where nobody publishes it."""
 
     kind: Literal["url"]
-    urls: Annotated[list[Annotated[str, StringConstraints(pattern=r"^https?://.+/[^/]+$")]], Field(min_length=1)]
+    urls: Urls
     sha256: Sha256 | None
 
 
@@ -148,11 +150,39 @@ class PackageWeights(Model):
     member: str
 
 
+class TimmWeights(Model):
+    """What timm publishes for the model under a tag, from its hub or cache."""
+
+    kind: Literal["timm"]
+    tag: str
+
+
+class UrlWeights(Model):
+    """A checkpoint to download, from the first address that serves it: official DINOv2, DINOv3, SAM, or timm's."""
+
+    kind: Literal["url"]
+    urls: Urls
+    sha256: Sha256
+
+
+class FileWeights(Model):
+    """A checkpoint on this machine, .pth or .safetensors: official DINOv2, DINOv3, SAM, or timm's."""
+
+    kind: Literal["file"]
+    path: str
+    sha256: Sha256 | None
+
+
 class RandomWeights(Model):
     """Tensors as the architecture initialises them, from a seed."""
 
     kind: Literal["random"]
     seed: int
+
+
+Weights = Annotated[
+    PackageWeights | TimmWeights | UrlWeights | FileWeights | RandomWeights, Field(discriminator="kind")
+]
 
 
 class Backbone(Model):
@@ -161,7 +191,7 @@ class Backbone(Model):
     family: Literal["timm", "sam"]
     model: str
     overrides: dict[str, int | float | bool | list[int]]
-    weights: Annotated[PackageWeights | RandomWeights, Field(discriminator="kind")]
+    weights: Weights
     image_size: Annotated[int, Field(ge=16)]
     layer: Annotated[int, Field(ge=0)] | Literal["neck"]
     norm: bool

@@ -9,10 +9,20 @@ pixels of the original target image. All fractions are in [0, 1]; papers multipl
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 AVERAGES = ("keypoint", "image", "category")
+
+
+def threshold_key(threshold: float) -> str:
+    """The name of a threshold in every result.
+
+    >>> threshold_key(0.1)
+    'PCK@0.10'
+    """
+    return f"PCK@{threshold:.2f}" if round(threshold, 2) == threshold else f"PCK@{threshold}"
 
 
 def distances(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
@@ -62,6 +72,17 @@ class Score:
     std: np.ndarray
     low: np.ndarray
     high: np.ndarray
+
+    def to_dict(self, thresholds: list[float]) -> dict[str, dict[str, Any]]:
+        """The average as results hold it: "PCK@0.10" -> mean, std, ci95."""
+        return {
+            threshold_key(threshold): {
+                "mean": float(self.mean[index]),
+                "std": float(self.std[index]),
+                "ci95": [float(self.low[index]), float(self.high[index])],
+            }
+            for index, threshold in enumerate(thresholds)
+        }
 
 
 def scores(correct: np.ndarray, pair: np.ndarray, category: np.ndarray, *, samples: int, seed: int) -> dict[str, Score]:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from semcorr import params
 from semcorr.backbones import build, check, load, save
-from semcorr.backbones.weights import download_wheel, onnx_to_timm
+from semcorr.backbones.wheel import download_wheel, onnx_to_timm
 from semcorr.errors import UserError
 
 NAMES = ["dinov2_tiny", "dinov3_tiny", "sam_tiny"]

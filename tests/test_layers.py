@@ -18,7 +18,7 @@ LAYERS = [
     {"datasets", "backbones", "pck", "runtime", "stale"},
     {"store", "matching", "losses"},
     {"tail"},
-    {"stages"},
+    {"stages", "api"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

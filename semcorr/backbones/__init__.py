@@ -1,5 +1,6 @@
 """Networks behind one contract, and the one table of their families."""
 
+import hashlib
 import importlib
 from pathlib import Path
 
@@ -54,6 +55,16 @@ def save(path: Path, tensors: dict[str, torch.Tensor], record: dict) -> None:
     contiguous = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
     with replacing(path) as partial:
         save_file(contiguous, partial, metadata={provenance.KEY: provenance.dumps(record)})
+
+
+def digest(tensors: dict[str, torch.Tensor]) -> str:
+    """Hex SHA-256 of tensors: their names, types, shapes and values, whatever file they are in."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 def check(tensors: dict[str, torch.Tensor], network: Backbone, where: str) -> None:

@@ -15,6 +15,20 @@ from torch import Tensor, nn
 from semcorr.errors import UserError
 from semcorr.geometry import Grid, resized_size
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def resize(image: PillowImage.Image, long_side: int, resample: PillowImage.Resampling) -> Tensor:
+    """An image of any size and mode as (3, H, W) float32 RGB in [0, 1], its longer side `long_side` pixels."""
+    size = resized_size((image.height, image.width), long_side)
+    small = image.convert("RGB").resize(size[::-1], resample)
+    return torch.from_numpy(np.array(small)).permute(2, 0, 1).float() / 255
+
+
+def standardise(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """(3, H, W) RGB in [0, 1], less the mean, over the standard deviation."""
+    return (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+
 
 class Backbone(nn.Module):
     """A network with dense features.
@@ -30,8 +44,8 @@ class Backbone(nn.Module):
     net: nn.Module
     stride: int
     depth: int
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
     resample = PillowImage.Resampling.BICUBIC
 
     def canvas(self, resized: tuple[int, int]) -> tuple[int, int]:
@@ -49,14 +63,15 @@ class Backbone(nn.Module):
         Returns:
             (3, H, W) float32, padded with zeros (the mean colour) at the bottom and right; and its grid.
         """
-        resized = resized_size((image.height, image.width), long_side)
-        small = image.convert("RGB").resize(resized[::-1], self.resample)
-        pixels = torch.from_numpy(np.array(small)).permute(2, 0, 1).float() / 255
-        pixels = (pixels - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[:, None, None]
-        height, width = self.canvas(resized)
-        padded = nn.functional.pad(pixels, (0, width - resized[1], 0, height - resized[0]))
+        pixels = standardise(resize(image, long_side, self.resample), self.mean, self.std)
+        resized = pixels.shape[1], pixels.shape[2]
         grid = Grid(image_size=(image.height, image.width), resized_size=resized, stride=self.stride)
-        return padded, grid
+        return self.pad(pixels), grid
+
+    def pad(self, pixels: Tensor) -> Tensor:
+        """(..., H, W) pixels padded with zeros at the bottom and right to the canvas."""
+        height, width = self.canvas((pixels.shape[-2], pixels.shape[-1]))
+        return nn.functional.pad(pixels, (0, width - pixels.shape[-1], 0, height - pixels.shape[-2]))
 
     def embed(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) images to the activations that enter block 0."""
@@ -69,6 +84,14 @@ class Backbone(nn.Module):
     def read(self, activations: Tensor, cells: tuple[int, int], *, norm: bool, neck: bool) -> Tensor:
         """Activations as a feature map (B, C, h, w), padded cells included."""
         raise NotImplementedError
+
+    def adopt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors of an official checkpoint under this network's names; others are returned as they are.
+
+        What the official file is known to hold beside the network is left out. Nothing else is: the caller refuses
+        what then is missing or left over.
+        """
+        return tensors
 
     def cells(self, images: Tensor) -> tuple[int, int]:
         """Padded grid (h, w) of a batch of images."""

@@ -73,6 +73,13 @@ class Sam(Backbone):
         features = activations.permute(0, 3, 1, 2)
         return self.net.neck(features) if neck else features
 
+    def adopt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """See Backbone; the official file also holds SAM's prompt encoder and mask decoder."""
+        prefix, beside = "image_encoder.", ("prompt_encoder.", "mask_decoder.")
+        if not any(name.startswith(prefix) for name in tensors):
+            return tensors
+        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if not name.startswith(beside)}
+
     def tuned_modules(self, blocks: int, layer: int | Literal["neck"], norm: bool) -> list[nn.Module]:
         """See Backbone."""
         stop = self.stop(layer)

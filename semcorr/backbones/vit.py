@@ -10,6 +10,18 @@ from torch import Tensor, nn
 from semcorr.backbones.base import Backbone
 from semcorr.errors import UserError
 
+# Names in the official files -> in timm.
+DINOV2 = {"register_tokens": "reg_token", "mlp.w12": "mlp.fc1", "mlp.w3": "mlp.fc2"}
+DINOV3 = {"storage_tokens": "reg_token", "ls1.gamma": "gamma_1", "ls2.gamma": "gamma_2"}
+DINOV3 |= {"mlp.w1": "mlp.fc1_g", "mlp.w2": "mlp.fc1_x", "mlp.w3": "mlp.fc2"}
+
+
+def _renamed(name: str, table: dict[str, str]) -> str:
+    for official, ours in table.items():
+        if official in name:
+            return name.replace(official, ours)
+    return name
+
 
 class TimmVit(Backbone):
     """A timm vision transformer; activations are tokens (B, prefix + h * w, C)."""
@@ -23,6 +35,7 @@ class TimmVit(Backbone):
                 f"params.yaml: timm cannot build model {model!r} with overrides {overrides} ({error}). "
                 f"Names: python -c \"import timm; print(timm.list_models('vit*'))\""
             ) from None
+        self.name = model
         self.stride = self.net.patch_embed.patch_size[0]
         self.depth = len(self.net.blocks)
         self.mean, self.std = self.net.pretrained_cfg["mean"], self.net.pretrained_cfg["std"]
@@ -46,6 +59,46 @@ class TimmVit(Backbone):
         activations = self.net.norm(activations) if norm else activations
         patches = activations[:, self.net.num_prefix_tokens :]
         return patches.transpose(1, 2).unflatten(2, cells)
+
+    def adopt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """See Backbone."""
+        if "storage_tokens" in tensors:
+            return self._from_dinov3(tensors)
+        if "mask_token" in tensors:
+            return self._from_dinov2(tensors)
+        return tensors
+
+    def _from_dinov2(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The official DINOv2 file; its mask token served training alone."""
+        found = {_renamed(name, DINOV2): tensor for name, tensor in tensors.items() if name != "mask_token"}
+        if "reg_token" in found:  # timm adds positions to the patches alone, so the class token brings its own
+            positions = found["pos_embed"]
+            found["cls_token"] = found["cls_token"] + positions[:, :1]
+            found["pos_embed"] = positions[:, 1:]
+        return found
+
+    def _from_dinov3(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The official DINOv3 file.
+
+        Left out: the mask token, the norm of local crops, and what is computed from constants, the periods of the
+        rotary embedding and the masks that hold the keys' biases at zero.
+        """
+        beside = ("mask_token", "rope_embed.periods", "local_cls_norm.weight", "local_cls_norm.bias")
+        ours = self.net.state_dict().keys()
+        found = {}
+        for name, tensor in tensors.items():
+            if name in beside or name.endswith(".bias_mask"):
+                continue
+            if not name.endswith("attn.qkv.bias"):
+                found[_renamed(name, DINOV3)] = tensor
+                continue
+            query, _, value = tensor.chunk(3)
+            prefix = name.removesuffix("qkv.bias")
+            if f"{prefix}q_bias" in ours:
+                found |= {f"{prefix}q_bias": query, f"{prefix}v_bias": value}
+            elif query.any() or value.any():
+                raise UserError(f"{name} is not zero, and timm's {self.name} has none. Take model {self.name}_qkvb")
+        return found
 
     def tuned_modules(self, blocks: int, layer: int, norm: bool) -> list[nn.Module]:
         """See Backbone."""

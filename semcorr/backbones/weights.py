@@ -1,130 +1,108 @@
-"""Where a network's tensors come from: a wheel of the package index, or a seed."""
+"""Where a network's tensors come from. Every one is accounted for, whatever the source."""
 
-import re
-import subprocess
-import sys
-import tempfile
-import zipfile
+import pickle
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import onnx
 import torch
-from onnx import numpy_helper
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 
+from semcorr.backbones import build, check
 from semcorr.backbones.base import Backbone
+from semcorr.download import download
 from semcorr.errors import UserError
-from semcorr.files import replacing, sha256
-from semcorr.params import PackageWeights
+from semcorr.files import sha256
+from semcorr.params import Backbone as BackboneParams
+from semcorr.params import FileWeights, PackageWeights, RandomBaseline, RandomWeights, TimmWeights, UrlWeights, Weights
+
+WRAPPERS = ("state_dict", "model")  # keys under which training scripts put the tensors
 
 
-def random_tensors(network: Backbone) -> dict[str, torch.Tensor]:
-    """The network's tensors as its architecture initialised them; seed torch before building it."""
-    return dict(network.net.state_dict())
+def get(spec: BackboneParams, source: Weights | RandomBaseline, folder: Path) -> tuple[Backbone, str]:
+    """A network with the tensors of a source, and where they come from, in words.
 
-
-def package_tensors(spec: PackageWeights, folder: Path) -> dict[str, torch.Tensor]:
-    """The DINOv2 tensors inside a wheel, under timm's names; the wheel is kept in `folder`.
-
-    Raises:
-        UserError: the wheel cannot be had, is not the one pinned, or does not hold the tensors.
-    """
-    wheel = download_wheel(spec, folder)
-    try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(spec.member) as member:
-            model = onnx.load_model_from_string(member.read())
-    except KeyError:
-        raise UserError(f"{wheel}: holds no {spec.member} (backbones.*.weights.member)") from None
-    except (zipfile.BadZipFile, onnx.checker.ValidationError, ValueError) as error:
-        raise UserError(f"{wheel}: {spec.member} cannot be read ({error})") from None
-    return onnx_to_timm(model, f"{wheel}: {spec.member}")
-
-
-def download_wheel(spec: PackageWeights, folder: Path) -> Path:
-    """The pinned wheel in `folder`, fetched with pip from the package index that pip is set up for."""
-    wheel = folder / f"{spec.package.replace('-', '_')}-{spec.version}-py3-none-any.whl"
-    if wheel.exists() and sha256(wheel) == spec.sha256:
-        return wheel
-    with tempfile.TemporaryDirectory() as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
-        command += ["--dest", scratch, f"{spec.package}=={spec.version}"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        found = list(Path(scratch).glob("*.whl"))
-        if done.returncode or len(found) != 1:
-            reason = (done.stderr.strip().splitlines() or ["pip says nothing"])[-1]
-            raise UserError(
-                f"{spec.package}=={spec.version}: pip could not download the wheel ({reason}). Check the network "
-                f"and pip's index, or put the wheel at {wheel}"
-            )
-        actual = sha256(found[0])
-        if actual != spec.sha256:
-            raise UserError(
-                f"{spec.package}=={spec.version}: the wheel's sha256 is {actual}, params.yaml expects {spec.sha256}. "
-                f"It was not used"
-            )
-        with replacing(wheel) as partial:
-            partial.write_bytes(found[0].read_bytes())
-    return wheel
-
-
-# One encoder layer of the export, in transformers' names, to one timm block.
-_BLOCK = {
-    "attention.output.dense": "attn.proj",
-    "layer_scale1.lambda1": "ls1.gamma",
-    "layer_scale2.lambda1": "ls2.gamma",
-}
-_STEM = {
-    "embeddings.cls_token": "cls_token",
-    "embeddings.position_embeddings": "pos_embed",
-    "embeddings.patch_embeddings.projection.weight": "patch_embed.proj.weight",
-    "embeddings.patch_embeddings.projection.bias": "patch_embed.proj.bias",
-    "layernorm.weight": "norm.weight",
-    "layernorm.bias": "norm.bias",
-}
-
-
-def onnx_to_timm(model: onnx.ModelProto, where: str) -> dict[str, torch.Tensor]:
-    """The DINOv2 encoder of an ONNX export, under timm's names.
-
-    The exporter keeps the names of biases, norms and scales, and hides each Linear's weight, transposed, behind the
-    MatMul that uses it; the MatMul's own name says whose it is. The position embeddings are split into the class
-    token's, which a Concat uses, and the patches', which a Reshape uses. Heads beside the encoder are left out.
+    Args:
+        spec: of the network.
+        source: one of params.yaml's kinds of `weights`, or a random baseline.
+        folder: keeps what is downloaded.
 
     Raises:
-        UserError: it holds no DINOv2 encoder of this kind; `where` names the file.
+        UserError: the tensors cannot be had, or are not exactly those of the network.
     """
-    initializers = {tensor.name: tensor for tensor in model.graph.initializer}
-    named = {name.removeprefix("backbone."): name for name in initializers if name.startswith("backbone.")}
-    tensors = {name: torch.from_numpy(numpy_helper.to_array(initializers[key]).copy()) for name, key in named.items()}
-    positions = {}
-    for node in model.graph.node:
-        if node.name.startswith("/backbone/embeddings/") and node.op_type in ("Concat", "Reshape"):
-            for tensor in (initializers[name] for name in node.input if name in initializers):
-                if len(tensor.dims) == 3:
-                    positions[node.op_type] = numpy_helper.to_array(tensor)
-        match = re.fullmatch(r"/backbone/(encoder/layer\.\d+/.+)/MatMul", node.name)
-        if node.op_type == "MatMul" and match and node.input[1] in initializers:
-            weight = numpy_helper.to_array(initializers[node.input[1]])
-            tensors[match[1].replace("/", ".") + ".weight"] = torch.from_numpy(weight.T.copy())
+    torch.manual_seed(getattr(source, "seed", 0))
+    network = build(spec)
+    match source:
+        case RandomWeights() | RandomBaseline():
+            return network, f"random, seed {source.seed}"
+        case PackageWeights():
+            from semcorr.backbones.wheel import package_tensors
+
+            tensors = package_tensors(source, folder)
+            origin = f"{source.package} {source.version}, {source.member}, sha256 {source.sha256}"
+        case TimmWeights():
+            tensors, origin = _from_timm(spec, source), f"timm {spec.model}.{source.tag}"
+        case UrlWeights():
+            path = download(source.urls, source.sha256, folder / f"{source.sha256[:12]}_{Path(source.urls[0]).name}")
+            tensors, origin = read_checkpoint(path), f"{source.urls[0]}, sha256 {source.sha256}"
+        case FileWeights():
+            path = Path(source.path).expanduser()
+            tensors, digest = read_checkpoint(path), sha256(path)
+            if source.sha256 not in (None, digest):
+                raise UserError(f"{path}: its sha256 is {digest}, params.yaml expects {source.sha256}. It was not used")
+            origin = f"{path.name}, sha256 {digest}"
+    tensors = network.adopt(tensors)
+    check(tensors, network, origin)
+    network.net.load_state_dict(tensors)
+    return network, origin
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, or of a .pth file of PyTorch; nothing in it is executed.
+
+    Raises:
+        UserError: it is missing, damaged, or holds anything but tensors.
+    """
     try:
-        whole = np.concatenate([positions["Concat"], positions["Reshape"]], axis=1)
-        tensors["embeddings.position_embeddings"] = torch.from_numpy(whole)
-        return _rename(tensors)
-    except KeyError as error:
-        raise UserError(f"{where}: holds no DINOv2 encoder ({error} is missing)") from None
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        values: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file (weights: kind file)") from None
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path}: refused, since it holds more than tensors and could run code. Get the official file"
+        ) from None
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: not a readable checkpoint ({' '.join(str(error).split())[:200]})") from None
+    for key in WRAPPERS:
+        if isinstance(values, dict) and isinstance(values.get(key), dict):
+            values = values[key]
+    if not isinstance(values, dict) or not values:
+        raise UserError(f"{path}: holds a {type(values).__name__}, expected a dictionary of tensors")
+    for name, value in values.items():
+        if not isinstance(value, Tensor):
+            raise UserError(f"{path}: {name} is a {type(value).__name__}, expected a tensor")
+    return values
 
 
-def _rename(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    renamed = {new: tensors.pop(old) for old, new in _STEM.items()}
-    layers = sorted({int(name.split(".")[2]) for name in tensors if name.startswith("encoder.layer.")})
-    for layer in layers:
-        prefix = f"encoder.layer.{layer}."
-        for kind in ("weight", "bias"):
-            parts = [tensors.pop(f"{prefix}attention.attention.{part}.{kind}") for part in ("query", "key", "value")]
-            renamed[f"blocks.{layer}.attn.qkv.{kind}"] = torch.cat(parts)
-        for name in [name for name in tensors if name.startswith(prefix)]:
-            new = name.removeprefix(prefix)
-            for old, timm_name in _BLOCK.items():
-                new = new.replace(old, timm_name)
-            renamed[f"blocks.{layer}.{new}"] = tensors.pop(name)
-    return renamed
+def _from_timm(spec: BackboneParams, source: TimmWeights) -> dict[str, Tensor]:
+    """The tensors that timm publishes under a tag, through its own cache and hub."""
+    import timm
+
+    name = f"{spec.model}.{source.tag}"
+    if not timm.is_model_pretrained(name):
+        known = [full.partition(".")[2] for full in timm.list_pretrained(f"{spec.model}.*")]
+        raise UserError(
+            f"params.yaml: timm has no weights {name!r}; tags of {spec.model}: {', '.join(known) or 'none'}"
+        )
+    try:
+        network = timm.create_model(name, pretrained=True, num_classes=0, dynamic_img_size=True, **spec.overrides)
+    except Exception as error:  # the hub's client has errors of its own for each way of not being reached
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"timm {name}: cannot be downloaded ({type(error).__name__}: {reason}). Check the network (HF_ENDPOINT, "
+            f"HF_TOKEN), or give the official file: weights: {{kind: file, path: ..., sha256: null}}"
+        ) from None
+    return dict(network.state_dict())

@@ -127,9 +127,34 @@ def read(root: Path, split: str, layout: str) -> Benchmark:
     """
     lines = read_layout(root, split, layout)
     sizes: dict[str, tuple[int, int]] = {}
-    pairs = [_read_pair(root, split, line, sizes) for line in lines]
-    return Benchmark(
-        root=root / "JPEGImages", images=[_image(root, id_, sizes[id_]) for id_ in sorted(sizes)], pairs=pairs
+    pairs = [read_pair(root, split, line, sizes) for line in lines]
+    images = [read_image(root, id_, sizes[id_]) for id_ in sorted(sizes)]
+    return Benchmark(root=root / "JPEGImages", images=images, pairs=pairs)
+
+
+def read_image(root: Path, image_id: str, size: tuple[int, int]) -> Image:
+    """What the folder says about an image of this (height, width).
+
+    Raises:
+        UserError: its annotation is damaged, or says another size.
+    """
+    annotation = read_image_annotation(root, image_id)
+    path = root / "ImageAnnotation" / f"{image_id}.json"
+    pose = azimuth = None
+    if annotation is not None:
+        try:
+            said = (int(annotation["image_height"]), int(annotation["image_width"]))
+            pose, azimuth = str(annotation["pose"]), int(annotation["azimuth_id"])
+        except KeyError as error:
+            raise UserError(f"{path}: key {error} is missing") from None
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{path}: not an image annotation of SPair-71k ({error})") from None
+        if said != size:
+            raise _other_size(path, image_id, said, size)
+    category = image_id.split("/")[0]
+    height, width = size
+    return Image(
+        id=image_id, file=f"{image_id}.jpg", category=category, height=height, width=width, pose=pose, azimuth=azimuth
     )
 
 
@@ -169,27 +194,6 @@ def read_image_annotation(root: Path, image_id: str) -> dict[str, Any] | None:
     return read_json(path) if path.exists() else None
 
 
-def _image(root: Path, image_id: str, size: tuple[int, int]) -> Image:
-    annotation = read_image_annotation(root, image_id)
-    path = root / "ImageAnnotation" / f"{image_id}.json"
-    pose = azimuth = None
-    if annotation is not None:
-        try:
-            said = (int(annotation["image_height"]), int(annotation["image_width"]))
-            pose, azimuth = str(annotation["pose"]), int(annotation["azimuth_id"])
-        except KeyError as error:
-            raise UserError(f"{path}: key {error} is missing") from None
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{path}: not an image annotation of SPair-71k ({error})") from None
-        if said != size:
-            raise _other_size(path, image_id, said, size)
-    category = image_id.split("/")[0]
-    height, width = size
-    return Image(
-        id=image_id, file=f"{image_id}.jpg", category=category, height=height, width=width, pose=pose, azimuth=azimuth
-    )
-
-
 def _other_size(path: Path, image_id: str, said: tuple[int, int], size: tuple[int, int]) -> UserError:
     return UserError(
         f"{path}: says that {image_id}.jpg has {said[1]} x {said[0]} pixels, but it has {size[1]} x {size[0]}. "
@@ -197,8 +201,12 @@ def _other_size(path: Path, image_id: str, said: tuple[int, int], size: tuple[in
     )
 
 
-def _read_pair(root: Path, split: str, line: str, sizes: dict[str, tuple[int, int]]) -> Pair:
-    """Read one annotation; `sizes` collects (height, width) by image id."""
+def read_pair(root: Path, split: str, line: str, sizes: dict[str, tuple[int, int]]) -> Pair:
+    """Read the annotation of one line of a layout; `sizes` collects (height, width) by image id.
+
+    Raises:
+        UserError: it is missing or damaged, or its images are; the message names the file.
+    """
     path = root / "PairAnnotation" / split / f"{line}.json"
     values = read_json(path)
     try:

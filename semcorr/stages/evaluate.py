@@ -15,15 +15,6 @@ from semcorr.provenance import expect, provenance
 DIFFICULTIES = ("viewpoint_variation", "scale_variation", "truncation", "occlusion", "mirror")
 
 
-def threshold_key(threshold: float) -> str:
-    """The name of a threshold in every result.
-
-    >>> threshold_key(0.1)
-    'PCK@0.10'
-    """
-    return f"PCK@{threshold:.2f}" if round(threshold, 2) == threshold else f"PCK@{threshold}"
-
-
 def evaluate(job: Job, params: Params) -> str:
     """Write the three averages of PCK for each reference, per category, sub-set and difficulty."""
     path = job.inputs["matches"]
@@ -60,7 +51,7 @@ def evaluate(job: Job, params: Params) -> str:
         "provenance": provenance(job, inputs),
     }
     write_json(job.outputs["cell"], cell)
-    key = threshold_key(settings.thresholds[min(1, len(settings.thresholds) - 1)])
+    key = pck.threshold_key(settings.thresholds[min(1, len(settings.thresholds) - 1)])
     mean = 100 * cell["overall_keypoint"][key]["mean"]
     return f"{' '.join(job.cell.values())}: {key} {mean:.1f} per keypoint ({names[0]}), {cell['num_pairs']:,} pairs"
 
@@ -76,22 +67,14 @@ def _score(matches: pd.DataFrame, reference: str, params: Params, path: Any) -> 
     pair, pairs = pd.factorize(matches["pair"])
     category = pd.factorize(matches.groupby("pair", sort=False)["category"].first().loc[pairs])[0]
     scores = pck.scores(correct, pair, category, samples=settings.bootstrap, seed=settings.seed)
-    overall = {
-        f"overall_{average}": {
-            threshold_key(threshold): {
-                "mean": float(score.mean[index]),
-                "std": float(score.std[index]),
-                "ci95": [float(score.low[index]), float(score.high[index])],
-            }
-            for index, threshold in enumerate(settings.thresholds)
-        }
-        for average, score in scores.items()
-    }
+    overall = {f"overall_{average}": score.to_dict(settings.thresholds) for average, score in scores.items()}
     return correct, overall
 
 
 def _row(correct: np.ndarray, thresholds: list[float]) -> dict[str, Any]:
-    means = {threshold_key(threshold): float(correct[:, index].mean()) for index, threshold in enumerate(thresholds)}
+    means = {
+        pck.threshold_key(threshold): float(correct[:, index].mean()) for index, threshold in enumerate(thresholds)
+    }
     return {"num_keypoints": len(correct), **means}
 
 
@@ -104,7 +87,7 @@ def _per_group(correct: np.ndarray, group: pd.Series, thresholds: list[float]) -
 
 def _per_group_image(correct: np.ndarray, matches: pd.DataFrame, thresholds: list[float]) -> dict[str, Any]:
     """Mean over pairs of the pair's PCK, for each category."""
-    frame = pd.DataFrame(correct, columns=[threshold_key(threshold) for threshold in thresholds])
+    frame = pd.DataFrame(correct, columns=[pck.threshold_key(threshold) for threshold in thresholds])
     frame = frame.assign(category=matches["category"], pair=matches["pair"])
     pairs = frame.groupby(["category", "pair"]).mean()
     return {

@@ -14,8 +14,8 @@ from PIL import ImageDraw
 from semcorr.files import read_json, replacing, write_json, write_text
 from semcorr.graph import STAGES, Job
 from semcorr.params import Params
+from semcorr.pck import threshold_key
 from semcorr.provenance import KEY, dumps, expect, provenance
-from semcorr.stages.evaluate import threshold_key
 
 RIGHT, WRONG = (31, 158, 84), (214, 48, 49)
 

@@ -1,0 +1,718 @@
+"""The public Python API: the same readers, networks, matching and scoring as the stages, for programs and notebooks.
+
+    from semcorr import CorrespondenceMatcher, PFWillowDataset, UnifiedBackbone, UnifiedEvaluator, collate
+
+    dataset = PFWillowDataset("PF-dataset", long_side=518)
+    matcher = CorrespondenceMatcher(UnifiedBackbone("dinov2"), use_soft_argmax=True)
+    loader = torch.utils.data.DataLoader(dataset, batch_size=4, collate_fn=collate)
+    print(UnifiedEvaluator(loader).evaluate(matcher, "dinov2")["overall_keypoint"]["PCK@0.10"])
+
+Keypoints are (x, y) in pixels, (0, 0) the centre of the top-left pixel, of the image that they come with: the resized
+one in a dataset's item, whatever image is given to `match`. A point of the original image is at
+(p + 0.5) * scale - 0.5 in the resized one. Sizes are (height, width).
+"""
+
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pooch
+import torch
+from PIL import Image as PillowImage
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from semcorr import params, pck, provenance
+from semcorr.backbones import digest
+from semcorr.backbones.base import IMAGENET_MEAN, IMAGENET_STD, resize, standardise
+from semcorr.backbones.weights import get, read_checkpoint
+from semcorr.datasets import ap10k, pfpascal, pfwillow, spair
+from semcorr.datasets.base import Benchmark, Image, Pair, decode
+from semcorr.datasets.sources import root_of
+from semcorr.errors import UserError
+from semcorr.geometry import Grid, rescale, resized_size
+from semcorr.matching import heatmaps, normalise, read_out, sample
+
+THRESHOLDS = (0.05, 0.10, 0.15, 0.20)
+RESAMPLING = {"bicubic": PillowImage.Resampling.BICUBIC, "bilinear": PillowImage.Resampling.BILINEAR}
+
+# The published base networks, and where their tensors are; protocol.md's sources.
+_META = "https://dl.fbaipublicfiles.com"
+OFFICIAL: dict[str, dict[str, Any]] = {
+    "dinov2": {
+        "family": "timm",
+        "model": "vit_base_patch14_dinov2",
+        "weights": {
+            "kind": "url",
+            "urls": [f"{_META}/dinov2/dinov2_vitb14/dinov2_vitb14_pretrain.pth"],
+            "sha256": "0b8b82f85de91b424aded121c7e1dcc2b7bc6d0adeea651bf73a13307fad8c73",
+        },
+    },
+    "dinov3": {
+        "family": "timm",
+        "model": "vit_base_patch16_dinov3",
+        "weights": {"kind": "timm", "tag": "lvd1689m"},
+    },
+    "sam": {
+        "family": "sam",
+        "model": "vit_b",
+        "weights": {
+            "kind": "url",
+            "urls": [f"{_META}/segment_anything/sam_vit_b_01ec64.pth"],
+            "sha256": "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
+        },
+    },
+}
+
+
+class PairDataset(Dataset):
+    """Pairs of a benchmark as items, which are dicts.
+
+        src_img, tgt_img                (3, H, W) float32, standardised unless `normalize=False`
+        src_kps, tgt_kps                (N, 2) float32, pixels of these images
+        valid_mask                      (N,) bool: annotated in both images
+        category, pair_id               text
+        src_id, tgt_id                  text, the images' names
+        src_size, tgt_size              (2,) H, W of these images
+        src_orig_size, tgt_orig_size    (2,) H, W of the files
+        src_scale, tgt_scale            (2,) x, y: these images' size over the files'
+        src_bbox, tgt_bbox              (4,) x0, y0, x1, y1 in pixels of the files, where the benchmark has boxes
+
+    Args:
+        root: the benchmark's folder, or one that holds it.
+        long_side: pixels of the longer side; the aspect ratio is kept.
+        normalize: standardise with ImageNet's mean and deviation, which DINOv2, DINOv3 and SAM share.
+        resample: "bicubic", as the pipeline does for DINOv2 and DINOv3, or "bilinear", as it does for SAM.
+    """
+
+    def __init__(self, benchmark: Benchmark, long_side: int = 518, normalize: bool = True, resample: str = "bicubic"):
+        self.folder = benchmark.root
+        self.pairs: Sequence[Pair] = benchmark.pairs
+        self._images = {image.id: image for image in benchmark.images}
+        self.long_side, self.normalize, self.resample = long_side, normalize, RESAMPLING[resample]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def pair(self, index: int) -> Pair:
+        """The annotation of an item, in pixels of the files."""
+        return self.pairs[index]
+
+    def image(self, image_id: str) -> Image:
+        """What is known about one image."""
+        return self._images[image_id]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        pair = self.pair(index)
+        item: dict[str, Any] = {
+            "category": pair.category,
+            "pair_id": pair.id,
+            "valid_mask": torch.ones(len(pair.keypoint_ids), dtype=torch.bool),
+        }
+        for side, name in (("src", "source"), ("tgt", "target")):
+            image_id = getattr(pair, name)
+            picture = decode(self.folder / self.image(image_id).file)
+            pixels = resize(picture, self.long_side, self.resample)
+            old, new = (picture.height, picture.width), tuple(pixels.shape[1:])
+            points = np.array(getattr(pair, f"{name}_keypoints"), float).reshape(-1, 2)
+            item |= {
+                f"{side}_img": standardise(pixels, IMAGENET_MEAN, IMAGENET_STD) if self.normalize else pixels,
+                f"{side}_kps": torch.from_numpy(_rescale(points, old, new)).float(),
+                f"{side}_id": image_id,
+                f"{side}_size": torch.tensor(new),
+                f"{side}_orig_size": torch.tensor(old),
+                f"{side}_scale": torch.tensor([new[1] / old[1], new[0] / old[0]]),
+            }
+            bbox = getattr(pair, f"{name}_bbox")
+            if bbox is not None:
+                item[f"{side}_bbox"] = torch.tensor(bbox)
+        return item
+
+
+class SPairDataset(PairDataset):
+    """SPair-71k, or a folder in its format. See PairDataset for the items; besides, they have
+
+        viewpoint_variation, scale_variation, truncation, occlusion, mirror     int, the benchmark's codes
+        src_pose, tgt_pose, src_azimuth, tgt_azimuth                            where the folder has ImageAnnotation
+        src_mask, tgt_mask      (H, W) uint8, resized to the nearest pixel, with `load_segmentation`
+
+    An annotation is read when its item is asked for, so that opening the 53,340 training pairs takes no time.
+
+    Args:
+        root: the folder that holds Layout, PairAnnotation and JPEGImages, or one that holds that.
+        split: "train" (or "trn"), "val" or "test".
+        size: "large" (all pairs) or "small".
+        load_segmentation: also load the masks.
+
+    Raises:
+        UserError: the folder is not in SPair-71k's format; asking for an item: one of its files is missing or damaged.
+    """  # noqa: D415
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str = "train",
+        size: str = "large",
+        long_side: int = 518,
+        normalize: bool = True,
+        load_segmentation: bool = False,
+        resample: str = "bicubic",
+    ):
+        self.split = {"train": "trn"}.get(split, split)
+        if self.split not in spair.SPLITS or size not in spair.LAYOUTS:
+            raise UserError(f"SPairDataset: split {split!r}, size {size!r}; allowed: train, val, test; large, small")
+        self.root = root_of(_folder(root), "spair")
+        self.lines = spair.read_layout(self.root, self.split, size)
+        super().__init__(Benchmark(root=self.root / "JPEGImages", images=[], pairs=[]), long_side, normalize, resample)
+        self.load_segmentation = load_segmentation
+        self._sizes: dict[str, tuple[int, int]] = {}
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def pair(self, index: int) -> Pair:
+        """See PairDataset."""
+        return spair.read_pair(self.root, self.split, self.lines[index], self._sizes)
+
+    def image(self, image_id: str) -> Image:
+        """See PairDataset."""
+        if image_id not in self._images:
+            self._images[image_id] = spair.read_image(self.root, image_id, self._sizes[image_id])
+        return self._images[image_id]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        item = super().__getitem__(index)
+        pair = self.pair(index)
+        for name in ("viewpoint_variation", "scale_variation", "truncation", "occlusion", "mirror"):
+            item[name] = getattr(pair, name)
+        for side, image in (("src", self.image(pair.source)), ("tgt", self.image(pair.target))):
+            if image.azimuth is not None:
+                item |= {f"{side}_pose": image.pose, f"{side}_azimuth": image.azimuth}
+            if self.load_segmentation:
+                mask = decode(self.root / "Segmentation" / f"{image.id}.png")
+                if (mask.height, mask.width) != (image.height, image.width):
+                    raise UserError(f"{self.root / 'Segmentation' / image.id}.png: has another size than its image")
+                size = item[f"{side}_size"].tolist()
+                small = mask.resize(size[::-1], PillowImage.Resampling.NEAREST)
+                item[f"{side}_mask"] = torch.from_numpy(np.array(small, np.uint8))
+        return item
+
+
+class PFWillowDataset(PairDataset):
+    """PF-WILLOW: all ordered pairs within a folder, ten keypoints each. See PairDataset for the items.
+
+    Args:
+        root: the folder that holds the sub-sets' folders, or one that holds that.
+        pairs: the field's list of pairs, for its pairs in its order.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        long_side: int = 518,
+        normalize: bool = True,
+        pairs: str | Path | None = None,
+        resample: str = "bicubic",
+    ):
+        folder = root_of(_folder(root), "pfwillow")
+        super().__init__(pfwillow.read(folder, pairs and Path(pairs)), long_side, normalize, resample)
+
+
+class PFPascalDataset(PairDataset):
+    """PF-PASCAL, with the field's lists of pairs. See PairDataset for the items.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str = "test",
+        long_side: int = 518,
+        normalize: bool = True,
+        resample: str = "bicubic",
+    ):
+        folder = root_of(_folder(root), "pfpascal")
+        super().__init__(pfpascal.read(folder, {"train": "trn"}.get(split, split)), long_side, normalize, resample)
+
+
+class AP10KDataset(PairDataset):
+    """AP-10K's pairs: intra_species, cross_species or cross_family. See PairDataset for the items.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str = "test",
+        subset: str = "intra_species",
+        long_side: int = 518,
+        normalize: bool = True,
+        resample: str = "bicubic",
+    ):
+        folder = root_of(_folder(root), "ap10k")
+        super().__init__(ap10k.read(folder, {"train": "trn"}.get(split, split), subset), long_side, normalize, resample)
+
+
+def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A batch of items of different sizes, for DataLoader(collate_fn=collate).
+
+    Images, masks and keypoints are padded with zeros at the end to the batch's largest; `*_size` says how much of an
+    image is image, and valid_mask is False on padded keypoints. Texts become lists, numbers (B,) tensors.
+    """
+    batch: dict[str, Any] = {}
+    for key, first in items[0].items():
+        values = [item[key] for item in items]
+        if isinstance(first, Tensor):
+            batch[key] = _stack(values)
+        else:
+            batch[key] = values if isinstance(first, str) else torch.tensor(values)
+    return batch
+
+
+def _stack(tensors: list[Tensor]) -> Tensor:
+    """Tensors of one rank as one, each padded with zeros at the end of every axis."""
+    shape = np.max([tensor.shape for tensor in tensors], axis=0).tolist()
+    stacked = tensors[0].new_zeros([len(tensors), *shape])
+    for place, tensor in zip(stacked, tensors, strict=True):
+        place[tuple(map(slice, tensor.shape))] = tensor
+    return stacked
+
+
+class UnifiedBackbone(nn.Module):
+    """A network with dense features.
+
+    Args:
+        backbone_choice: "dinov2" (ViT-B/14), "dinov3" (ViT-B/16) or "sam" (ViT-B).
+        finetune_choice: put the tuned tensors of `checkpoint_dir` (best.safetensors, as the stage finetune writes it)
+            over the network's own. They are refused on other tensors than they were tuned from.
+        checkpoint_dir: checkpoints/<backbone>/<tuning>.
+        device: to compute on; None takes a GPU where there is one.
+        weights: where the tensors come from: a file (.pth or .safetensors, official or timm's, or
+            data/weights/<backbone>/frozen.safetensors), or a source as under `weights` in params.yaml; None takes the
+            official ones, downloaded once.
+        model: another published size, by timm's or segment-anything's name.
+        layer: 0-based block whose output is the features, or "neck" of SAM; None takes the last block.
+        norm: apply the final norm to them.
+        precision: the features are rounded to it, as a feature store does.
+        overrides: of the architecture, as in params.yaml.
+
+    Raises:
+        UserError: the tensors cannot be had or are not the network's; there is no such layer; the checkpoint is
+            missing or was tuned from other tensors.
+    """
+
+    def __init__(
+        self,
+        backbone_choice: str = "dinov2",
+        finetune_choice: bool = False,
+        checkpoint_dir: str | Path | None = None,
+        device: str | torch.device | None = None,
+        *,
+        weights: str | Path | dict[str, Any] | None = None,
+        model: str | None = None,
+        layer: int | Literal["neck"] | None = None,
+        norm: bool = False,
+        precision: str = "float16",
+        overrides: dict[str, Any] | None = None,
+    ):
+        super().__init__()
+        if backbone_choice not in OFFICIAL:
+            raise UserError(f"UnifiedBackbone: no backbone {backbone_choice!r}; allowed: {', '.join(OFFICIAL)}")
+        official = OFFICIAL[backbone_choice]
+        if model is not None and model != official["model"] and weights is None:
+            raise UserError(f"UnifiedBackbone: weights: say where the tensors of {model} come from")
+        self._setup(
+            family=official["family"],
+            model=model or official["model"],
+            overrides=overrides or {},
+            weights=_source(weights, official["weights"]),
+            layer=layer,
+            norm=norm,
+            precision=precision,
+            device=device,
+        )
+        if finetune_choice:
+            if checkpoint_dir is None:
+                raise UserError(
+                    "UnifiedBackbone: finetune_choice needs checkpoint_dir (checkpoints/<backbone>/<tuning>)"
+                )
+            self._adopt_tuned(Path(checkpoint_dir))
+
+    @classmethod
+    def from_params(
+        cls,
+        name: str,
+        checkpoint_dir: str | Path | None = None,
+        device: str | torch.device | None = None,
+        path: str | Path = params.PARAMS_FILE,
+    ) -> "UnifiedBackbone":
+        """The network of an entry of `backbones` in params.yaml, with its tensors, layer, norm and precision."""
+        known = params.load(Path(path)).backbones
+        if name not in known:
+            raise UserError(f"{path}: backbones: no {name!r}; allowed: {', '.join(known)}")
+        spec = known[name]
+        self = cls.__new__(cls)
+        nn.Module.__init__(self)
+        fields = ("family", "model", "overrides", "weights", "layer", "norm", "precision")
+        self._setup(**{field: getattr(spec, field) for field in fields}, device=device)
+        if checkpoint_dir is not None:
+            self._adopt_tuned(Path(checkpoint_dir))
+        return self
+
+    def _setup(self, *, layer: int | str | None, device: str | torch.device | None, **entry: Any) -> None:
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        # `layer` is known once the network is; nothing of params.Backbone's long side is used here.
+        values = entry | {"image_size": 518, "layer": 0 if layer is None else layer}
+        try:
+            spec = params.Backbone.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise UserError(f"UnifiedBackbone: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        self.network, self.origin = get(spec, spec.weights, pooch.os_cache("semcorr"))
+        self.layer = self.network.depth - 1 if layer is None else layer
+        self.norm, self.precision, self.spec = spec.norm, getattr(torch, spec.precision), spec
+        self.network.to(self.device)
+
+    def _adopt_tuned(self, folder: Path) -> None:
+        path = folder / "best.safetensors"
+        if not path.exists():
+            raise UserError(f"{path}: no such checkpoint. Make it with the stage finetune (dvc repro)")
+        record = provenance.read(path)
+        tuned = read_checkpoint(path)
+        own = self.network.net.state_dict()
+        base = record.get("inputs", {}).get("tensors", {})
+        if base.get("sha256") != digest(own):
+            raise UserError(f"{path}: was tuned from other tensors ({base.get('origin', 'it does not say which')})")
+        for key, ours in (("layer", self.layer), ("norm", self.norm)):
+            made = next(value for name, value in record["settings"].items() if name.endswith(f".{key}"))
+            if made != ours:
+                raise UserError(f"{path}: was tuned for {key} {made}, this backbone has {ours}")
+        strangers = {name for name, tensor in tuned.items() if name not in own or own[name].shape != tensor.shape}
+        if strangers:
+            raise UserError(f"{path}: {min(strangers)} is no tensor of this network")
+        self.network.net.load_state_dict(own | {name: tensor.to(self.device) for name, tensor in tuned.items()})
+
+    def grid(self, size: tuple[int, int]) -> Grid:
+        """How the feature map lies on an image (H, W); one larger than SAM's canvas is shrunk to it."""
+        side = getattr(self.network, "side", None)
+        fits = side is None or max(size) <= side
+        return Grid(
+            image_size=size,
+            resized_size=size if fits else resized_size(size, side),
+            stride=self.network.stride,
+        )
+
+    @torch.inference_mode()
+    def extract_features(self, image: Tensor) -> Tensor:
+        """Dense features.
+
+        Args:
+            image: (B, 3, H, W), standardised RGB, of any size.
+
+        Returns:
+            (B, h, w, C) float32, the cells that the image covers.
+
+        Raises:
+            ValueError: the image has another shape, or no pixels.
+        """
+        if image.ndim != 4 or image.shape[1] != 3 or 0 in image.shape:
+            raise ValueError(f"image is {tuple(image.shape)}, expected (B, 3, H, W)")
+        grid = self.grid((image.shape[2], image.shape[3]))
+        pixels = image.to(self.device, torch.float32)
+        if grid.resized_size != grid.image_size:
+            pixels = nn.functional.interpolate(pixels, grid.resized_size, mode="bilinear", antialias=True)
+        features = self.network.features(self.network.pad(pixels), self.layer, self.norm)
+        height, width = grid.shape
+        return features.permute(0, 2, 3, 1)[:, :height, :width].to(self.precision).float()
+
+    forward = extract_features
+
+
+class CorrespondenceMatcher:
+    """Finds source keypoints in a target image.
+
+    Args:
+        backbone: what makes the features.
+        use_soft_argmax: window soft-argmax instead of argmax.
+        window: its odd side length, in cells.
+        temperature: divides the similarity in its softmax.
+        sampling: of source descriptors, "bilinear" or "nearest".
+        cache: how many images' features are kept, so that an image in many pairs is encoded once.
+    """
+
+    def __init__(
+        self,
+        backbone: UnifiedBackbone,
+        use_soft_argmax: bool = False,
+        *,
+        window: int = 5,
+        temperature: float = 0.04,
+        sampling: str = "bilinear",
+        cache: int = 64,
+    ):
+        self.backbone = backbone
+        values: dict[str, Any] = {"readout": "argmax", "sampling": sampling}
+        if use_soft_argmax:
+            values = {"readout": "softargmax", "sampling": sampling, "window": window, "temperature": temperature}
+        try:
+            self.rule = TypeAdapter(params.Rule).validate_python(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise UserError(f"CorrespondenceMatcher: {first['loc'][-1]}: {first['msg']}") from None
+        self._cache: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._kept = cache
+
+    @torch.inference_mode()
+    def match(self, src_img: Tensor, tgt_img: Tensor, src_kps: Tensor | np.ndarray) -> Tensor:
+        """Predict the target keypoints.
+
+        Args:
+            src_img: (3, H, W) or (1, 3, H, W), standardised RGB, of any size.
+            tgt_img: the same.
+            src_kps: (N, 2), x y in pixels of `src_img`.
+
+        Returns:
+            (N, 2) float32 on the CPU, x y in pixels of `tgt_img`.
+
+        Raises:
+            ValueError: a keypoint lies outside the source image, or an argument has another shape.
+        """
+        points = np.asarray(src_kps.cpu() if isinstance(src_kps, Tensor) else src_kps, float)
+        height, width = src_img.shape[-2:]
+        if points.ndim != 2 or points.shape[1] != 2:
+            raise ValueError(f"src_kps is {points.shape}, expected (N, 2)")
+        slack = 1 + 0.01 * max(height, width)  # annotations count from 0 or from 1, before the image was resized
+        if not ((points >= -slack) & (points <= (width + slack, height + slack))).all():
+            raise ValueError(f"a keypoint lies outside the source image of {width} x {height} pixels")
+        source, source_grid = self._features(src_img)
+        target, target_grid = self._features(tgt_img)
+        cells = torch.from_numpy(source_grid.pixels_to_cells(points)).to(source.device)
+        descriptors = sample(normalise(source), cells, self.rule.sampling)
+        found = read_out(heatmaps(descriptors, normalise(target)), self.rule)
+        return torch.from_numpy(target_grid.cells_to_pixels(found.cpu().double().numpy())).float()
+
+    def _features(self, image: Tensor) -> tuple[Tensor, Grid]:
+        """The feature map (h, w, C) of one image, from the cache where the same pixels were seen before."""
+        image = image[None] if image.ndim == 3 else image
+        key = hashlib.sha256(image.detach().cpu().contiguous().numpy()).digest() + bytes(str(image.shape), "ascii")
+        if key in self._cache:
+            self._cache.move_to_end(key)
+        else:
+            # The backbone has rounded to this precision already, so nothing is lost.
+            self._cache[key] = self.backbone.extract_features(image)[0].to(self.backbone.precision)
+            while len(self._cache) > max(2, self._kept):
+                self._cache.popitem(last=False)
+        return self._cache[key].float(), self.backbone.grid((image.shape[2], image.shape[3]))
+
+
+def compute_pck(
+    pred_kps: Tensor | np.ndarray,
+    gt_kps: Tensor | np.ndarray,
+    image_size: tuple[float, float] | None = None,
+    bbox_size: tuple[float, float] | None = None,
+    thresholds: Iterable[float] = THRESHOLDS,
+) -> dict[str, tuple[Any, float]]:
+    """PCK of the keypoints of one image.
+
+    Args:
+        pred_kps: (N, 2), x y, in the pixels that the sizes are in.
+        gt_kps: the same.
+        image_size: (H, W).
+        bbox_size: (H, W); it wins where both are given.
+        thresholds: fractions of the longer side; a distance equal to the limit is correct.
+
+    Returns:
+        "PCK@0.10" -> which keypoints are correct (N,) bool, a tensor where `pred_kps` is one, and their fraction in
+        [0, 1], NaN where N is 0.
+
+    Raises:
+        ValueError: neither size is given, or one is not positive; the points' shapes differ.
+    """
+    size = bbox_size if bbox_size is not None else image_size
+    if size is None:
+        raise ValueError("give image_size or bbox_size, as (height, width)")
+    side = float(max(size))
+    if not side > 0:
+        raise ValueError(f"the size {tuple(size)} is not positive")
+    predicted, true = (np.asarray(p.cpu() if isinstance(p, Tensor) else p, float) for p in (pred_kps, gt_kps))
+    if predicted.shape != true.shape or predicted.ndim != 2 or predicted.shape[1] != 2:
+        raise ValueError(f"pred_kps is {predicted.shape}, gt_kps {true.shape}, expected (N, 2) both")
+    limits = list(thresholds)
+    correct = pck.is_correct(pck.distances(predicted, true), np.full(len(true), side), limits)
+    result = {}
+    for column, threshold in zip(correct.T, limits, strict=True):
+        mask = torch.from_numpy(column.copy()) if isinstance(pred_kps, Tensor) else column.copy()
+        result[pck.threshold_key(threshold)] = (mask, float(column.mean()) if len(column) else float("nan"))
+    return result
+
+
+class UnifiedEvaluator:
+    """PCK of a matcher over a dataset.
+
+    Args:
+        dataloader: of one of the datasets above, with `collate` or one item a batch.
+        device: batches are moved to it; None leaves them where they are.
+        thresholds: of PCK.
+        reference: what a threshold multiplies: "bbox", "bbox_kp" (the larger range of the target's keypoints) or
+            "image"; None takes the box where the benchmark has one, else the keypoints' range, as the presets do.
+        bootstrap, seed: samples and seed of the 95 % intervals.
+    """
+
+    def __init__(
+        self,
+        dataloader: Iterable[dict[str, Any]],
+        device: str | torch.device | None = None,
+        thresholds: Sequence[float] = THRESHOLDS,
+        *,
+        reference: Literal["bbox", "bbox_kp", "image"] | None = None,
+        bootstrap: int = 1000,
+        seed: int = 0,
+    ):
+        self.dataloader, self.device, self.thresholds = dataloader, device, list(thresholds)
+        self.reference, self.bootstrap, self.seed = reference, bootstrap, seed
+
+    def evaluate(
+        self,
+        matcher: CorrespondenceMatcher,
+        backbone_name: str,
+        num_samples: int | None = None,
+        show_progress: bool = True,
+    ) -> dict[str, Any]:
+        """Match every pair and score it, in pixels of the original images.
+
+        Args:
+            matcher: with a `match` method.
+            backbone_name: the result's name.
+            num_samples: pairs, from the start; None takes all.
+            show_progress: a bar on stderr.
+
+        Returns:
+            name, num_pairs, num_keypoints, inference_time_ms (a pair), reference; overall_keypoint, overall_image,
+            overall_category: "PCK@0.10" -> mean, std, ci95; per_category_keypoint, per_category_image: category ->
+            "PCK@0.10" -> mean, std; references: the overall averages under each reference that is known.
+
+        Raises:
+            ValueError: there is no pair with a keypoint, or the reference is not known for each.
+        """
+        total = num_samples
+        if total is None:
+            total = len(getattr(self.dataloader, "dataset", ())) or None
+        distances, lengths, categories, seconds = [], [], [], []
+        with tqdm(total=total, unit="pair", desc=backbone_name, disable=not show_progress) as bar:
+            for item in self._items():
+                if num_samples is not None and len(distances) >= num_samples:
+                    break
+                seen = item["valid_mask"]
+                if not seen.any():
+                    continue
+                start = time.perf_counter()
+                predicted = matcher.match(item["src_img"], item["tgt_img"], item["src_kps"][seen])
+                seconds.append(time.perf_counter() - start)
+                sizes = tuple(item["tgt_size"]), tuple(item["tgt_orig_size"])
+                predicted, true = (
+                    _rescale(p.cpu().double().numpy(), *sizes) for p in (predicted, item["tgt_kps"][seen])
+                )
+                distances.append(pck.distances(predicted, true))
+                lengths.append(pck.references(true, bbox=item.get("tgt_bbox"), image_size=sizes[1]))
+                categories.append(item["category"])
+                bar.update()
+        if not distances:
+            raise ValueError("there is no pair with a keypoint")
+        return self._result(backbone_name, distances, lengths, categories, seconds)
+
+    def _items(self) -> Iterable[dict[str, Any]]:
+        """Each pair of each batch, without padding."""
+        for batch in self.dataloader:
+            for index in range(len(batch["pair_id"])):
+                item = {key: values[index] for key, values in batch.items()}
+                for side in ("src", "tgt"):
+                    height, width = item[f"{side}_size"] = item[f"{side}_size"].tolist()
+                    item[f"{side}_orig_size"] = item[f"{side}_orig_size"].tolist()
+                    image = item[f"{side}_img"][:, :height, :width]
+                    item[f"{side}_img"] = image if self.device is None else image.to(self.device)
+                if "tgt_bbox" in item:
+                    item["tgt_bbox"] = item["tgt_bbox"].tolist()
+                yield item
+
+    def _result(
+        self,
+        name: str,
+        distances: list[np.ndarray],
+        lengths: list[dict[str, float | None]],
+        categories: list[str],
+        seconds: list[float],
+    ) -> dict[str, Any]:
+        counts = [len(one) for one in distances]
+        known = [key for key in lengths[0] if all(one[key] for one in lengths)]
+        headline = self.reference or ("bbox" if "bbox" in known else "bbox_kp")
+        if headline not in known:
+            raise ValueError(f"reference {headline!r} is not known for every pair; known: {', '.join(known)}")
+        pair = np.repeat(np.arange(len(counts)), counts)
+        names, category = np.unique(categories, return_inverse=True)
+
+        def correct(reference: str) -> np.ndarray:
+            limits = np.repeat([one[reference] for one in lengths], counts)
+            return pck.is_correct(np.concatenate(distances), limits, self.thresholds)
+
+        def overall(reference: str) -> dict[str, Any]:
+            scores = pck.scores(correct(reference), pair, category, samples=self.bootstrap, seed=self.seed)
+            return {f"overall_{average}": score.to_dict(self.thresholds) for average, score in scores.items()}
+
+        hits = correct(headline)
+        pairs = np.stack([hits[pair == index].mean(axis=0) for index in range(len(counts))])
+        return {
+            "name": name,
+            "num_pairs": len(counts),
+            "num_keypoints": len(hits),
+            "inference_time_ms": 1000 * float(np.mean(seconds)),
+            "reference": headline,
+            **overall(headline),
+            "per_category_keypoint": {
+                str(one): self._means(hits[category[pair] == index]) for index, one in enumerate(names)
+            },
+            "per_category_image": {str(one): self._means(pairs[category == index]) for index, one in enumerate(names)},
+            "references": {reference: overall(reference) for reference in known},
+        }
+
+    def _means(self, rows: np.ndarray) -> dict[str, dict[str, float]]:
+        """Mean and deviation of each threshold's column."""
+        return {
+            pck.threshold_key(threshold): {"mean": float(column.mean()), "std": float(column.std())}
+            for threshold, column in zip(self.thresholds, rows.T, strict=True)
+        }
+
+
+def _rescale(points: np.ndarray, old: tuple[float, ...], new: tuple[float, ...]) -> np.ndarray:
+    """Points (N, 2) from an image of size (H, W) to its resized copy."""
+    return rescale(points, np.array(old[::-1], float), np.array(new[::-1], float))
+
+
+def _folder(root: str | Path) -> Path:
+    path = Path(root).expanduser()
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder")
+    return path
+
+
+def _source(weights: str | Path | dict[str, Any] | None, official: dict[str, Any]) -> dict[str, Any]:
+    """A source as params.yaml has it."""
+    if weights is None:
+        return official
+    if isinstance(weights, dict):
+        return weights
+    return {"kind": "file", "path": str(weights), "sha256": None}
