@@ -306,7 +306,8 @@ class UnifiedBackbone(nn.Module):
             data/weights/<backbone>/frozen.safetensors), or a source as under `weights` in params.yaml; None takes the
             official ones, downloaded once.
         model: another published size, by timm's or segment-anything's name.
-        layer: 0-based block whose output is the features, or "neck" of SAM; None takes the last block.
+        layer: 0-based block whose output is the features, a list of them, or "neck" of SAM; None takes the last block.
+        facet: "token", or "query", "key", "value" of the block's attention.
         norm: apply the final norm to them.
         precision: the features are rounded to it, as a feature store does.
         overrides: of the architecture, as in params.yaml.
@@ -325,7 +326,8 @@ class UnifiedBackbone(nn.Module):
         *,
         weights: str | Path | dict[str, Any] | None = None,
         model: str | None = None,
-        layer: int | Literal["neck"] | None = None,
+        layer: int | list[int] | Literal["neck"] | None = None,
+        facet: str = "token",
         norm: bool = False,
         precision: str = "float16",
         overrides: dict[str, Any] | None = None,
@@ -342,7 +344,9 @@ class UnifiedBackbone(nn.Module):
             overrides=overrides or {},
             weights=_source(weights, official["weights"]),
             layer=layer,
+            facet=facet,
             norm=norm,
+            debias=None,
             precision=precision,
             device=device,
         )
@@ -368,24 +372,25 @@ class UnifiedBackbone(nn.Module):
         spec = known[name]
         self = cls.__new__(cls)
         nn.Module.__init__(self)
-        fields = ("family", "model", "overrides", "weights", "layer", "norm", "precision")
+        fields = ("family", "model", "overrides", "weights", "layer", "facet", "norm", "debias", "precision")
         self._setup(**{field: getattr(spec, field) for field in fields}, device=device)
         if checkpoint_dir is not None:
             self._adopt_tuned(Path(checkpoint_dir))
         return self
 
-    def _setup(self, *, layer: int | str | None, device: str | torch.device | None, **entry: Any) -> None:
+    def _setup(self, *, layer: int | list[int] | str | None, device: str | torch.device | None, **entry: Any) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        # `layer` is known once the network is; nothing of params.Backbone's long side is used here.
-        values = entry | {"image_size": 518, "layer": 0 if layer is None else layer}
+        # The last layer is known once the network is; the long side is the images' here.
+        values = entry | {"image_size": 518, "layer": 0 if layer is None else layer, "compute": "float32"}
         try:
             spec = params.Backbone.model_validate(values)
         except ValidationError as error:
             first = error.errors()[0]
             raise UserError(f"UnifiedBackbone: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
         self.network, self.origin = get(spec, spec.weights, pooch.os_cache("semcorr"))
-        self.layer = self.network.depth - 1 if layer is None else layer
-        self.norm, self.precision, self.spec = spec.norm, getattr(torch, spec.precision), spec
+        if layer is None:
+            spec = spec.model_copy(update={"layer": self.network.depth - 1})
+        self.spec, self.precision = spec, getattr(torch, spec.precision)
         self.network.to(self.device)
 
     def _adopt_tuned(self, folder: Path) -> None:
@@ -398,7 +403,7 @@ class UnifiedBackbone(nn.Module):
         base = record.get("inputs", {}).get("tensors", {})
         if base.get("sha256") != digest(own):
             raise UserError(f"{path}: was tuned from other tensors ({base.get('origin', 'it does not say which')})")
-        for key, ours in (("layer", self.layer), ("norm", self.norm)):
+        for key, ours in (("layer", self.spec.layer), ("facet", self.spec.facet), ("norm", self.spec.norm)):
             made = next(value for name, value in record["settings"].items() if name.endswith(f".{key}"))
             if made != ours:
                 raise UserError(f"{path}: was tuned for {key} {made}, this backbone has {ours}")
@@ -436,7 +441,7 @@ class UnifiedBackbone(nn.Module):
         pixels = image.to(self.device, torch.float32)
         if grid.resized_size != grid.image_size:
             pixels = nn.functional.interpolate(pixels, grid.resized_size, mode="bilinear", antialias=True)
-        features = self.network.features(self.network.pad(pixels), self.layer, self.norm)
+        features = self.network.features(self.network.pad(pixels), self.spec)
         height, width = grid.shape
         return features.permute(0, 2, 3, 1)[:, :height, :width].to(self.precision).float()
 
@@ -504,7 +509,7 @@ class CorrespondenceMatcher:
         cells = torch.from_numpy(source_grid.pixels_to_cells(points)).to(source.device)
         descriptors = sample(normalise(source), cells, self.rule.sampling)
         found = read_out(heatmaps(descriptors, normalise(target)), self.rule)
-        return torch.from_numpy(target_grid.cells_to_pixels(found.cpu().double().numpy())).float()
+        return torch.from_numpy(target_grid.answers(found.cpu().double().numpy())).float()
 
     def _features(self, image: Tensor) -> tuple[Tensor, Grid]:
         """The feature map (h, w, C) of one image, from the cache where the same pixels were seen before."""

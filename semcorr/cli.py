@@ -53,6 +53,8 @@ def parser() -> argparse.ArgumentParser:
     check = verbs.add_parser("check", help="verify a dataset: every file, every split, all counts")
     check.add_argument("dataset", help="a name under `datasets`, or the path of a folder or archive in a known format")
     check.add_argument("--expect", default="any", help="for a path: spair71k, pfwillow, pfpascal or any (default)")
+    store = verbs.add_parser("store", help="print what is in a feature store, and verify it")
+    store.add_argument("path", type=Path, help="features/<backbone>/<weights>/<dataset>.h5")
     verbs.add_parser("table", help="print the results of the current experiment, and where its report lies")
     verbs.add_parser("schema", help=f"write {SCHEMA}, the JSON schema of params.yaml")
     for stage, row in graph.STAGES.items():
@@ -72,7 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
         if options.verb in graph.STAGES:
             print(run_stage(options))
         else:
-            {"preset": preset, "check": check, "table": table, "schema": schema}[options.verb](options)
+            {"preset": preset, "check": check, "store": store, "table": table, "schema": schema}[options.verb](options)
     except UserError as error:
         print(f"semcorr {options.verb}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -123,6 +125,13 @@ def check(options: argparse.Namespace) -> None:
         folder = provide(spec, options.dataset)
     print("\n".join(fetch.check(spec, folder)))
     print("All of it was verified.")
+
+
+def store(options: argparse.Namespace) -> None:
+    """Print what a feature store holds."""
+    from semcorr.store import describe
+
+    print("\n".join(describe(options.path)))
 
 
 def table(_: argparse.Namespace) -> None:

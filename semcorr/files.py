@@ -34,21 +34,29 @@ def replacing(path: Path) -> Iterator[Path]:
         UserError: the disk is full, or may not be written to.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with unwritable(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            remove(partial)
+            yield partial
+            if partial.is_dir() and path.exists():  # a folder cannot be moved onto another
+                remove(path)
+            partial.replace(path)
+        finally:
+            with contextlib.suppress(OSError):
+                remove(partial)
+
+
+@contextlib.contextmanager
+def unwritable(path: Path) -> Iterator[None]:
+    """Say what is wrong in the words of UserError when the block fails because `path` cannot be written."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        remove(partial)
-        yield partial
-        if partial.is_dir() and path.exists():  # a folder cannot be moved onto another
-            remove(path)
-        partial.replace(path)
+        yield
     except Exception as error:  # each format's library has its own errors for a disk that takes no more
         for number, reason in UNWRITABLE.items():
             if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
                 raise UserError(f"{path}: cannot be written: {reason}. Nothing was changed; run again") from error
         raise
-    finally:
-        with contextlib.suppress(OSError):
-            remove(partial)
 
 
 def remove(path: Path) -> None:

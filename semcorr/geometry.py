@@ -45,8 +45,8 @@ class Grid:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Valid cells (h, w): those whose centre lies on the image, and never fewer than one a side."""
-        height, width = (max(1, (side + self.stride // 2) // self.stride) for side in self.resized_size)
+        """Valid cells (h, w): those that see any of the image, so that every pixel lies in one."""
+        height, width = (-(-side // self.stride) for side in self.resized_size)
         return height, width
 
     def pixels_to_cells(self, points: np.ndarray) -> np.ndarray:
@@ -57,6 +57,15 @@ class Grid:
         """Points (..., 2), x y, from cells to original pixels; the inverse of `pixels_to_cells`."""
         old, new = self._widths()
         return rescale(rescale(points, 1.0, float(self.stride)), new, old)
+
+    def answers(self, points: np.ndarray) -> np.ndarray:
+        """Predicted points (..., 2), x y, from cells to original pixels, none outside the image.
+
+        The last cell of an axis may be centred on padding; a point of the image that it sees is then at most half a
+        stride from the image's edge, which is the answer.
+        """
+        edge = np.array(self.image_size[::-1], float) - 1
+        return np.clip(self.cells_to_pixels(points), 0, edge)
 
     def _widths(self) -> tuple[np.ndarray, np.ndarray]:
         """Original and resized (width, height): each axis has its own scale, since resizing rounds to pixels."""

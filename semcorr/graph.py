@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from semcorr.errors import UserError
-from semcorr.files import canonical_json
+from semcorr.files import canonical_json, sha256
 from semcorr.params import Params
 
 NETWORK = ("backbones.{backbone}.family", "backbones.{backbone}.model", "backbones.{backbone}.overrides")
-FEATURES = tuple(f"backbones.{{backbone}}.{key}" for key in ("image_size", "layer", "norm", "precision"))
+SIZE, COMPUTE, PRECISION = (f"backbones.{{backbone}}.{key}" for key in ("image_size", "compute", "precision"))
+LAYER = ("backbones.{backbone}.layer", "backbones.{backbone}.facet")
+READ = (*LAYER, "backbones.{backbone}.norm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,14 +89,14 @@ STAGES: dict[str, Stage] = {
     ),
     "extract": Stage(
         axes=("backbone", "weights", "dataset"),
-        reads=(*NETWORK, *FEATURES, "threads"),
+        reads=(*NETWORK, SIZE, *READ, "backbones.{backbone}.debias", COMPUTE, PRECISION, "threads"),
         inputs={"tensors": WEIGHTS, "images": "data/{dataset}/images.parquet"},
         outputs={"store": STORE},
         code=("semcorr/stages/extract.py", *_NETWORKS, *_FILES),
     ),
     "trunk": Stage(
         axes=("backbone", "dataset"),
-        reads=(*NETWORK, *FEATURES[:2], "trunk", "threads"),
+        reads=(*NETWORK, SIZE, *LAYER, COMPUTE, "trunk", "threads"),
         inputs={
             "tensors": "data/weights/{backbone}/frozen.safetensors",
             "images": "data/{dataset}/images.parquet",
@@ -104,7 +106,7 @@ STAGES: dict[str, Stage] = {
     ),
     "finetune": Stage(
         axes=("backbone", "tuning"),
-        reads=(*NETWORK, *FEATURES[1:3], "trunk", "tunings.{tuning}", "threads"),
+        reads=(*NETWORK, *READ, COMPUTE, "trunk", "tunings.{tuning}", "threads"),
         inputs={
             "tensors": "data/weights/{backbone}/frozen.safetensors",
             "train": "features/{backbone}/trunk/{train}.h5",
@@ -128,7 +130,7 @@ STAGES: dict[str, Stage] = {
     ),
     "adapt": Stage(
         axes=("backbone", "tuning", "dataset"),
-        reads=(*NETWORK, *FEATURES[1:], "trunk", "threads"),
+        reads=(*NETWORK, *READ, COMPUTE, PRECISION, "trunk", "threads"),
         inputs={
             "frozen": "data/weights/{backbone}/frozen.safetensors",
             "tuned": "checkpoints/{backbone}/{tuning}/best.safetensors",
@@ -292,3 +294,9 @@ def code_files(stage: str, root: Path = Path()) -> list[str]:
         found = sorted(path.rglob("*")) if path.is_dir() else [path]
         files += [file.relative_to(root).as_posix() for file in found if file.is_file() and file.suffix != ".pyc"]
     return files
+
+
+def code_version(stage: str) -> str:
+    """A hash of the package files that `stage` depends on."""
+    root = Path(__file__).parents[1]
+    return hashlib.sha256("".join(sha256(root / file) for file in code_files(stage, root)).encode()).hexdigest()

@@ -121,26 +121,31 @@ def match_pairs(
     for number, pair in enumerate(pairs):
         by_source[pair.source].append(number)
         by_target[pair.target].append(number)
-    descriptors: dict[int, Tensor] = {}
+    # One block for all keypoints of each kind, those that look into one target side by side: many small arrays, made
+    # between large ones that come and go, would scatter the heap and multiply its size.
+    order = [number for numbers in by_target.values() for number in numbers]
+    counts = np.array([len(pairs[number].source_keypoints) for number in order], int)
+    ends = np.cumsum(counts).tolist()
+    rows = {number: slice(end - count, end) for number, end, count in zip(order, ends, counts.tolist(), strict=True)}
+    points, similarity = np.empty((counts.sum(), 2)), np.empty(counts.sum())
+    descriptors: Tensor | None = None
     for image_id, numbers in by_source.items():
         raw, grid = features(image_id)
+        if descriptors is None:
+            descriptors = raw.new_empty(len(points), raw.shape[2], dtype=torch.float32)
         keypoints = [np.array(pairs[number].source_keypoints, float).reshape(-1, 2) for number in numbers]
         cells = torch.from_numpy(grid.pixels_to_cells(np.concatenate(keypoints)))
         found = sample(normalise(raw.float()), cells.to(raw.device), rule.sampling)
-        descriptors |= zip(numbers, found.split([len(points) for points in keypoints]), strict=True)
-    answers: list = [None] * len(pairs)
+        for number, part in zip(numbers, found.split([len(points) for points in keypoints]), strict=True):
+            descriptors[rows[number]] = part
     for image_id in progress(list(by_target)):
         numbers = by_target[image_id]
         raw, grid = features(image_id)
         target = normalise(raw.float())
-        cells, similarity = [], []
-        for chunk in torch.cat([descriptors.pop(number) for number in numbers]).split(CHUNK):
-            maps = heatmaps(chunk, target)
-            cells.append(read_out(maps, rule))
-            similarity.append(maps.flatten(1).amax(dim=1))
-        keypoints = grid.cells_to_pixels(torch.cat(cells).cpu().double().numpy())
-        values = torch.cat(similarity).cpu().double().numpy()
-        ends = np.cumsum([len(pairs[number].source_keypoints) for number in numbers])[:-1]
-        for number, *answer in zip(numbers, np.split(keypoints, ends), np.split(values, ends), strict=True):
-            answers[number] = tuple(answer)
-    return answers
+        first, last = rows[numbers[0]].start, rows[numbers[-1]].stop
+        for start in range(first, last, CHUNK):
+            some = slice(start, min(start + CHUNK, last))
+            maps = heatmaps(descriptors[some], target)
+            points[some] = grid.answers(read_out(maps, rule).cpu().double().numpy())
+            similarity[some] = maps.flatten(1).amax(dim=1).cpu().numpy()
+    return [(points[rows[number]], similarity[rows[number]]) for number in range(len(pairs))]

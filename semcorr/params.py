@@ -180,6 +180,15 @@ class RandomWeights(Model):
     seed: int
 
 
+Layer = Annotated[int, Field(ge=0)]
+
+
+class Debias(Model):
+    """Removal of the features' positional part: the leading `components` of the features of a blank image."""
+
+    components: Count
+
+
 Weights = Annotated[
     PackageWeights | TimmWeights | UrlWeights | FileWeights | RandomWeights, Field(discriminator="kind")
 ]
@@ -193,9 +202,17 @@ class Backbone(Model):
     overrides: dict[str, int | float | bool | list[int]]
     weights: Weights
     image_size: Annotated[int, Field(ge=16)]
-    layer: Annotated[int, Field(ge=0)] | Literal["neck"]
+    layer: Layer | Literal["neck"] | Annotated[list[Layer], Field(min_length=1)]
+    facet: Literal["token", "query", "key", "value"]
     norm: bool
+    debias: Debias | None
+    compute: Literal["float32", "bfloat16", "float16"]
     precision: Literal["float16", "float32"]
+
+    @property
+    def layers(self) -> list[int | Literal["neck"]]:
+        """The feature layers, in ascending order."""
+        return self.layer if isinstance(self.layer, list) else [self.layer]
 
     @model_validator(mode="after")
     def _family_can(self) -> Self:
@@ -203,6 +220,10 @@ class Backbone(Model):
             raise ValueError("layer: only family sam has a 'neck'; give the 0-based index of a block")
         if self.norm and self.family == "sam":
             raise ValueError("norm: SAM's encoder has no final norm; allowed: false")
+        if self.facet != "token" and (self.norm or self.layer == "neck"):
+            raise ValueError(f"facet: {self.facet!r} is taken inside a block; allowed with norm or a neck: 'token'")
+        if self.layers != sorted(set(self.layers)):
+            raise ValueError(f"layer: {self.layer} must be in ascending order, each block once")
         return self
 
 
@@ -295,6 +316,7 @@ class Runtime(Model):
     device: Literal["auto", "cpu", "cuda"]
     workers: Annotated[int, Field(ge=0)]
     batch_size: Count
+    compile: bool
 
 
 class Params(Model):
@@ -377,12 +399,28 @@ class Params(Model):
                     f"({self.trunk.blocks}), the deepest tuning that the cached trunk allows"
                 )
         for name in grid.backbones:
-            layer = self.backbones[name].layer
-            if layer != "neck" and layer + 1 < self.trunk.blocks:
-                raise ValueError(
-                    f"trunk.blocks: {self.trunk.blocks} blocks do not exist up to backbones.{name}.layer "
-                    f"({layer}, so {layer + 1} blocks)"
-                )
+            self._check_trunk(name)
+
+    def _check_trunk(self, name: str) -> None:
+        """The tuned blocks exist, and all feature layers lie in them."""
+        spec, blocks = self.backbones[name], self.trunk.blocks
+        if spec.debias is not None:
+            raise ValueError(
+                f"backbones.{name}.debias: tuned features are not debiased; allowed with grid.tunings: null"
+            )
+        highest, lowest = spec.layers[-1], spec.layers[0]
+        if highest == "neck":
+            return
+        if highest + 1 < blocks:
+            raise ValueError(
+                f"trunk.blocks: {blocks} blocks do not exist up to backbones.{name}.layer ({highest}, so {highest + 1} "
+                f"blocks)"
+            )
+        if lowest < highest + 1 - blocks:
+            raise ValueError(
+                f"trunk.blocks: layer {lowest} of backbones.{name} lies below the {blocks} tuned blocks; allowed: at "
+                f"least {highest + 1 - lowest}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The parameters as plain values, exactly as params.yaml holds them."""

@@ -2,62 +2,184 @@
 
 Each dataset `<image id>` holds (h, w, C) features of the valid cells (or a trunk's activations, padding included),
 uncompressed, since float16 features are noise to a compressor. The file's attributes hold its provenance, each
-dataset's the geometry of its image. The same inputs give the same bytes.
+dataset's the geometry of its image; the dataset `.crc32` holds a checksum of each array, in the order of their ids.
+
+The whole file is laid out before the first image is encoded, so its bytes do not depend on the order of the images, and
+a disk that is too small is noticed at once. Arrays are then written into their places, and each finished one is noted
+in a journal beside the file: a run that was killed goes on after the last of them. The file gets its name when it is
+complete, so a file that exists is complete.
 """
 
 import contextlib
+import hashlib
+import os
+import zlib
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+from filelock import FileLock, Timeout
 
 from semcorr import provenance
 from semcorr.errors import UserError
-from semcorr.files import replacing
+from semcorr.files import canonical_json, unwritable
 from semcorr.geometry import Grid
 
-FORMAT = 1
+FORMAT = 2
+CHECKSUMS = ".crc32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What is known about an image's array before it is computed."""
+
+    shape: tuple[int, ...]
+    grid: Grid
 
 
 class Writer:
-    """Adds images to a store that is not complete yet."""
+    """Puts arrays into their places in a store that is not complete yet.
 
-    def __init__(self, file: h5py.File):
-        self._file = file
+    Attributes:
+        done: ids of the images that are in it already.
+    """
 
-    def add(self, image_id: str, array: np.ndarray, grid: Grid) -> None:
-        """Add one image's array, with the geometry that maps it to pixels."""
-        dataset = self._file.create_dataset(image_id, data=array, track_times=False)
-        dataset.attrs["image_size"] = np.array(grid.image_size, np.int32)
-        dataset.attrs["resized_size"] = np.array(grid.resized_size, np.int32)
-        dataset.attrs["stride"] = np.int32(grid.stride)
+    def __init__(self, partial: Path, journal: Path, entries: dict[str, Entry], dtype: np.dtype):
+        self.done = set(_finished(journal)[1:])
+        self._entries, self._dtype = entries, dtype
+        self._order = {image_id: index for index, image_id in enumerate(sorted(entries))}
+        with h5py.File(partial, "r", locking=False) as file:
+            self._offsets = {image_id: file[image_id].id.get_offset() for image_id in entries}
+            self._checksums = file[CHECKSUMS].id.get_offset()
+        self._file = os.open(partial, os.O_WRONLY)
+        self._journal = os.open(journal, os.O_WRONLY | os.O_APPEND)
+
+    def add(self, image_id: str, array: np.ndarray) -> None:
+        """Write one image's array."""
+        entry = self._entries[image_id]
+        assert array.shape == entry.shape, f"{image_id}: {array.shape}, laid out {entry.shape}"
+        assert array.dtype == self._dtype, f"{image_id}: {array.dtype}, laid out {self._dtype}"
+        content = np.ascontiguousarray(array)
+        _write(self._file, memoryview(content).cast("B"), self._offsets[image_id])
+        place = self._checksums + 4 * self._order[image_id]
+        _write(self._file, zlib.crc32(content).to_bytes(4, "little"), place)
+        os.write(self._journal, f"{image_id}\n".encode())
+        self.done.add(image_id)
+
+    def close(self) -> None:
+        """Let go of the files."""
+        os.close(self._file)
+        os.close(self._journal)
 
 
 @contextlib.contextmanager
-def create(path: Path, record: dict[str, Any]) -> Iterator[Writer]:
-    """Write a store; it appears under its name when the block ends well."""
-    with replacing(path) as partial, h5py.File(partial, "w", libver="latest") as file:
-        file.attrs["format"] = FORMAT
-        file.attrs[provenance.KEY] = provenance.dumps(record)
-        yield Writer(file)
+def create(
+    path: Path, record: dict[str, Any], entries: dict[str, Entry], dtype: str, version: str = ""
+) -> Iterator[Writer]:
+    """Write a store; it appears under its name when the block ends well and every image is in it.
+
+    A block that failed or was killed is resumed by the next one with the same arguments.
+
+    Args:
+        path: of the store.
+        record: its provenance.
+        entries: image id -> shape and geometry, of all images.
+        dtype: "float16" or "float32".
+        version: of the code that computes the arrays; what another version began is begun anew.
+
+    Raises:
+        UserError: the disk is full, or another process is writing the same store.
+    """
+    partial, journal, lock = (path.with_name(f".{path.name}.{suffix}") for suffix in ("partial", "done", "lock"))
+    shapes = {name: asdict(entry) for name, entry in entries.items()}
+    key = hashlib.sha256(canonical_json([FORMAT, version, record, dtype, shapes]).encode()).hexdigest()
+    with unwritable(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(lock, timeout=0):
+                if not partial.exists() or _finished(journal)[:1] != [key]:
+                    journal.unlink(missing_ok=True)
+                    _lay_out(partial, record, entries, np.dtype(dtype))
+                    journal.write_text(f"{key}\n")
+                writer = Writer(partial, journal, entries, np.dtype(dtype))
+                try:
+                    yield writer
+                finally:
+                    writer.close()
+                assert writer.done == entries.keys(), "an image was not written"
+                with partial.open("rb") as file:
+                    os.fsync(file.fileno())
+                partial.replace(path)
+                journal.unlink()
+        except Timeout:
+            raise UserError(f"{path}: another process is writing it. Wait for it, or stop it") from None
+
+
+def _lay_out(path: Path, record: dict[str, Any], entries: dict[str, Entry], dtype: np.dtype) -> None:
+    """Write everything but the arrays, with room for them."""
+    path.unlink(missing_ok=True)
+    try:
+        with h5py.File(path, "w", libver="latest") as file:
+            file.attrs["format"] = FORMAT
+            file.attrs[provenance.KEY] = provenance.dumps(record)
+            for image_id, entry in sorted(entries.items()):
+                dataset = _room(file, image_id, entry.shape, dtype)
+                dataset.attrs["image_size"] = np.array(entry.grid.image_size, np.int32)
+                dataset.attrs["resized_size"] = np.array(entry.grid.resized_size, np.int32)
+                dataset.attrs["stride"] = np.int32(entry.grid.stride)
+            _room(file, CHECKSUMS, (len(entries),), np.dtype("<u4"))
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _room(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype) -> h5py.Dataset:
+    """A dataset whose place in the file is fixed now, and whose content is written later."""
+    creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    creation.set_obj_track_times(False)
+    links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
+    links.set_create_intermediate_group(True)
+    links.set_char_encoding(h5py.h5t.CSET_UTF8)
+    space, kind = h5py.h5s.create_simple(shape), h5py.h5t.py_create(dtype)
+    return h5py.Dataset(h5py.h5d.create(file.id, name.encode(), kind, space, dcpl=creation, lcpl=links))
+
+
+def _finished(journal: Path) -> list[str]:
+    """The whole lines of a journal: its key, then ids; a line that was being written does not count."""
+    if not journal.exists():
+        return []
+    return journal.read_text(encoding="utf-8").split("\n")[:-1]
+
+
+def _write(file: int, content: bytes | memoryview, offset: int) -> None:
+    while content:
+        written = os.pwrite(file, content, offset)
+        content, offset = content[written:], offset + written
 
 
 class Store:
-    """A complete store, open for reading."""
+    """A complete store, open for reading; any number of processes may read one."""
 
-    def __init__(self, path: Path, expect: str):
-        """Open `path`, made under the fingerprint `expect`.
+    def __init__(self, path: Path, expect: str | None):
+        """Open `path`, made under the fingerprint `expect`; None takes any.
 
         Raises:
             UserError: it is missing, damaged, or was made under other parameters.
         """
         self.path = path
-        self.provenance = provenance.expect(path, expect)
-        self._file = h5py.File(path)
+        self.provenance = provenance.read(path) if expect is None else provenance.expect(path, expect)
+        self._file = h5py.File(path, "r", locking=False)
         if self._file.attrs["format"] != FORMAT:
-            raise UserError(f"{path}: format {self._file.attrs['format']}, this version reads {FORMAT}. Extract again")
+            raise UserError(f"{path}: format {self._file.attrs['format']}, this version reads {FORMAT}. Delete it")
+        self._checksums = dict(zip(self.ids(), self._file[CHECKSUMS][()].tolist(), strict=True))
+        self._verified: set[str] = set()
 
     def __enter__(self) -> "Store":
         return self
@@ -66,8 +188,17 @@ class Store:
         self._file.close()
 
     def array(self, image_id: str) -> np.ndarray:
-        """The array of one image."""
-        return self._dataset(image_id)[()]
+        """The array of one image.
+
+        Raises:
+            UserError: there is none, or its bytes are not those that were written.
+        """
+        array = self._dataset(image_id)[()]
+        if image_id not in self._verified:
+            if zlib.crc32(array) != self._checksums[image_id]:
+                raise UserError(f"{self.path}: damaged: the checksum of {image_id} is wrong. Delete it and run again")
+            self._verified.add(image_id)
+        return array
 
     def grid(self, image_id: str) -> Grid:
         """The geometry of one image."""
@@ -82,10 +213,41 @@ class Store:
         """Ids of all images, sorted."""
         found: list[str] = []
         self._file.visititems(lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) else None)
-        return sorted(found)
+        return sorted(set(found) - {CHECKSUMS})
+
+    def entries(self) -> dict[str, Entry]:
+        """Shape and geometry of every image."""
+        return {name: Entry(shape=self._file[name].shape, grid=self.grid(name)) for name in self.ids()}
 
     def _dataset(self, image_id: str) -> h5py.Dataset:
         try:
             return self._file[image_id]
         except KeyError:
             raise UserError(f"{self.path}: holds no image {image_id}. Make it again") from None
+
+
+def describe(path: Path) -> list[str]:
+    """What is in a store, in lines for people; every array is read and its checksum compared.
+
+    Raises:
+        UserError: it is no complete store, or damaged.
+    """
+    with Store(path, None) as store:
+        record, entries = store.provenance, store.entries()
+        arrays = [store.array(image_id) for image_id in list(entries)[:1]]
+        for image_id in list(entries)[1:]:
+            store.array(image_id)
+        channels = sorted({entry.shape[-1] for entry in entries.values()})
+        strides = sorted({entry.grid.stride for entry in entries.values()})
+        shapes = sorted({entry.shape[:-1] for entry in entries.values()})
+    shown = ", ".join(" x ".join(map(str, shape)) for shape in shapes[:6])
+    tensors = record.get("inputs", {}).get("tensors") or record.get("inputs", {}).get("frozen") or {}
+    return [
+        f"{path}: {record['stage']}, {path.stat().st_size / 1e6:,.1f} MB, all checksums right",
+        f"images: {len(entries):,}, {arrays[0].dtype if arrays else 'none'}",
+        f"cells: {shown}{f' and {len(shapes) - 6} more shapes' if len(shapes) > 6 else ''}",
+        f"channels: {', '.join(map(str, channels))}; stride: {', '.join(map(str, strides))}",
+        f"tensors: {tensors.get('origin', 'not said')}",
+        f"fingerprint: {record['fingerprint']}",
+        *(f"{key}: {value}" for key, value in record["settings"].items()),
+    ]

@@ -28,7 +28,7 @@ class Tail:
         self.spec = spec
         self.device = device
         self.network = load(build(spec), *tensors).to(device)
-        self.first = self.network.stop(spec.layer) - blocks
+        self.first = self.network.stop(spec) - blocks
 
     def forward(self, trunk: Store, ids: list[str]) -> dict[str, tuple[Tensor, Grid]]:
         """Feature maps (h, w, C), valid cells only, and grids of some images; one pass per padded shape."""
@@ -41,7 +41,7 @@ class Tail:
         for cells, members in shapes.items():
             arrays = np.stack([trunk.array(image_id) for image_id in members])
             activations = torch.from_numpy(arrays).to(self.device).float()
-            maps = self.network.tail(activations, cells, self.first, self.spec.layer, self.spec.norm)
+            maps = self.network.tail(activations, cells, self.first, self.spec)
             for image_id, features in zip(members, maps.permute(0, 2, 3, 1), strict=True):
                 height, width = grids[image_id].shape
                 found[image_id] = features[:height, :width], grids[image_id]

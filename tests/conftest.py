@@ -1,9 +1,13 @@
 """Fixtures: small experiments, and clones of the project to run engines in."""
 
+import hashlib
+import http.server
 import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,6 +60,69 @@ def setting(*path_and_value: object) -> Callable[[dict], None]:
         values[key] = value
 
     return change
+
+
+@pytest.fixture
+def server():
+    """A local HTTP server that misbehaves on request."""
+    with Server() as running:
+        thread = threading.Thread(target=running.serve_forever, args=[0.02], daemon=True)
+        thread.start()
+        yield running
+        running.shutdown()
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves `files` by name; `faults` says, by name, what goes wrong with the next requests.
+
+    It also looks like a model hub: files have an ETag and a commit.
+    """
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files: dict[str, bytes] = {}
+        self.faults: dict[str, list[str]] = {}
+        self.requests = 0
+
+    def url(self, name: str) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/{name}"
+
+    def handle_error(self, request, client_address):  # a client that was killed is no news
+        pass
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_HEAD(self):
+        self.do_GET(head=True)
+
+    def do_GET(self, head=False):
+        name = self.path[1:]
+        self.server.requests += 1
+        faults = self.server.faults.get(name, [])
+        fault = faults.pop(0) if faults else ""
+        content = self.server.files.get(name)
+        if content is None or fault == "404":
+            self.send_error(404)
+            return
+        if fault == "wrong bytes":
+            content = b"x" + content[1:]
+        self.send_response(200)
+        if fault != "no length, half":
+            self.send_header("Content-Length", str(len(content)))
+        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.end_headers()
+        if head:
+            return
+        if fault == "slow":
+            for at in range(0, len(content), 4000):
+                self.wfile.write(content[at : at + 4000])
+                time.sleep(0.01)
+            return
+        self.wfile.write(content[: len(content) // 2] if fault.endswith("half") else content)
+
+    def log_message(self, *_):
+        pass
 
 
 class Clone:

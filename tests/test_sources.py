@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import http.server
 import io
 import os
 import random
@@ -11,7 +10,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import threading
 import time
 import zipfile
 from pathlib import Path
@@ -27,57 +25,11 @@ CONTENT = random.Random(0).randbytes(400_000)
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 
-class Server(http.server.ThreadingHTTPServer):
-    """Serves `files` by name; `faults` says, by name, what goes wrong with the next requests."""
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files: dict[str, bytes] = {}
-        self.faults: dict[str, list[str]] = {}
-        self.requests = 0
-
-    def url(self, name: str) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/{name}"
-
-    def handle_error(self, request, client_address):  # a client that was killed is no news
-        pass
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        name = self.path[1:]
-        self.server.requests += 1
-        faults = self.server.faults.get(name, [])
-        fault = faults.pop(0) if faults else ""
-        content = self.server.files.get(name)
-        if content is None or fault == "404":
-            self.send_error(404)
-            return
-        if fault == "wrong bytes":
-            content = b"x" + content[1:]
-        self.send_response(200)
-        if fault != "no length, half":
-            self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if fault == "slow":
-            for at in range(0, len(content), 4000):
-                self.wfile.write(content[at : at + 4000])
-                time.sleep(0.01)
-            return
-        self.wfile.write(content[: len(content) // 2] if fault.endswith("half") else content)
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture
-def server():
-    with Server() as running:
-        thread = threading.Thread(target=running.serve_forever, args=[0.02], daemon=True)
-        thread.start()
-        running.files["file.bin"] = CONTENT
-        yield running
-        running.shutdown()
+@pytest.fixture(autouse=True)
+def file(request):
+    """What the server has."""
+    if "server" in request.fixturenames:
+        request.getfixturevalue("server").files["file.bin"] = CONTENT
 
 
 def test_download_is_whole_and_done_once(server, tmp_path):

@@ -1,10 +1,16 @@
 """Stages in one process, on the smoke experiment in a folder of its own."""
 
 import json
+import multiprocessing
+import os
+import random
+import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from semcorr import cli, graph, params, store
 from semcorr.errors import UserError
@@ -47,8 +53,80 @@ def test_extract_gives_the_same_bytes_and_does_not_depend_on_batches(experiment,
     _until_store(experiment, runtime=smoke["runtime"] | {"batch_size": 1})
     with store.Store(job.outputs["store"], job.fingerprint) as opened:
         for image_id, array in before.items():
-            # float16 keeps 11 bits; another batch size may round the last one differently.
+            # Identical on the processors seen so far; float16 keeps 11 bits, and another batch size may round the last.
             np.testing.assert_allclose(opened.array(image_id), array, rtol=2e-3, atol=2e-3)
+
+
+def _extract(folder: str) -> None:
+    """The stage in a process of its own."""
+    os.chdir(folder)
+    cli.run_stage(cli.parser().parse_args(["extract", "dinov2_tiny", "frozen", "toy_willow"]))
+
+
+def _length(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def test_extract_survives_being_killed(experiment, smoke, tmp_path):
+    """SIGKILL at ten random moments; what then ends has the bytes of an uninterrupted run."""
+    datasets = json.loads(json.dumps(smoke["datasets"]))
+    datasets["toy_willow"]["sources"][0]["images"] = {"all": 12}
+    changes = {"datasets": datasets, "runtime": smoke["runtime"] | {"batch_size": 1}}
+    whole = _until_store(experiment, **changes)
+    path = tmp_path / "features/dinov2_tiny/frozen/toy_willow.h5"
+    path.unlink()
+    # Children are forked from a process that has imported everything and computed nothing.
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["semcorr.stages.extract", "semcorr.backbones.vit"])
+    rng, journal, reached = random.Random(0), path.with_name(".toy_willow.h5.done"), set()
+    for _ in range(10):
+        process = processes.Process(target=_extract, args=[str(tmp_path)])
+        process.start()
+        before = _length(journal)
+        while process.is_alive() and _length(journal) == before:
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.05))
+        process.kill()
+        process.join()
+        if path.exists():  # it was done before the moment came
+            assert path.read_bytes() == whole
+            path.unlink()
+        reached.add(_length(journal))
+    assert len(reached) > 3, reached
+    _extract(str(tmp_path))
+    assert path.read_bytes() == whole
+    assert [item.name for item in path.parent.iterdir() if not item.name.endswith(".lock")] == [path.name]
+
+
+def test_a_batch_too_large_for_the_gpu_is_halved(experiment, smoke, monkeypatch, caplog):
+    """A network that holds one image at most, as a full GPU does, gives the same features."""
+    first = _until_store(experiment)
+    from semcorr.backbones.vit import TimmVit
+
+    features, sizes = TimmVit.features, []
+
+    def full(self, images, spec):
+        if len(images) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        sizes.append(len(images))
+        return features(self, images, spec)
+
+    monkeypatch.setattr(TimmVit, "features", full)
+    assert _until_store(experiment) == first
+    assert set(sizes) == {1}
+    assert "the GPU's memory does not hold 2 images at once, going on with 1" in caplog.text
+    monkeypatch.setattr(TimmVit, "features", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError()))
+    with pytest.raises(UserError, match="the GPU's memory does not hold one image"):
+        _until_store(experiment)
+
+
+def test_an_error_of_the_writing_thread_ends_the_stage(experiment, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store.Writer, "add", fail)
+    with pytest.raises(UserError, match=r"toy_willow\.h5: cannot be written: the disk is full"):
+        _until_store(experiment)
 
 
 def test_an_image_changed_by_hand_is_refused(experiment):
@@ -132,8 +210,6 @@ def test_finetune_learns_and_adapt_is_its_features(experiment, smoke):
 @pytest.mark.parametrize("name", ["dinov2_tiny", "dinov3_tiny", "sam_tiny"])
 def test_gradients_through_the_cached_trunk(experiment, smoke, name, tmp_path):
     """Training on the store's activations is training on the images: the same gradients, in float32."""
-    import torch
-
     from semcorr.backbones import build, load
     from semcorr.datasets.base import read_images
     from semcorr.stages.extract import read_image
@@ -149,7 +225,7 @@ def test_gradients_through_the_cached_trunk(experiment, smoke, name, tmp_path):
     for cached in (True, False):
         tail = Tail(spec, values.trunk.blocks, torch.device("cpu"), job.inputs["tensors"])
         network = tail.network if cached else load(build(spec), job.inputs["tensors"])
-        for module in network.tuned_modules(1, spec.layer, spec.norm):
+        for module in network.tuned_modules(1, spec):
             module.requires_grad_(True)
         if cached:
             with store.Store(job.outputs["store"], job.fingerprint) as trunk:
@@ -159,7 +235,7 @@ def test_gradients_through_the_cached_trunk(experiment, smoke, name, tmp_path):
                 read_image(job.inputs["images"].parent / "images", image), spec.image_size
             )
             height, width = feature_grid.shape
-            features = network.features(pixels[None], spec.layer, spec.norm)[0].permute(1, 2, 0)[:height, :width]
+            features = network.features(pixels[None], spec)[0].permute(1, 2, 0)[:height, :width]
         weights = torch.randn(features.shape, generator=torch.Generator().manual_seed(0))
         (features * weights).sum().backward()
         gradients.append({n: t.grad for n, t in network.net.named_parameters() if t.grad is not None})

@@ -29,7 +29,7 @@ def build(spec: BackboneParams) -> Backbone:
     """
     module, name = FAMILIES[spec.family]
     network = getattr(importlib.import_module(module), name)(spec.model, spec.overrides)
-    network.stop(spec.layer)
+    network.stop(spec)
     return network.eval().requires_grad_(False)
 
 

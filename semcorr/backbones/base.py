@@ -2,10 +2,11 @@
 
 Activations between blocks are what the family works on (tokens with their prefix, or a map); whoever caches them
 need not know. `trunk` runs the blocks below a split, `tail` those from it up to the feature layer, so that a frozen
-trunk can be computed once and a tail be trained on what it gave.
+trunk can be computed once and a tail be trained on what it gave. Which activations are the features, a backbone's entry
+in params.yaml says (`layer`, `facet`, `norm`, `debias`).
 """
 
-from typing import Literal
+from abc import ABC, abstractmethod
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from semcorr.errors import UserError
 from semcorr.geometry import Grid, resized_size
+from semcorr.params import Backbone as Spec
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -22,21 +24,25 @@ def resize(image: PillowImage.Image, long_side: int, resample: PillowImage.Resam
     """An image of any size and mode as (3, H, W) float32 RGB in [0, 1], its longer side `long_side` pixels."""
     size = resized_size((image.height, image.width), long_side)
     small = image.convert("RGB").resize(size[::-1], resample)
-    return torch.from_numpy(np.array(small)).permute(2, 0, 1).float() / 255
+    # numpy and not torch, whose own threads would fight over the cores with the network's where this runs beside it.
+    return torch.from_numpy(np.ascontiguousarray(np.asarray(small).transpose(2, 0, 1), np.float32) / np.float32(255))
 
 
 def standardise(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """(3, H, W) RGB in [0, 1], less the mean, over the standard deviation."""
-    return (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    centre, scale = (np.array(values, np.float32)[:, None, None] for values in (mean, std))
+    return torch.from_numpy((pixels.numpy() - centre) / scale)
 
 
-class Backbone(nn.Module):
+class Backbone(nn.Module, ABC):
     """A network with dense features.
 
     Attributes:
         net: the network itself; its state dict has the names of the weights files.
         stride: pixels between neighbouring cells.
         depth: number of blocks.
+        width: channels between blocks.
+        neck_width: channels after the neck, where there is one.
         mean, std: of the training images, RGB in [0, 1].
         resample: how the network's authors resize images.
     """
@@ -44,9 +50,15 @@ class Backbone(nn.Module):
     net: nn.Module
     stride: int
     depth: int
+    width: int
+    neck_width: int = 0
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     resample = PillowImage.Resampling.BICUBIC
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bases: dict[tuple, Tensor] = {}
 
     def canvas(self, resized: tuple[int, int]) -> tuple[int, int]:
         """Size (height, width) that an image is padded to: whole cells."""
@@ -73,17 +85,29 @@ class Backbone(nn.Module):
         height, width = self.canvas((pixels.shape[-2], pixels.shape[-1]))
         return nn.functional.pad(pixels, (0, width - pixels.shape[-1], 0, height - pixels.shape[-2]))
 
+    @abstractmethod
     def embed(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) images to the activations that enter block 0."""
-        raise NotImplementedError
 
+    @abstractmethod
     def run(self, activations: Tensor, cells: tuple[int, int], first: int, stop: int) -> Tensor:
         """Activations after blocks first to stop - 1; `cells` is the padded grid (h, w)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self, activations: Tensor, cells: tuple[int, int], *, norm: bool, neck: bool) -> Tensor:
         """Activations as a feature map (B, C, h, w), padded cells included."""
-        raise NotImplementedError
+
+    @abstractmethod
+    def facet(self, activations: Tensor, cells: tuple[int, int], block: int, facet: str) -> Tensor:
+        """Queries, keys or values (B, C, h, w) of a block's attention, heads side by side, before any rotation."""
+
+    @abstractmethod
+    def activation_shape(self, cells: tuple[int, int]) -> tuple[int, ...]:
+        """Shape of one image's activations between blocks, on a padded grid (h, w)."""
+
+    @abstractmethod
+    def tuned_modules(self, blocks: int, spec: Spec) -> list[nn.Module]:
+        """What is trained: the last `blocks` blocks up to the features, and what stands between them."""
 
     def adopt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Tensors of an official checkpoint under this network's names; others are returned as they are.
@@ -97,38 +121,64 @@ class Backbone(nn.Module):
         """Padded grid (h, w) of a batch of images."""
         return images.shape[-2] // self.stride, images.shape[-1] // self.stride
 
-    def stop(self, layer: int | Literal["neck"]) -> int:
-        """How many blocks lie at or below a feature layer.
+    def stop(self, spec: Spec) -> int:
+        """How many blocks the features need.
 
         Raises:
             UserError: the network has no such block.
         """
-        if layer == "neck":
-            return self.depth
-        if layer >= self.depth:
-            raise UserError(f"params.yaml: layer: {layer} does not exist; the network has blocks 0 to {self.depth - 1}")
-        return layer + 1
+        stops = [self.depth if layer == "neck" else layer + 1 for layer in spec.layers]
+        if max(stops) > self.depth:
+            blocks = f"blocks 0 to {self.depth - 1}"
+            raise UserError(f"params.yaml: layer: {max(stops) - 1} does not exist; the network has {blocks}")
+        return max(stops)
+
+    def channels(self, spec: Spec) -> int:
+        """C of the features: that of each layer, one after the other."""
+        return sum(self.neck_width if layer == "neck" else self.width for layer in spec.layers)
 
     def trunk(self, images: Tensor, stop: int) -> Tensor:
         """(B, 3, H, W) images to the activations that enter block `stop`."""
         return self.run(self.embed(images), self.cells(images), 0, stop)
 
-    def tail(
-        self,
-        activations: Tensor,
-        cells: tuple[int, int],
-        first: int,
-        layer: int | Literal["neck"],
-        norm: bool,
-    ) -> Tensor:
-        """Activations that enter block `first` to features (B, C, h, w) of `layer`."""
-        activations = self.run(activations, cells, first, self.stop(layer))
-        return self.read(activations, cells, norm=norm, neck=layer == "neck")
+    def tail(self, activations: Tensor, cells: tuple[int, int], first: int, spec: Spec) -> Tensor:
+        """Activations that enter block `first` to features (B, C, h, w).
 
-    def features(self, images: Tensor, layer: int | Literal["neck"], norm: bool) -> Tensor:
-        """(B, 3, H, W) images to features (B, C, h, w) of `layer`."""
-        return self.tail(self.embed(images), self.cells(images), 0, layer, norm)
+        Several layers are scaled to length one each, so that none outweighs the others, and put side by side.
+        """
+        maps, at = [], first
+        for layer in spec.layers:
+            block = self.depth if layer == "neck" else layer
+            stop = block if spec.facet != "token" or layer == "neck" else block + 1
+            activations, at = self.run(activations, cells, at, stop), stop
+            if spec.facet == "token":
+                maps.append(self.read(activations, cells, norm=spec.norm, neck=layer == "neck"))
+            else:
+                maps.append(self.facet(activations, cells, block, spec.facet))
+        if len(maps) == 1:
+            return maps[0]
+        return torch.cat([nn.functional.normalize(one, dim=1) for one in maps], dim=1)
 
-    def tuned_modules(self, blocks: int, layer: int | Literal["neck"], norm: bool) -> list[nn.Module]:
-        """What is trained: the last `blocks` blocks up to `layer`, and what stands between them and the features."""
-        raise NotImplementedError
+    def features(self, images: Tensor, spec: Spec) -> Tensor:
+        """(B, 3, H, W) images to features (B, C, h, w), less what a blank image shows too if `spec.debias` says so."""
+        features = self.tail(self.embed(images), self.cells(images), 0, spec)
+        if spec.debias is None:
+            return features
+        basis = self.positional_basis((images.shape[2], images.shape[3]), spec)
+        return features - torch.einsum("kc,kd,bdhw->bchw", basis, basis, features)
+
+    def positional_basis(self, canvas: tuple[int, int], spec: Spec) -> Tensor:
+        """The directions (K, C) in which the features of a blank image of this size vary most, orthonormal.
+
+        A blank image, all mean colour, has nothing to tell one cell from another but their positions.
+
+        Source: the debiasing of INSID3, Cuttano et al., CVPR 2026, arXiv 2603.28480.
+        """
+        key = (canvas, *spec.layers, spec.facet, spec.norm, spec.debias.components)
+        if key not in self._bases:
+            blank = next(self.parameters()).new_zeros(1, 3, *canvas)
+            with torch.autocast(blank.device.type, enabled=False):  # once a size, so its cost does not matter
+                cells = self.tail(self.embed(blank), self.cells(blank), 0, spec)[0].flatten(1).T.float()
+            _, _, directions = torch.linalg.svd(cells - cells.mean(dim=0), full_matrices=False)
+            self._bases[key] = directions[: spec.debias.components]
+        return self._bases[key]

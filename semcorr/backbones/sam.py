@@ -5,7 +5,6 @@ transform does; only the cells that the image covers are features.
 """
 
 from functools import partial
-from typing import Literal
 
 from PIL import Image as PillowImage
 from segment_anything.modeling.image_encoder import ImageEncoderViT
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from semcorr.backbones.base import Backbone
 from semcorr.errors import UserError
+from semcorr.params import Backbone as Spec
 
 # segment_anything.build_sam: the three published sizes.
 SIZES = {
@@ -49,7 +49,8 @@ class Sam(Backbone):
             raise UserError(f"params.yaml: SAM cannot be built with overrides {overrides} ({error})") from None
         self.side = self.net.img_size
         self.stride = self.net.patch_embed.proj.stride[0]
-        self.depth = len(self.net.blocks)
+        self.depth, self.width = len(self.net.blocks), self.net.patch_embed.proj.out_channels
+        self.neck_width = self.net.neck[0].out_channels
 
     def canvas(self, resized: tuple[int, int]) -> tuple[int, int]:
         """The encoder's own square."""
@@ -80,7 +81,17 @@ class Sam(Backbone):
             return tensors
         return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if not name.startswith(beside)}
 
-    def tuned_modules(self, blocks: int, layer: int | Literal["neck"], norm: bool) -> list[nn.Module]:
+    def facet(self, activations: Tensor, cells: tuple[int, int], block: int, facet: str) -> Tensor:
         """See Backbone."""
-        stop = self.stop(layer)
-        return [*self.net.blocks[stop - blocks : stop], *([self.net.neck] if layer == "neck" else [])]
+        attention = self.net.blocks[block]
+        parts = attention.attn.qkv(attention.norm1(activations)).chunk(3, dim=-1)
+        return parts[("query", "key", "value").index(facet)].permute(0, 3, 1, 2)
+
+    def activation_shape(self, cells: tuple[int, int]) -> tuple[int, ...]:
+        """See Backbone."""
+        return *cells, self.width
+
+    def tuned_modules(self, blocks: int, spec: Spec) -> list[nn.Module]:
+        """See Backbone."""
+        stop = self.stop(spec)
+        return [*self.net.blocks[stop - blocks : stop], *([self.net.neck] if "neck" in spec.layers else [])]

@@ -5,10 +5,12 @@ offset of 0.1, so away from 518 pixels the features differ slightly.
 """
 
 import timm
+import torch
 from torch import Tensor, nn
 
 from semcorr.backbones.base import Backbone
 from semcorr.errors import UserError
+from semcorr.params import Backbone as Spec
 
 # Names in the official files -> in timm.
 DINOV2 = {"register_tokens": "reg_token", "mlp.w12": "mlp.fc1", "mlp.w3": "mlp.fc2"}
@@ -37,7 +39,7 @@ class TimmVit(Backbone):
             ) from None
         self.name = model
         self.stride = self.net.patch_embed.patch_size[0]
-        self.depth = len(self.net.blocks)
+        self.depth, self.width = len(self.net.blocks), self.net.embed_dim
         self.mean, self.std = self.net.pretrained_cfg["mean"], self.net.pretrained_cfg["std"]
 
     def embed(self, images: Tensor) -> Tensor:
@@ -57,7 +59,10 @@ class TimmVit(Backbone):
         """See Backbone; the class and register tokens are dropped."""
         assert not neck, "params.py refuses a neck here"
         activations = self.net.norm(activations) if norm else activations
-        patches = activations[:, self.net.num_prefix_tokens :]
+        return self._map(activations, cells)
+
+    def _map(self, tokens: Tensor, cells: tuple[int, int]) -> Tensor:
+        patches = tokens[:, self.net.num_prefix_tokens :]
         return patches.transpose(1, 2).unflatten(2, cells)
 
     def adopt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -100,6 +105,23 @@ class TimmVit(Backbone):
                 raise UserError(f"{name} is not zero, and timm's {self.name} has none. Take model {self.name}_qkvb")
         return found
 
-    def tuned_modules(self, blocks: int, layer: int, norm: bool) -> list[nn.Module]:
+    def facet(self, activations: Tensor, cells: tuple[int, int], block: int, facet: str) -> Tensor:
         """See Backbone."""
-        return [*self.net.blocks[layer + 1 - blocks : layer + 1], *([self.net.norm] if norm else [])]
+        attention = self.net.blocks[block].attn
+        tokens = self.net.blocks[block].norm1(activations)
+        if getattr(attention, "q_bias", None) is None:
+            parts = attention.qkv(tokens)
+        else:
+            bias = torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
+            parts = nn.functional.linear(tokens, attention.qkv.weight, bias)
+        chosen = parts.chunk(3, dim=-1)[("query", "key", "value").index(facet)]
+        return self._map(chosen, cells)
+
+    def activation_shape(self, cells: tuple[int, int]) -> tuple[int, ...]:
+        """See Backbone."""
+        return self.net.num_prefix_tokens + cells[0] * cells[1], self.width
+
+    def tuned_modules(self, blocks: int, spec: Spec) -> list[nn.Module]:
+        """See Backbone."""
+        stop = self.stop(spec)
+        return [*self.net.blocks[stop - blocks : stop], *([self.net.norm] if spec.norm else [])]

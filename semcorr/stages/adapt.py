@@ -1,7 +1,7 @@
 """adapt: the features of a tuned backbone, from the cached trunk."""
 
 from semcorr import runtime, store
-from semcorr.graph import Job
+from semcorr.graph import Job, code_version
 from semcorr.params import Params
 from semcorr.provenance import expect, provenance
 from semcorr.tail import Tail
@@ -13,11 +13,16 @@ def adapt(job: Job, params: Params) -> str:
     record = provenance(job, {role: expect(job.inputs[role], key) for role, key in job.expects.items()})
     device = runtime.device(params)
     tail = Tail(spec, params.trunk.blocks, device, job.inputs["frozen"], job.inputs["tuned"])
-    with (
-        store.Store(job.inputs["trunk"], job.expects["trunk"]) as trunk,
-        store.create(job.outputs["store"], record) as writer,
-    ):
-        ids = trunk.ids()
-        for image_id, features, grid in tail.features(trunk, ids, params.runtime.batch_size):
-            writer.add(image_id, features.cpu().numpy().astype(spec.precision), grid)
-    return f"{' '.join(job.cell.values())}: {len(ids):,} images"
+    with store.Store(job.inputs["trunk"], job.expects["trunk"]) as trunk:
+        grids = {image_id: trunk.grid(image_id) for image_id in trunk.ids()}
+        channels = tail.network.channels(spec)
+        entries = {name: store.Entry(shape=(*grid.shape, channels), grid=grid) for name, grid in grids.items()}
+        version = code_version(job.stage)
+        with (
+            store.create(job.outputs["store"], record, entries, spec.precision, version) as writer,
+            runtime.autocast(device, spec.compute),
+        ):
+            ids = [image_id for image_id in grids if image_id not in writer.done]
+            for image_id, features, _ in tail.features(trunk, ids, params.runtime.batch_size):
+                writer.add(image_id, features.cpu().numpy().astype(spec.precision))
+    return f"{' '.join(job.cell.values())}: {len(grids):,} images"

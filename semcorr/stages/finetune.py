@@ -95,7 +95,7 @@ def warmup_cosine(step: int, steps: int, warmup: float) -> float:
 
 def _unfreeze(tail: Tail, tuning: Tuning) -> dict[str, Tensor]:
     """Make the tuned modules trainable; their parameters by the network's names."""
-    for module in tail.network.tuned_modules(tuning.blocks, tail.spec.layer, tail.spec.norm):
+    for module in tail.network.tuned_modules(tuning.blocks, tail.spec):
         module.requires_grad_(True)
     return {name: tensor for name, tensor in tail.network.net.named_parameters() if tensor.requires_grad}
 
