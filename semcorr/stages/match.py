@@ -8,7 +8,7 @@ import torch
 from tqdm import tqdm
 
 from semcorr import pck, runtime
-from semcorr.datasets.base import read_pairs, write_table
+from semcorr.datasets.base import Pair, read_pairs, write_table
 from semcorr.graph import Job
 from semcorr.matching import match_pairs
 from semcorr.params import Params
@@ -40,39 +40,46 @@ def match(job: Job, params: Params) -> str:
             partial(tqdm, unit="target", desc=" ".join([job.stage, *job.cell.values()]), disable=None),
         )
         sizes = {pair.target: features.grid(pair.target).image_size for pair in pairs}
-    columns: dict[str, list] = {}
-
-    def add(name: str, values: object) -> None:
-        columns.setdefault(name, []).append(values)
-
-    for pair, (predicted, similarity) in zip(pairs, answers, strict=True):
-        count = len(pair.keypoint_ids)
-        add("pair", [pair.id] * count)
-        add("keypoint", pair.keypoint_ids)
-        source, true = (
-            np.array(points, float).reshape(-1, 2) for points in (pair.source_keypoints, pair.target_keypoints)
-        )
-        for name, points in {"source": source, "predicted": predicted, "true": true}.items():
-            add(f"{name}_x", points[:, 0])
-            add(f"{name}_y", points[:, 1])
-        add("similarity", similarity)
-        lengths = pck.references(true, bbox=pair.target_bbox, image_size=sizes[pair.target]) if count else {}
-        for name, length in lengths.items():
-            add(name, [length] * count)
-        for name in ("source", "target", *PAIR_COLUMNS):
-            add(f"{name}_image" if name in ("source", "target") else name, [getattr(pair, name)] * count)
-    types = {
-        "pair": pa.string(),
-        "keypoint": pa.string(),
-        "source_image": pa.string(),
-        "target_image": pa.string(),
-    }
-    types |= {"category": pa.string(), "subset": pa.string()} | dict.fromkeys(PAIR_COLUMNS[2:], pa.int8())
-    table = pa.table(
-        {
-            name: pa.array([value for part in parts for value in part], types.get(name, pa.float64()))
-            for name, parts in columns.items()
-        }
-    )
+    table = _table(pairs, answers, sizes)
     write_table(job.outputs["matches"], table, provenance(job, inputs))
     return f"{' '.join(job.cell.values())}: {len(pairs):,} pairs, {table.num_rows:,} keypoints"
+
+
+def _table(
+    pairs: list[Pair], answers: list[tuple[np.ndarray, np.ndarray]], sizes: dict[str, tuple[int, int]]
+) -> pa.Table:
+    """One row per keypoint: what belongs to its pair is repeated."""
+    counts = [len(pair.keypoint_ids) for pair in pairs]
+    rows = pa.array(np.repeat(np.arange(len(pairs)), counts))
+
+    def repeated(values: list, kind: pa.DataType) -> pa.Array:
+        return pa.array(values, kind).take(rows)
+
+    def points(of: list) -> np.ndarray:
+        return np.concatenate([np.empty((0, 2)), *(np.array(one, float).reshape(-1, 2) for one in of)])
+
+    columns = {
+        "pair": repeated([pair.id for pair in pairs], pa.string()),
+        "keypoint": pa.array([id_ for pair in pairs for id_ in pair.keypoint_ids], pa.string()),
+    }
+    for name, of in {
+        "source": [pair.source_keypoints for pair in pairs],
+        "predicted": [predicted for predicted, _ in answers],
+        "true": [pair.target_keypoints for pair in pairs],
+    }.items():
+        columns[f"{name}_x"], columns[f"{name}_y"] = map(pa.array, points(of).T.copy())
+    columns["similarity"] = pa.array(np.concatenate([np.empty(0), *(similarity for _, similarity in answers)]))
+    lengths = [
+        pck.references(np.array(pair.target_keypoints, float), bbox=pair.target_bbox, image_size=sizes[pair.target])
+        if count
+        else {}
+        for pair, count in zip(pairs, counts, strict=True)
+    ]
+    for name in ("bbox", "bbox_kp", "image"):
+        columns[name] = repeated([one.get(name) for one in lengths], pa.float64())
+    for side in ("source", "target"):
+        columns[f"{side}_image"] = repeated([getattr(pair, side) for pair in pairs], pa.string())
+    for name in PAIR_COLUMNS:
+        kind = pa.string() if name in ("category", "subset") else pa.int8()
+        columns[name] = repeated([getattr(pair, name) for pair in pairs], kind)
+    return pa.table(columns)
