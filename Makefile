@@ -1,4 +1,4 @@
-# make demo: set up, run the demo experiment, print its table.   make test: set up, run the tests.
+# make demo: set up, run the demo experiment, print its table.   make test: set up, run the tests.   make bench: measure.
 # All versions are locked with hashes in requirements.lock; make lock renews it.
 
 PYTHON ?= python3.11
@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/installed
 # The lock alone decides versions, whatever constraints this machine's pip is set up with.
 PIP := PIP_CONSTRAINT=/dev/null PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 
-.PHONY: setup demo test check format lock clean
+.PHONY: setup demo test bench check format lock clean
 
 setup: $(INSTALLED)
 
@@ -25,6 +25,9 @@ demo: setup
 
 test: setup
 	@export PATH="$(CURDIR)/$(BIN):$$PATH" && pytest -n 3 --dist worksteal
+
+bench: setup
+	@for name in extract match willow finetune spair_counts; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 check: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

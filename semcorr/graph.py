@@ -106,20 +106,25 @@ STAGES: dict[str, Stage] = {
     ),
     "finetune": Stage(
         axes=("backbone", "tuning"),
-        reads=(*NETWORK, *READ, COMPUTE, "trunk", "tunings.{tuning}", "threads"),
+        reads=(*NETWORK, SIZE, *READ, COMPUTE, PRECISION, "trunk", "tunings.{tuning}", "threads"),
         inputs={
             "tensors": "data/weights/{backbone}/frozen.safetensors",
             "train": "features/{backbone}/trunk/{train}.h5",
             "train_pairs": "data/{train}/pairs.parquet",
+            "train_images": "data/{train}/images.parquet",
             "validate": "features/{backbone}/trunk/{validate}.h5",
             "validate_pairs": "data/{validate}/pairs.parquet",
         },
         outputs={
             "tensors": "checkpoints/{backbone}/{tuning}/best.safetensors",
             "curve": "checkpoints/{backbone}/{tuning}/curve.csv",
+            "steps": "checkpoints/{backbone}/{tuning}/steps.csv",
         },
         code=(
             "semcorr/stages/finetune.py",
+            "semcorr/stages/extract.py",
+            "semcorr/download.py",
+            "semcorr/training.py",
             "semcorr/tail.py",
             "semcorr/losses.py",
             "semcorr/matching.py",

@@ -104,12 +104,16 @@ class SpairDataset(Model):
 
 
 class PFWillowDataset(Model):
-    """PF-WILLOW, or a folder in its format (`expect: any`); `pairs` is the field's list of pairs, null for all."""
+    """PF-WILLOW, or a folder in its format (`expect: any`).
+
+    `pairs` is the field's list of pairs, null for all; `subsets` are folders, such as car(G), null for all.
+    """
 
     format: Literal["pfwillow"]
     sources: Sources
     expect: Literal["pfwillow", "any"]
     pairs: str | None
+    subsets: Annotated[list[str], Field(min_length=1), AfterValidator(_distinct)] | None
     limit: Count | None
 
 
@@ -258,17 +262,99 @@ class GaussianCrossEntropy(Model):
     sigma_cells: Positive
 
 
+class Contrastive(Model):
+    """InfoNCE: the true point against `negatives` random cells of the map, or all of them."""
+
+    name: Literal["contrastive"]
+    temperature: Positive
+    negatives: Count | Literal["all"]
+
+
+class Cosine(Model):
+    """One minus the cosine of the descriptors at the source and the true point."""
+
+    name: Literal["cosine"]
+
+
+class SquaredDistance(Model):
+    """Squared Euclidean distance of the descriptors at the source and the true point, both of length one."""
+
+    name: Literal["l2"]
+
+
+Loss = Annotated[GaussianCrossEntropy | Contrastive | Cosine | SquaredDistance, Field(discriminator="name")]
+
+
+class EndPoint(Model):
+    """An addition to the loss: distance of the dense soft-argmax from the true point, over the map's longer side."""
+
+    weight: Positive
+    temperature: Positive
+
+
+class LoRA(Model):
+    """Low-rank additions to the weights of the tuned blocks' layers, instead of the tensors themselves."""
+
+    rank: Count
+    alpha: Positive
+    targets: Annotated[list[str], Field(min_length=1), AfterValidator(_distinct)]
+
+
+class ImageBatches(Model):
+    """Batches of `images` images of one category: all annotated ordered pairs among them; each image once an epoch."""
+
+    by: Literal["images"]
+    images: Annotated[int, Field(ge=2)]
+
+
+class PairBatches(Model):
+    """Batches of `pairs` pairs, drawn one by one; each pair once an epoch."""
+
+    by: Literal["pairs"]
+    pairs: Count
+
+
+class Augment(Model):
+    """Changes of the training images, for which the trunk runs live: mirroring, and colours by up to a fraction."""
+
+    flip: bool
+    photometric: Annotated[float, Field(ge=0, lt=1)]
+
+
+class Validation(Model):
+    """PCK on a fixed part of the validation set, `pairs` evenly spaced ones (null: all), after every `every` epochs."""
+
+    every: Count
+    pairs: Count | None
+
+
+class Start(Model):
+    """Begin from another tuning's best.safetensors instead of the frozen weights."""
+
+    path: str
+    sha256: Sha256
+
+
 class Tuning(Model):
     """How the last `blocks` blocks up to the feature layer are trained."""
 
     blocks: Count
-    loss: GaussianCrossEntropy
+    lora: LoRA | None
+    start: Start | None
+    loss: Loss
+    end_point: EndPoint | None
     learning_rate: Positive
     weight_decay: Annotated[float, Field(ge=0)]
     warmup: Annotated[float, Field(ge=0, le=1)]
+    schedule: Literal["cosine", "constant", "step"]
     gradient_clip: Positive
+    ema: Annotated[float, Field(gt=0, lt=1)] | None
     epochs: Count
-    images_per_batch: Annotated[int, Field(ge=2)]
+    batches: Annotated[ImageBatches | PairBatches, Field(discriminator="by")]
+    accumulate: Count
+    augment: Augment | None
+    validation: Validation
+    patience: Count | None
     seed: int
 
 
@@ -317,6 +403,8 @@ class Runtime(Model):
     workers: Annotated[int, Field(ge=0)]
     batch_size: Count
     compile: bool
+    checkpointing: bool
+    processes: Count
 
 
 class Params(Model):

@@ -36,7 +36,10 @@ def device(params: Params) -> torch.device:
     chosen = torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
     if chosen.type == "cuda":
         count = torch.cuda.device_count()
-        if count > 1 and "CUDA_VISIBLE_DEVICES" not in os.environ:
+        if launched():
+            chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % count)
+            torch.cuda.set_device(chosen)
+        elif count > 1 and "CUDA_VISIBLE_DEVICES" not in os.environ:
             chosen = torch.device("cuda", lease(range(count)))
             torch.cuda.set_device(chosen)
         # On the CPU algorithms are deterministic anyway, and asking costs 2.6 s of imports.
@@ -77,3 +80,47 @@ def autocast(where: torch.device, compute: str) -> contextlib.AbstractContextMan
 def compiled(function: Callable, params: Params) -> Callable:
     """`function`, compiled by torch where runtime.compile says so; shapes vary, so it is told that they do."""
     return torch.compile(function, dynamic=True) if params.runtime.compile else function
+
+
+class Group:
+    """The processes that train one network together; one alone is a group too."""
+
+    def __init__(self, rank: int, size: int):
+        self.rank, self.size = rank, size
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that validates and writes."""
+        return self.rank == 0
+
+    def sum(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The tensors, each summed over the processes, in place."""
+        if self.size > 1:
+            for tensor in tensors:
+                torch.distributed.all_reduce(tensor)
+        return tensors
+
+    def sum_gradients(self, tensors: list[torch.Tensor]) -> None:
+        """Sum the gradients of tensors over the processes; what a process has none of counts as zero there."""
+        if self.size == 1:
+            return
+        for tensor in tensors:
+            if tensor.grad is None:
+                tensor.grad = torch.zeros_like(tensor)
+        flat = torch.cat([tensor.grad.flatten() for tensor in tensors])  # one message instead of dozens
+        torch.distributed.all_reduce(flat)
+        for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.grad.copy_(part.view_as(tensor))
+
+
+def launched() -> bool:
+    """Whether torch's launcher started this process as one of a group."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def group(where: torch.device) -> Group:
+    """The group of this process."""
+    if not launched():
+        return Group(0, 1)
+    torch.distributed.init_process_group("nccl" if where.type == "cuda" else "gloo")
+    return Group(torch.distributed.get_rank(), torch.distributed.get_world_size())

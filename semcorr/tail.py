@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image as PillowImage
 from torch import Tensor
 
 from semcorr.backbones import build, load
@@ -45,6 +46,24 @@ class Tail:
             for image_id, features in zip(members, maps.permute(0, 2, 3, 1), strict=True):
                 height, width = grids[image_id].shape
                 found[image_id] = features[:height, :width], grids[image_id]
+        return found
+
+    def forward_live(self, images: dict[str, PillowImage.Image], long_side: int) -> dict[str, tuple[Tensor, Grid]]:
+        """The same of images themselves: the trunk runs too, without gradients, as its blocks are not trained."""
+        shapes: dict[tuple[int, ...], list[str]] = defaultdict(list)
+        prepared = {image_id: self.network.preprocess(image, long_side) for image_id, image in images.items()}
+        for image_id, (pixels, _) in prepared.items():
+            shapes[tuple(pixels.shape)].append(image_id)
+        found = {}
+        for members in shapes.values():
+            pixels = torch.stack([prepared[image_id][0] for image_id in members]).to(self.device)
+            with torch.no_grad():
+                activations = self.network.trunk(pixels, self.first)
+            maps = self.network.tail(activations, self.network.cells(pixels), self.first, self.spec)
+            for image_id, features in zip(members, maps.permute(0, 2, 3, 1), strict=True):
+                grid = prepared[image_id][1]
+                height, width = grid.shape
+                found[image_id] = features[:height, :width], grid
         return found
 
     @torch.inference_mode()

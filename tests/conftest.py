@@ -21,6 +21,14 @@ settings.register_profile("semcorr", deadline=None, derandomize=True, max_exampl
 settings.load_profile("semcorr")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Small tensors gain nothing from threads, and the test processes fight over the cores."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def smoke() -> dict:
     """The smoke preset as plain values."""

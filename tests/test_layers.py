@@ -16,8 +16,9 @@ LAYERS = [
     {"provenance", "params", "download"},
     {"graph"},
     {"datasets", "backbones", "pck", "runtime", "stale"},
-    {"store", "matching", "losses"},
-    {"tail"},
+    {"store", "matching"},
+    {"losses"},
+    {"tail", "training"},
     {"stages", "api"},
     {"cli"},
 ]

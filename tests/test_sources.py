@@ -163,7 +163,7 @@ def willow_zip(tmp_path_factory) -> bytes:
 
 
 def _willow(*listed) -> PFWillowDataset:
-    return PFWillowDataset(format="pfwillow", sources=list(listed), expect="any", pairs=None, limit=None)
+    return PFWillowDataset(format="pfwillow", sources=list(listed), expect="any", pairs=None, subsets=None, limit=None)
 
 
 def test_a_dataset_from_the_first_source_that_can_be_had(server, tmp_path, monkeypatch, willow_zip):

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image as PillowImage
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from semcorr.errors import UserError
 from semcorr.geometry import Grid, resized_size
@@ -59,6 +60,13 @@ class Backbone(nn.Module, ABC):
     def __init__(self) -> None:
         super().__init__()
         self._bases: dict[tuple, Tensor] = {}
+        self.checkpointing = False  # recompute each block's activations in the backward pass instead of keeping them
+
+    def step(self, block: nn.Module, activations: Tensor, **extra: Tensor) -> Tensor:
+        """One block's output."""
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, activations, use_reentrant=False, **extra)
+        return block(activations, **extra)
 
     def canvas(self, resized: tuple[int, int]) -> tuple[int, int]:
         """Size (height, width) that an image is padded to: whole cells."""

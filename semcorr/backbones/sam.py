@@ -65,7 +65,7 @@ class Sam(Backbone):
     def run(self, activations: Tensor, cells: tuple[int, int], first: int, stop: int) -> Tensor:
         """See Backbone."""
         for block in self.net.blocks[first:stop]:
-            activations = block(activations)
+            activations = self.step(block, activations)
         return activations
 
     def read(self, activations: Tensor, cells: tuple[int, int], *, norm: bool, neck: bool) -> Tensor:

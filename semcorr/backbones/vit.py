@@ -52,7 +52,7 @@ class TimmVit(Backbone):
         rope = getattr(self.net, "rope", None)
         extra = {} if rope is None else {"rope": rope.get_embed(shape=cells)}
         for block in self.net.blocks[first:stop]:
-            activations = block(activations, **extra)
+            activations = self.step(block, activations, **extra)
         return activations
 
     def read(self, activations: Tensor, cells: tuple[int, int], *, norm: bool, neck: bool) -> Tensor:

@@ -29,13 +29,23 @@ def find(folder: Path) -> Path | None:
 
 
 def load(root: Path, spec: PFWillowDataset) -> Benchmark:
-    """Read all pairs, or those of the list that params.yaml names."""
-    return read(root, spec.pairs and Path(spec.pairs))
+    """Read all pairs, or those of the list and the sub-sets that params.yaml names."""
+    whole = read(root, spec.pairs and Path(spec.pairs))
+    if spec.subsets is None:
+        return whole
+    known = {image.id.split("/")[0] for image in whole.images}
+    if strangers := set(spec.subsets) - known:
+        raise UserError(f"{root}: holds no sub-set {min(strangers)}; it has {', '.join(sorted(known))}")
+    return Benchmark(
+        root=whole.root,
+        images=[image for image in whole.images if image.id.split("/")[0] in spec.subsets],
+        pairs=[pair for pair in whole.pairs if pair.subset in spec.subsets],
+    )
 
 
 def parts(root: Path, spec: PFWillowDataset) -> list[PFWillowDataset]:
     """The whole dataset."""
-    return [spec.model_copy(update={"limit": None})]
+    return [spec.model_copy(update={"limit": None, "subsets": None})]
 
 
 def verify(root: Path, spec: PFWillowDataset) -> list[str]:

@@ -20,7 +20,7 @@ from semcorr.provenance import provenance
 # What `check` asks of a folder that no entry of params.yaml describes.
 WHOLE = {
     "spair": {"split": "test", "layout": "large", "limit": None},
-    "pfwillow": {"pairs": None, "limit": None},
+    "pfwillow": {"pairs": None, "subsets": None, "limit": None},
     "pfpascal": {"split": "test", "limit": None},
     "ap10k": {"split": "test", "subset": "intra_species", "limit": None},
 }

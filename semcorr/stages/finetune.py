@@ -1,12 +1,15 @@
 """finetune: train the last blocks of a backbone on cached trunk activations, with keypoint supervision.
 
-An epoch visits every training image once. A batch takes several images of one category, runs the tail once on each,
-and trains on every annotated ordered pair among them, so one forward pass serves many pairs. After each epoch the
-validation pairs are matched; the best epoch's tensors are kept.
+After each epoch, or every few, the validation pairs are matched, and the best tensors so far are kept. What a run has
+reached lies in last.pt beside its outputs: a run that was killed goes on from there and ends with the same tensors.
 """
 
-from collections import defaultdict
-from collections.abc import Iterator
+import logging
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,150 +18,303 @@ from tqdm import tqdm
 
 from semcorr import pck, runtime
 from semcorr.backbones import save
-from semcorr.datasets.base import Pair, read_pairs
+from semcorr.backbones.weights import read_checkpoint
+from semcorr.datasets.base import Image, Pair, read_images, read_pairs
 from semcorr.errors import UserError
-from semcorr.files import replacing
+from semcorr.files import replacing, sha256, write_text
 from semcorr.geometry import Grid
-from semcorr.graph import Job
-from semcorr.losses import gaussian_cross_entropy
-from semcorr.matching import heatmaps, match_pairs, normalise, sample
-from semcorr.params import Argmax, Params, Tuning
-from semcorr.provenance import expect, provenance
+from semcorr.graph import Job, code_version
+from semcorr.matching import match_pairs
+from semcorr.params import Argmax, Params
+from semcorr.provenance import expect, provenance, read
+from semcorr.stages.extract import read_image
 from semcorr.store import Store
 from semcorr.tail import Tail
+from semcorr.training import Augmentation, Batch, Batches, Maps, Tuned, learning_rate, loss
 
 VALIDATION_RULE = Argmax(readout="argmax", sampling="bilinear")
 VALIDATION_THRESHOLD = 0.10
+SAVE_EVERY = 120  # seconds, and after every epoch
+
+logger = logging.getLogger(__name__)
 
 
 def finetune(job: Job, params: Params) -> str:
-    """Train one backbone under one tuning and write its best tensors and its learning curve."""
-    spec = params.backbones[job.cell["backbone"]]
-    tuning = params.tunings[job.cell["tuning"]]
-    inputs = {role: expect(job.inputs[role], key) for role, key in job.expects.items()}
-    device = runtime.device(params)
-    torch.manual_seed(tuning.seed)
-    tail = Tail(spec, params.trunk.blocks, device, job.inputs["tensors"])
-    tuned = _unfreeze(tail, tuning)
-    pairs = read_pairs(job.inputs["train_pairs"])
-    validation = read_pairs(job.inputs["validate_pairs"])
-    batches = _Batches(pairs, tuning)
-    optimizer = torch.optim.AdamW(tuned.values(), lr=tuning.learning_rate, weight_decay=tuning.weight_decay)
-    steps = batches.per_epoch * tuning.epochs
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, steps, tuning.warmup))
-    curve, best, kept = [], -1.0, {}
-    with (
-        Store(job.inputs["train"], job.expects["train"]) as trunk,
-        Store(job.inputs["validate"], job.expects["validate"]) as held_out,
-        tqdm(total=steps, unit="step", desc=" ".join([job.stage, *job.cell.values()]), disable=None) as bar,
-    ):
-        curve.append({"epoch": 0, "loss": None, "pck": _validate(tail, held_out, validation, params)})
-        for epoch in range(1, tuning.epochs + 1):
-            losses = []
-            for ids, chosen in batches.epoch(epoch):
-                loss = _loss(tail.forward(trunk, ids), chosen, tuning)
-                if not torch.isfinite(loss):
-                    raise UserError(
-                        f"{' '.join(job.cell.values())}: the loss is {loss.item()} in epoch {epoch}. "
-                        f"Lower tunings.{job.cell['tuning']}.learning_rate"
-                    )
-                optimizer.zero_grad()
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(tuned.values(), tuning.gradient_clip)
-                optimizer.step()
-                schedule.step()
-                losses.append(loss.item())
-                bar.update()
-            score = _validate(tail, held_out, validation, params)
-            curve.append({"epoch": epoch, "loss": float(np.mean(losses)), "pck": score})
-            bar.set_postfix(loss=f"{np.mean(losses):.3f}", pck=f"{score:.3f}")
-            if score > best:
-                best, kept = score, {name: tensor.detach().cpu().clone() for name, tensor in tuned.items()}
-    with replacing(job.outputs["curve"]) as partial:
-        lines = [f"{row['epoch']},{'' if row['loss'] is None else row['loss']},{row['pck']}" for row in curve]
-        partial.write_text("\n".join(["epoch,loss,pck", *lines]) + "\n")
-    record = provenance(job, inputs, epoch=max(curve[1:], key=lambda row: row["pck"])["epoch"])
-    save(job.outputs["tensors"], kept, record)
+    """Train one backbone under one tuning and write its best tensors and its learning curves."""
+    if params.runtime.processes > 1 and not runtime.launched():
+        return _launch(job, params)
+    run = _Run(job, params)
+    run.train()
+    if not run.group.first:
+        return f"{run.name}: process {run.group.rank} is done"
+    best = run.state["best_score"]
     return (
-        f"{' '.join(job.cell.values())}: PCK@{VALIDATION_THRESHOLD:.2f} on {params.grid.validate_} "
-        f"{curve[0]['pck']:.3f} before, {best:.3f} at epoch {record['epoch']} of {tuning.epochs}"
+        f"{run.name}: PCK@{VALIDATION_THRESHOLD:.2f} on {params.grid.validate_} {run.state['curve'][0][2]:.3f} before, "
+        f"{best:.3f} at epoch {run.state['best_epoch']} of {run.tuning.epochs}"
     )
 
 
-def warmup_cosine(step: int, steps: int, warmup: float) -> float:
-    """Factor on the learning rate: linear up over the first `warmup` of all steps, then half a cosine down to 0."""
-    rise = warmup * steps
-    if step < rise:
-        return (step + 1) / (rise + 1)
-    return 0.5 * (1 + np.cos(np.pi * (step - rise) / max(1.0, steps - rise)))
+def _launch(job: Job, params: Params) -> str:
+    """Run this job in several processes, through torch's own launcher."""
+    accumulate = params.tunings[job.cell["tuning"]].accumulate
+    count = params.runtime.processes
+    if accumulate % count:
+        raise UserError(
+            f"params.yaml: runtime.processes: {count} processes cannot share tunings.{job.cell['tuning']}.accumulate "
+            f"({accumulate}) evenly; allowed: a divisor of it"
+        )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    command += ["-m", "semcorr", job.stage, *job.cell.values()]
+    if subprocess.run(command, check=False, stdout=sys.stderr).returncode:
+        raise UserError(f"finetune: one of the {count} processes failed; its error stands above")
+    return f"{' '.join(job.cell.values())}: trained in {count} processes"
 
 
-def _unfreeze(tail: Tail, tuning: Tuning) -> dict[str, Tensor]:
-    """Make the tuned modules trainable; their parameters by the network's names."""
-    for module in tail.network.tuned_modules(tuning.blocks, tail.spec):
-        module.requires_grad_(True)
-    return {name: tensor for name, tensor in tail.network.net.named_parameters() if tensor.requires_grad}
+class _Run:
+    """One training run."""
 
+    def __init__(self, job: Job, params: Params):
+        self.job, self.params = job, params
+        self.name = " ".join(job.cell.values())
+        self.spec = params.backbones[job.cell["backbone"]]
+        self.tuning = params.tunings[job.cell["tuning"]]
+        self.inputs = {role: expect(job.inputs[role], key) for role, key in job.expects.items()}
+        self.device = runtime.device(params)
+        self.group = runtime.group(self.device)
+        torch.manual_seed(self.tuning.seed)
+        self.tail = Tail(self.spec, params.trunk.blocks, self.device, job.inputs["tensors"])
+        self._begin_from()
+        self.tail.network.checkpointing = params.runtime.checkpointing
+        self.tuned = Tuned(self.tail.network, self.spec, self.tuning)
+        self.images = {image.id: image for image in read_images(job.inputs["train_images"])}
+        self.batches = Batches(read_pairs(job.inputs["train_pairs"]), self.tuning)
+        self.validation = self._validation_pairs()
+        self.steps = self.batches.updates_per_epoch * self.tuning.epochs
+        rate, decay = self.tuning.learning_rate, self.tuning.weight_decay
+        self.optimizer = torch.optim.AdamW(self.tuned.tensors.values(), lr=rate, weight_decay=decay)
+        self.scaler = torch.amp.GradScaler(
+            self.device.type, enabled=self.device.type == "cuda" and self.spec.compute == "float16"
+        )
+        self.ema = self.tuned.values() if self.tuning.ema else None
+        self.last = job.outputs["tensors"].with_name("last.pt")
+        # What a run has reached; with the tensors and the optimizer's state, all that it needs to go on.
+        self.state: dict[str, Any] = {
+            "epoch": 1,
+            "update": 0,
+            "step": 0,
+            "losses": [],
+            "steps": [],  # step, loss, learning rate
+            "curve": [],  # step, epoch, PCK
+            "best": {},
+            "best_score": -1.0,
+            "best_epoch": 0,
+            "worse": 0,
+        }
 
-class _Batches:
-    """Groups of images of one category, and the annotated pairs among them."""
+    def train(self) -> None:
+        """Train to the end, from wherever an earlier run of the same job was stopped."""
+        job, state = self.job, self.state
+        self._resume()
+        logger.info("%s: %s", self.name, self.batches.describe())
+        saved = time.monotonic()
+        with (
+            Store(job.inputs["train"], job.expects["train"]) as trunk,
+            Store(job.inputs["validate"], job.expects["validate"]) as held_out,
+            tqdm(
+                total=self.steps, initial=state["step"], unit="step", desc=f"finetune {self.name}", disable=None
+            ) as bar,
+        ):
+            if not state["curve"]:
+                self._validate(held_out, epoch=0)
+            while state["epoch"] <= self.tuning.epochs and not self._patience_is_over():
+                updates = self.batches.updates(state["epoch"])
+                while state["update"] < len(updates):
+                    value = self._update(trunk, updates[state["update"]])
+                    state["update"] += 1
+                    bar.update()
+                    bar.set_postfix(loss=f"{value:.3f}", pck=f"{state['best_score']:.3f}")
+                    if time.monotonic() - saved > SAVE_EVERY:
+                        self._save()
+                        saved = time.monotonic()
+                if state["epoch"] % self.tuning.validation.every == 0 or state["epoch"] == self.tuning.epochs:
+                    self._validate(held_out, state["epoch"])
+                state["epoch"], state["update"] = state["epoch"] + 1, 0
+                self._save()
+                saved = time.monotonic()
+        if self.group.first:
+            self._write()
 
-    def __init__(self, pairs: list[Pair], tuning: Tuning):
-        self.size = tuning.images_per_batch
-        self.seed = tuning.seed
-        self.pairs: dict[str, dict[tuple[str, str], Pair]] = defaultdict(dict)
-        self.images: dict[str, list[str]] = {}
-        for pair in pairs:
-            self.pairs[pair.category][pair.source, pair.target] = pair
-        for category, members in self.pairs.items():
-            self.images[category] = sorted({image_id for key in members for image_id in key})
-        self.per_epoch = sum(-(-len(ids) // self.size) for ids in self.images.values())
+    def _update(self, trunk: Store, batches: list[Batch]) -> float:
+        """One step of the optimizer; the loss, averaged over its batches."""
+        state = self.state
+        factor = learning_rate(state["step"], self.steps, self.tuning)
+        for group in self.optimizer.param_groups:
+            group["lr"] = factor * self.tuning.learning_rate
+        self.optimizer.zero_grad()
+        total = torch.zeros((), device=self.device)
+        for batch in batches[self.group.rank :: self.group.size]:
+            with runtime.autocast(self.device, self.spec.compute):
+                maps, move = self._maps(trunk, batch)
+                value = loss({key: (one.float(), grid) for key, (one, grid) in maps.items()}, batch, self.tuning, move)
+                value = value / len(batches)
+            self.scaler.scale(value).backward()
+            total += value.detach()
+        value = self.group.sum([total])[0].item()
+        if not np.isfinite(value):
+            raise UserError(
+                f"{self.name}: the loss is {value} at step {state['step'] + 1} (epoch {state['epoch']}). Lower "
+                f"tunings.{self.job.cell['tuning']}.learning_rate. {self.last} keeps what was reached before"
+            )
+        tensors = list(self.tuned.tensors.values())
+        self.group.sum_gradients(tensors)
+        self.scaler.unscale_(self.optimizer)
+        torch.nn.utils.clip_grad_norm_(tensors, self.tuning.gradient_clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.ema is not None:
+            with torch.no_grad():
+                for name, tensor in self.tuned.tensors.items():
+                    self.ema[name].lerp_(tensor, 1 - self.tuning.ema)
+        state["step"] += 1
+        state["steps"].append([state["step"], value, factor * self.tuning.learning_rate])
+        return value
 
-    def epoch(self, number: int) -> Iterator[tuple[list[str], list[Pair]]]:
-        """The epoch's batches in its own random order; a group without an annotated pair is left out."""
-        rng = np.random.default_rng([self.seed, number])
-        groups = []
-        for category, ids in self.images.items():
-            order = [ids[index] for index in rng.permutation(len(ids))]
-            for part in np.array_split(np.arange(len(order)), -(-len(order) // self.size)):
-                group = [order[index] for index in part]
-                among = [self.pairs[category].get((a, b)) for a in group for b in group if a != b]
-                groups.append((group, [pair for pair in among if pair is not None]))
-        for index in rng.permutation(len(groups)):
-            if groups[index][1]:
-                yield groups[index]
+    def _maps(self, trunk: Store, batch: Batch) -> tuple[Maps, Any]:
+        """The features of a batch's images, from the cached trunk, or live where they are augmented."""
+        if self.tuning.augment is None:
+            return self.tail.forward(trunk, batch.ids), lambda points, _: points
+        change = Augmentation(self.tuning.augment, batch.seed)
+        folder = self.job.inputs["train_images"].parent / "images"
 
+        def shown(image: Image) -> Any:
+            return change.image(read_image(folder, image))
 
-def _loss(maps: dict[str, tuple[Tensor, Grid]], pairs: list[Pair], tuning: Tuning) -> Tensor:
-    """Mean over keypoints of the tuning's loss, over pairs among images whose features are in `maps`."""
-    unit = {image_id: normalise(features) for image_id, (features, _) in maps.items()}
-    by_target: dict[str, list[Pair]] = defaultdict(list)
-    for pair in pairs:
-        by_target[pair.target].append(pair)
-    losses = []
-    for target, members in by_target.items():
-        descriptors = []
-        for pair in members:
-            cells = maps[pair.source][1].pixels_to_cells(np.array(pair.source_keypoints, float))
-            descriptors.append(sample(unit[pair.source], unit[pair.source].new_tensor(cells), "bilinear"))
-        points = np.concatenate([np.array(pair.target_keypoints, float) for pair in members])
-        cells = unit[target].new_tensor(maps[target][1].pixels_to_cells(points))
-        similarity = heatmaps(torch.cat(descriptors), unit[target])
-        losses.append(gaussian_cross_entropy(similarity, cells, tuning.loss.temperature, tuning.loss.sigma_cells))
-    return torch.cat(losses).mean()
+        images = {image_id: shown(self.images[image_id]) for image_id in batch.ids}
+        return self.tail.forward_live(images, self.spec.image_size), change.keypoints
 
+    def _validate(self, held_out: Store, epoch: int) -> None:
+        """Score the validation pairs with the tensors as they are, or their average; keep them if they are the best."""
+        state = self.state
+        current = None
+        if self.ema is not None and epoch:
+            current = self.tuned.values()
+            self.tuned.put(self.ema)
+        score = self._score(held_out) if self.group.first else 0.0
+        score = self.group.sum([torch.tensor(score, dtype=torch.float64, device=self.device)])[0].item()
+        state["curve"].append([state["step"], epoch, score])
+        if epoch:
+            if score > state["best_score"]:
+                state |= {"best": self.tuned.export(), "best_score": score, "best_epoch": epoch, "worse": 0}
+            else:
+                state["worse"] += 1
+        if current is not None:
+            self.tuned.put(current)
 
-def _validate(tail: Tail, trunk: Store, pairs: list[Pair], params: Params) -> float:
-    """PCK@0.10 per keypoint of the validation pairs, against the box where there is one, else the keypoints' range."""
-    ids = sorted({image_id for pair in pairs for image_id in (pair.source, pair.target)})
-    found = {
-        image_id: (features, grid) for image_id, features, grid in tail.features(trunk, ids, params.runtime.batch_size)
-    }
-    correct = []
-    for pair, (predicted, _) in zip(pairs, match_pairs(pairs, found.__getitem__, VALIDATION_RULE), strict=True):
-        true = np.array(pair.target_keypoints, float)
-        reference = pck.references(true, bbox=pair.target_bbox, image_size=found[pair.target][1].image_size)
-        length = reference["bbox"] if pair.target_bbox else reference["bbox_kp"]
-        limits = np.full(len(true), length)
-        correct.append(pck.is_correct(pck.distances(predicted, true), limits, [VALIDATION_THRESHOLD]))
-    return float(np.concatenate(correct).mean())
+    def _score(self, held_out: Store) -> float:
+        """PCK@0.10 per keypoint, against the box where there is one, else the keypoints' range."""
+        pairs = self.validation
+        ids = sorted({image_id for pair in pairs for image_id in (pair.source, pair.target)})
+        with runtime.autocast(self.device, self.spec.compute):
+            found: dict[str, tuple[Tensor, Grid]] = {
+                image_id: (features.to(getattr(torch, self.spec.precision)), grid)
+                for image_id, features, grid in self.tail.features(held_out, ids, self.params.runtime.batch_size)
+            }
+        correct = []
+        with torch.inference_mode():
+            answers = match_pairs(pairs, found.__getitem__, VALIDATION_RULE)
+        for pair, (predicted, _) in zip(pairs, answers, strict=True):
+            true = np.array(pair.target_keypoints, float)
+            reference = pck.references(true, bbox=pair.target_bbox, image_size=found[pair.target][1].image_size)
+            length = reference["bbox"] if pair.target_bbox else reference["bbox_kp"]
+            limits = np.full(len(true), length)
+            correct.append(pck.is_correct(pck.distances(predicted, true), limits, [VALIDATION_THRESHOLD]))
+        return float(np.concatenate(correct).mean())
+
+    def _validation_pairs(self) -> list[Pair]:
+        pairs = [pair for pair in read_pairs(self.job.inputs["validate_pairs"]) if pair.keypoint_ids]
+        if not pairs:
+            raise UserError("the validation set has no pair with a keypoint; see grid.validate and its `limit`")
+        count = min(self.tuning.validation.pairs or len(pairs), len(pairs))
+        return [pairs[index] for index in np.linspace(0, len(pairs) - 1, count).round().astype(int)]
+
+    def _patience_is_over(self) -> bool:
+        return self.tuning.patience is not None and self.state["worse"] >= self.tuning.patience
+
+    def _begin_from(self) -> None:
+        """Put another tuning's tensors over the frozen ones, where params.yaml says so."""
+        start = self.tuning.start
+        if start is None:
+            return
+        path, key = Path(start.path), f"tunings.{self.job.cell['tuning']}.start"
+        if not path.exists():
+            raise UserError(f"{path}: no such checkpoint ({key}). Train that tuning first")
+        if (actual := sha256(path)) != start.sha256:
+            raise UserError(f"{path}: its sha256 is {actual}, {key} expects {start.sha256}")
+        base = read(path).get("inputs", {}).get("tensors", {})
+        if base.get("sha256") != self.inputs["tensors"]["sha256"]:
+            raise UserError(f"{path}: was tuned from other tensors ({base.get('origin', 'it does not say which')})")
+        tensors, own = read_checkpoint(path), self.tail.network.net.state_dict()
+        for name, tensor in tensors.items():
+            if name not in own or own[name].shape != tensor.shape:
+                raise UserError(f"{path}: {name} is no tensor of this network")
+        self.tail.network.net.load_state_dict(own | {name: tensor.to(self.device) for name, tensor in tensors.items()})
+
+    def _key(self) -> dict[str, Any]:
+        """What a run must share with another to go on with it."""
+        return {
+            "fingerprint": self.job.fingerprint,
+            "code": code_version(self.job.stage),
+            "settings": {key: str(value) for key, value in self.job.settings.items()},
+        }
+
+    def _save(self) -> None:
+        """Write last.pt, whole or not at all."""
+        if not self.group.first:
+            return
+        with replacing(self.last) as partial:
+            torch.save(
+                {
+                    "key": self._key(),
+                    "state": self.state,
+                    "tensors": self.tuned.values(),
+                    "ema": self.ema or {},
+                    "optimizer": self.optimizer.state_dict(),
+                    "scaler": self.scaler.state_dict(),
+                },
+                partial,
+            )
+
+    def _resume(self) -> None:
+        """Go on with last.pt, if it is of this very job and not at its end; say so if it is of another."""
+        if not self.last.exists():
+            return
+        try:
+            found = torch.load(self.last, map_location=self.device, weights_only=True)
+            key, ours = found["key"], self._key()
+        except Exception as error:  # whatever a damaged file makes of itself
+            reason = " ".join(str(error).split())[:200]
+            logger.warning("%s: not resumed, since it cannot be read (%s)", self.last, reason)
+            return
+        if key != ours:
+            both = {**key["settings"], **ours["settings"]}
+            other = [name for name in both if key["settings"].get(name) != ours["settings"].get(name)]
+            other = other or ["another version of the code" if key["code"] != ours["code"] else "other inputs"]
+            logger.warning("%s: not resumed, since it is of another run (%s)", self.last, ", ".join(other))
+            return
+        if found["state"]["epoch"] > self.tuning.epochs:
+            return  # it has ended
+        self.tuned.put(found["tensors"])
+        self.optimizer.load_state_dict(found["optimizer"])
+        self.scaler.load_state_dict(found["scaler"])
+        self.ema = found["ema"] or None
+        self.state |= found["state"]
+        logger.info("%s: resumed at step %d", self.name, self.state["step"])
+
+    def _write(self) -> None:
+        """Write the outputs."""
+        state, outputs = self.state, self.job.outputs
+        rows = [f"{step},{value},{rate}" for step, value, rate in state["steps"]]
+        write_text(outputs["steps"], "\n".join(["step,loss,learning_rate", *rows]) + "\n")
+        rows = [f"{step},{epoch},{score}" for step, epoch, score in state["curve"]]
+        write_text(outputs["curve"], "\n".join(["step,epoch,pck", *rows]) + "\n")
+        save(outputs["tensors"], state["best"], provenance(self.job, self.inputs, epoch=state["best_epoch"]))

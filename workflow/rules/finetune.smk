@@ -5,7 +5,7 @@ INPUTS
     features/{backbone}/trunk/{dataset}.h5
     data/{dataset}/pairs.parquet
 OUTPUTS
-    checkpoints/{backbone}/{tuning}/{best.safetensors, curve.csv}
+    checkpoints/{backbone}/{tuning}/{best.safetensors, curve.csv, steps.csv}
     features/{backbone}/{tuning}/{dataset}.h5
 """
 
@@ -16,12 +16,14 @@ rule finetune:
         tensors="data/weights/{backbone}/frozen.safetensors",
         train=f"features/{{backbone}}/trunk/{GRID['train']}.h5",
         train_pairs=f"data/{GRID['train']}/pairs.parquet",
+        train_images=f"data/{GRID['train']}/images.parquet",
         validate=f"features/{{backbone}}/trunk/{GRID['validate']}.h5",
         validate_pairs=f"data/{GRID['validate']}/pairs.parquet",
         code=code("finetune"),
     output:
         tensors="checkpoints/{backbone}/{tuning}/best.safetensors",
         curve="checkpoints/{backbone}/{tuning}/curve.csv",
+        steps="checkpoints/{backbone}/{tuning}/steps.csv",
     log:
         "logs/finetune/{backbone}/{tuning}.log",
     threads: config["threads"]
