@@ -70,6 +70,17 @@ def lease(ids: Iterable[int], folder: Path | None = None, poll: float = 1.0) -> 
         time.sleep(poll)
 
 
+def visible(params: Params, count: int) -> dict[str, str]:
+    """What tells `count` processes to come which GPUs are theirs: nothing where a scheduler has said so."""
+    wanted = params.runtime.device != "cpu" and torch.cuda.is_available()
+    if not wanted or "CUDA_VISIBLE_DEVICES" in os.environ:
+        return {}
+    if torch.cuda.device_count() < count:
+        raise UserError(f"params.yaml: runtime.processes: {count} processes, {torch.cuda.device_count()} GPUs")
+    ids = [lease(range(torch.cuda.device_count())) for _ in range(count)]
+    return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, ids))}
+
+
 def autocast(where: torch.device, compute: str) -> contextlib.AbstractContextManager:
     """Mixed precision on a GPU, where a backbone's `compute` asks for it; a CPU computes in float32."""
     if where.type != "cuda" or compute == "float32":
@@ -92,6 +103,11 @@ class Group:
     def first(self) -> bool:
         """Whether this process is the one that validates and writes."""
         return self.rank == 0
+
+    def close(self) -> None:
+        """Part from the others."""
+        if self.size > 1:
+            torch.distributed.destroy_process_group()
 
     def sum(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         """The tensors, each summed over the processes, in place."""

@@ -314,3 +314,14 @@ def test_a_checkpoint_of_other_tensors_is_refused(pipeline, monkeypatch, tmp_pat
     save(tmp_path / "best.safetensors", {"a": torch.zeros(1)}, {"fingerprint": "x"})
     with pytest.raises(UserError, match=r"was tuned from other tensors \(it does not say which"):
         backbone(tmp_path)
+
+
+@pytest.mark.parametrize("preset", ["spair71k", "strong"])
+def test_the_official_networks_are_the_presets(preset):
+    """UnifiedBackbone takes its tensors from where the presets do."""
+    from semcorr.api import OFFICIAL
+
+    backbones = read_yaml(ROOT / "workflow/presets" / f"{preset}.yaml")["backbones"]
+    for choice, official in OFFICIAL.items():
+        spec = next(entry for name, entry in backbones.items() if name.startswith(choice))
+        assert {key: spec[key] for key in official} == official

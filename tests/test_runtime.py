@@ -76,3 +76,16 @@ def test_mixed_precision_is_a_gpus():
     assert not isinstance(runtime.autocast(torch.device("cpu"), "bfloat16"), torch.autocast)
     assert isinstance(runtime.autocast(torch.device("cuda"), "bfloat16"), torch.autocast)
     assert not isinstance(runtime.autocast(torch.device("cuda"), "float32"), torch.autocast)
+
+
+@pytest.mark.usefixtures("gpus")
+def test_processes_of_one_training_share_the_machines_gpus(smoke, monkeypatch, tmp_path):
+    values = params.validate({**smoke, "runtime": smoke["runtime"] | {"device": "auto"}}, "smoke")
+    monkeypatch.setattr(runtime.tempfile, "gettempdir", lambda: str(tmp_path))
+    assert runtime.visible(values, 3) == {"CUDA_VISIBLE_DEVICES": "0,1,2"}
+    with pytest.raises(UserError, match="5 processes, 4 GPUs"):
+        runtime.visible(values, 5)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,2")
+    assert runtime.visible(values, 2) == {}
+    for lock in runtime._leases:
+        lock.release()

@@ -5,6 +5,7 @@ reached lies in last.pt beside its outputs: a run that was killed goes on from t
 """
 
 import logging
+import os
 import subprocess
 import sys
 import time
@@ -65,7 +66,8 @@ def _launch(job: Job, params: Params) -> str:
         )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     command += ["-m", "semcorr", job.stage, *job.cell.values()]
-    if subprocess.run(command, check=False, stdout=sys.stderr).returncode:
+    environment = os.environ | runtime.visible(params, count)
+    if subprocess.run(command, check=False, stdout=sys.stderr, env=environment).returncode:
         raise UserError(f"finetune: one of the {count} processes failed; its error stands above")
     return f"{' '.join(job.cell.values())}: trained in {count} processes"
 
@@ -120,9 +122,7 @@ class _Run:
         with (
             Store(job.inputs["train"], job.expects["train"]) as trunk,
             Store(job.inputs["validate"], job.expects["validate"]) as held_out,
-            tqdm(
-                total=self.steps, initial=state["step"], unit="step", desc=f"finetune {self.name}", disable=None
-            ) as bar,
+            tqdm(total=self.steps, initial=state["step"], unit="step", desc=self.name, disable=self._quiet) as bar,
         ):
             if not state["curve"]:
                 self._validate(held_out, epoch=0)
@@ -143,6 +143,12 @@ class _Run:
                 saved = time.monotonic()
         if self.group.first:
             self._write()
+        self.group.close()
+
+    @property
+    def _quiet(self) -> bool | None:
+        """Whether there is no bar: None leaves it to whether somebody looks."""
+        return None if self.group.first else True
 
     def _update(self, trunk: Store, batches: list[Batch]) -> float:
         """One step of the optimizer; the loss, averaged over its batches."""

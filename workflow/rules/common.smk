@@ -37,7 +37,7 @@ PRESET = config["preset"]
 NAMES = r"[a-z0-9_]+"
 
 # One job at a time on the GPU unless told otherwise: --resources gpu=4.
-workflow.global_resources.setdefault("gpu", 1)
+workflow.global_resources.setdefault("gpu", config["runtime"]["processes"])
 
 # What only looks must not delete; which of these it is, Snakemake says nowhere else when it reads this file.
 LOOKS = {"--lint", "--list-rules", "--summary", "--detailed-summary", "--report", "--unlock"}

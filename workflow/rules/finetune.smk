@@ -26,9 +26,9 @@ rule finetune:
         steps="checkpoints/{backbone}/{tuning}/steps.csv",
     log:
         "logs/finetune/{backbone}/{tuning}.log",
-    threads: config["threads"]
+    threads: config["threads"] * config["runtime"]["processes"]
     resources:
-        gpu=1,
+        gpu=config["runtime"]["processes"],
     params:
         settings=settings("finetune"),
     shell:
