@@ -12,7 +12,7 @@ from pathlib import Path
 
 from semcorr import __version__, graph, params
 from semcorr.errors import UserError
-from semcorr.files import write_text
+from semcorr.files import write_json, write_text
 
 SCHEMA = Path("workflow/schemas/params.schema.json")
 
@@ -55,6 +55,11 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("--expect", default="any", help="for a path: spair71k, pfwillow, pfpascal or any (default)")
     store = verbs.add_parser("store", help="print what is in a feature store, and verify it")
     store.add_argument("path", type=Path, help="features/<backbone>/<weights>/<dataset>.h5")
+    compare = verbs.add_parser("compare", help="say whether one cell is better than another, by a paired bootstrap")
+    compare.add_argument("first", help="<backbone>/<weights>/<dataset>/<rule>, or <git revision>: before it")
+    compare.add_argument("second", help="the same")
+    compare.add_argument("--threshold", default="PCK@0.10", help="of the table, default PCK@0.10")
+    compare.add_argument("--json", type=Path, help="write all thresholds here too")
     verbs.add_parser("table", help="print the results of the current experiment, and where its report lies")
     verbs.add_parser("schema", help=f"write {SCHEMA}, the JSON schema of params.yaml")
     for stage, row in graph.STAGES.items():
@@ -74,7 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
         if options.verb in graph.STAGES:
             print(run_stage(options))
         else:
-            {"preset": preset, "check": check, "store": store, "table": table, "schema": schema}[options.verb](options)
+            VERBS[options.verb](options)
     except UserError as error:
         print(f"semcorr {options.verb}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -134,6 +139,19 @@ def store(options: argparse.Namespace) -> None:
     print("\n".join(describe(options.path)))
 
 
+def compare(options: argparse.Namespace) -> None:
+    """Print the difference of two cells, overall and per category."""
+    from semcorr import compare
+
+    rows = compare.compare(options.first, options.second, params.load())
+    known = sorted({row["threshold"] for row in rows})
+    if options.threshold not in known:
+        raise UserError(f"--threshold {options.threshold}: not among evaluate.thresholds; allowed: {', '.join(known)}")
+    print(compare.table(rows, options.threshold))
+    if options.json:
+        write_json(options.json, {"first": options.first, "second": options.second, "rows": rows})
+
+
 def table(_: argparse.Namespace) -> None:
     """Print summary.md of the current experiment."""
     job = graph.Graph(params.load()).job("report")
@@ -147,3 +165,6 @@ def schema(_: argparse.Namespace) -> None:
     """Write the JSON schema of params.yaml, for editors."""
     write_text(SCHEMA, json.dumps(params.Params.model_json_schema(), indent=2) + "\n")
     print(SCHEMA)
+
+
+VERBS = {"preset": preset, "check": check, "store": store, "compare": compare, "table": table, "schema": schema}

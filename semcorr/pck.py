@@ -118,6 +118,44 @@ def scores(correct: np.ndarray, pair: np.ndarray, category: np.ndarray, *, sampl
     return result
 
 
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """How much better one set of predictions is than another on the same pairs, at each of T thresholds.
+
+    Attributes:
+        mean: (T,), the second's average less the first's.
+        low, high: (T,), its 95 % interval, from a bootstrap over pairs that draws the same pairs for both.
+        p: (T,), two-sided: twice the fraction of samples on the other side of zero, at least 1 / samples.
+    """
+
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    p: np.ndarray
+
+
+def compare(first: np.ndarray, second: np.ndarray, pair: np.ndarray, *, samples: int, seed: int) -> Difference:
+    """The difference of two PCKs per keypoint, by a paired bootstrap.
+
+    Args:
+        first: (N, T) bool, correctness of the same N keypoints at T thresholds.
+        second: the same of the other predictions.
+        pair: (N,) int, 0 to P - 1: the pair that each keypoint belongs to.
+        samples: of the bootstrap.
+        seed: of the bootstrap.
+    """
+    count = int(pair.max()) + 1
+    gained = np.zeros((count, first.shape[1]))
+    np.add.at(gained, pair, second.astype(float) - first)
+    keypoints = np.bincount(pair, minlength=count).astype(float)
+    drawn = _resamples(count, samples, seed)
+    sampled = (drawn @ gained) / (drawn @ keypoints)[:, None]
+    low, high = np.percentile(sampled, (2.5, 97.5), axis=0)
+    beyond = np.minimum((sampled <= 0).mean(axis=0), (sampled >= 0).mean(axis=0))
+    p = np.clip(2 * beyond, 1 / samples, 1.0)
+    return Difference(mean=gained.sum(axis=0) / keypoints.sum(), low=low, high=high, p=p)
+
+
 def _resamples(pairs: int, samples: int, seed: int) -> np.ndarray:
     """How often each of the pairs is drawn in each sample (samples, pairs)."""
     return np.random.default_rng(seed).multinomial(pairs, np.full(pairs, 1 / pairs), size=samples).astype(float)

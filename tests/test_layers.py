@@ -19,7 +19,7 @@ LAYERS = [
     {"store", "matching"},
     {"losses"},
     {"tail", "training"},
-    {"stages", "api"},
+    {"stages", "api", "compare"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
