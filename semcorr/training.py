@@ -210,21 +210,25 @@ def loss(maps: Maps, batch: Batch, tuning: Tuning, move: Callable[[np.ndarray, G
         move: keypoints and the image's grid -> keypoints in the image as it was shown.
     """
     unit = {image_id: normalise(features) for image_id, (features, _) in maps.items()}
-    by_target: dict[str, list[Pair]] = defaultdict(list)
-    for pair in batch.pairs:
-        by_target[pair.target].append(pair)
+    by_source: dict[str, list[int]] = defaultdict(list)
+    by_target: dict[str, list[int]] = defaultdict(list)
+    for number, pair in enumerate(batch.pairs):
+        by_source[pair.source].append(number)
+        by_target[pair.target].append(number)
+    sampled: dict[int, Tensor] = {}  # every image is sampled once, however many pairs it is the source of
+    for source_id, numbers in by_source.items():
+        grid = maps[source_id][1]
+        points = [np.array(batch.pairs[number].source_keypoints, float) for number in numbers]
+        cells = unit[source_id].new_tensor(grid.pixels_to_cells(move(np.concatenate(points), grid)))
+        found = sample(unit[source_id], cells, "bilinear")
+        sampled |= zip(numbers, found.split([len(one) for one in points]), strict=True)
     generator = torch.Generator().manual_seed(batch.seed)
     values = []
-    for target_id, members in by_target.items():
-        target, target_grid = unit[target_id], maps[target_id][1]
-        found, points = [], []
-        for pair in members:
-            grid = maps[pair.source][1]
-            cells = grid.pixels_to_cells(move(np.array(pair.source_keypoints, float), grid))
-            found.append(sample(unit[pair.source], target.new_tensor(cells), "bilinear"))
-            points.append(move(np.array(pair.target_keypoints, float), target_grid))
-        descriptors = torch.cat(found)
-        cells = target.new_tensor(target_grid.pixels_to_cells(np.concatenate(points)))
+    for target_id, numbers in by_target.items():
+        target, grid = unit[target_id], maps[target_id][1]
+        descriptors = torch.cat([sampled[number] for number in numbers])
+        points = np.concatenate([np.array(batch.pairs[number].target_keypoints, float) for number in numbers])
+        cells = target.new_tensor(grid.pixels_to_cells(move(points, grid)))
         similarity = heatmaps(descriptors, target)
         match tuning.loss:
             case GaussianCrossEntropy(temperature=temperature, sigma_cells=sigma):
