@@ -7,6 +7,7 @@ import argparse
 import importlib
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -80,11 +81,15 @@ def main(arguments: list[str] | None = None) -> None:
             print(run_stage(options))
         else:
             VERBS[options.verb](options)
+        sys.stdout.flush()
     except UserError as error:
         print(f"semcorr {options.verb}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
 
 
 def run_stage(options: argparse.Namespace) -> str:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -265,12 +266,29 @@ def test_dvc_runs_what_a_change_touches(finished):
     assert "toy_spair_test.dinov2_tiny.frozen.softargmax.pck@0.05" in differences
     assert "evaluate.thresholds" in project.run("dvc", "params", "diff")
     assert "rules.softargmax.window" in project.run("dvc", "params", "diff")
+    cell = "dinov2_tiny/frozen/toy_spair_test/softargmax"
+    compare = (sys.executable, "-m", "semcorr", "compare")
+    assert " +0.0 " in project.run(*compare, cell, cell).splitlines()[1]
+    table = project.run(*compare, f"HEAD:{cell}", cell)  # another window, against the commit before
+    assert " +0.0 " not in table.splitlines()[1]
+    assert "nope has no matches/" in project.run(*compare, f"nope:{cell}", cell, expect=2)
     project.run("git", "checkout", "-q", "params.yaml")
     assert "Running stage" not in project.run("dvc", "repro")  # all of it is restored, from the run cache
     assert project.metrics() == first
 
     project.edit(setting("evaluat", {}))
     assert "params.yaml: evaluat: unknown key; allowed: preset, grid" in project.run("dvc", "repro", expect=255)
+
+
+@pytest.mark.pipeline
+def test_an_experiment_varies_one_key(finished):
+    """`dvc exp run -S` trains anew, and only what is tuned."""
+    output = finished.run("dvc", "exp", "run", "-S", "tunings.last1.learning_rate=0.002")
+    ran = {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage '")}
+    assert ran == TUNED | {"report"} | {"validate"}
+    assert params.load(finished.root / "params.yaml").tunings["last1"].learning_rate == 0.002
+    shown = json.loads(finished.run("dvc", "exp", "show", "--json", "--only-changed"))
+    assert shown
 
 
 @pytest.mark.pipeline
