@@ -1,6 +1,8 @@
 """Files from elsewhere: downloaded whole or not at all, verified, and unpacked without trusting the names in them."""
 
 import logging
+import os
+import shutil
 import sys
 import tarfile
 import zipfile
@@ -98,14 +100,37 @@ def _tar_members(archive: Path) -> Iterator[Callable[[Path], None]]:
     with tarfile.open(archive) as file:
         for member in file:
             _check_name(archive, member.name)
+            yield lambda folder, member=member: _put(archive, file, member, folder)
 
-            def extract(folder: Path, member: tarfile.TarInfo = member) -> None:
-                try:
-                    file.extract(member, folder, filter="data")
-                except tarfile.FilterError as error:
-                    raise UserError(f"{archive}: unsafe archive: {error}. It was not used") from None
 
-            yield extract
+def _put(archive: Path, file: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+    """Write one member below `folder`, provided that it, or what it links to, really lies there.
+
+    tarfile's own filters do this too, but Python has them only since 3.11.4.
+    """
+    root, place = Path(os.path.realpath(folder)), folder / member.name
+    target = place
+    if member.issym() or member.islnk():
+        target = (place.parent if member.issym() else folder) / member.linkname
+    for path in (place if member.isdir() else place.parent, target):
+        if not Path(os.path.realpath(path)).is_relative_to(root):
+            raise _unsafe(archive, member.name, "leads out of it")
+    if member.isdir():
+        place.mkdir(parents=True, exist_ok=True)
+        return
+    if not (member.isreg() or member.issym() or member.islnk()):
+        raise _unsafe(archive, member.name, "is a device or a pipe")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.unlink(missing_ok=True)
+    if member.issym():
+        place.symlink_to(member.linkname)
+    elif member.islnk():
+        place.hardlink_to(target)
+    else:
+        with file.extractfile(member) as source, place.open("wb") as copy:
+            shutil.copyfileobj(source, copy)
+        if place.stat().st_size != member.size:
+            raise EOFError(f"{member.name} ends too early")
 
 
 def _zip_members(archive: Path) -> Iterator[Callable[[Path], None]]:
@@ -119,4 +144,8 @@ def _check_name(archive: Path, name: str) -> None:
     for flavour in (PurePosixPath, PureWindowsPath):
         path = flavour(name)
         if path.is_absolute() or path.drive or ".." in path.parts:
-            raise UserError(f"{archive}: unsafe archive: member {name!r} leads out of it. It was not used")
+            raise _unsafe(archive, name, "leads out of it")
+
+
+def _unsafe(archive: Path, name: str, why: str) -> UserError:
+    return UserError(f"{archive}: unsafe archive: member {name!r} {why}. It was not used")

@@ -39,6 +39,7 @@ class Backbone(nn.Module, ABC):
     """A network with dense features.
 
     Attributes:
+        name: of the architecture.
         net: the network itself; its state dict has the names of the weights files.
         stride: pixels between neighbouring cells.
         depth: number of blocks.
@@ -48,6 +49,7 @@ class Backbone(nn.Module, ABC):
         resample: how the network's authors resize images.
     """
 
+    name: str
     net: nn.Module
     stride: int
     depth: int

@@ -47,6 +47,7 @@ class Sam(Backbone):
             self.net = ImageEncoderViT(**COMMON | SIZES[model] | overrides)
         except TypeError as error:
             raise UserError(f"params.yaml: SAM cannot be built with overrides {overrides} ({error})") from None
+        self.name = f"sam_{model}"
         self.side = self.net.img_size
         self.stride = self.net.patch_embed.proj.stride[0]
         self.depth, self.width = len(self.net.blocks), self.net.patch_embed.proj.out_channels
