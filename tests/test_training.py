@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from PIL import Image as PillowImage
 
 from semcorr import cli, graph, losses, params, training
-from semcorr.backbones import build, digest
+from semcorr.backbones import build, digest, save
 from semcorr.backbones.weights import read_checkpoint
 from semcorr.datasets.base import Pair
 from semcorr.errors import UserError
 from semcorr.files import sha256, write_json
 from semcorr.geometry import Grid
 from semcorr.matching import match_pairs
+from semcorr.provenance import read
 from semcorr.stages import finetune
 
 LOSSES = {
@@ -433,13 +434,20 @@ def test_continuing_from_another_tunings_tensors(run):
         torch.testing.assert_close(other[name], tensor, rtol=0, atol=1e-6)
     curves = [pd.read_csv(job.outputs["curve"]) for job in (first, second)]
     assert second.settings["tunings.last1"]["start"] == source
+    low_rank = {"rank": 1, "alpha": 1.0, "targets": ["qkv"]}
+    third = read_checkpoint(run(epochs=1, start=source, learning_rate=1.0e-9, lora=low_rank).outputs["tensors"])
+    assert third.keys() == one.keys()  # what it did not tune itself, it passes on
+    for name, tensor in one.items():
+        torch.testing.assert_close(third[name], tensor, rtol=0, atol=1e-6)
+    deep = {"blocks.0.norm1.weight": read_checkpoint(first.inputs["tensors"])["blocks.0.norm1.weight"]}
+    save(Path("deep.safetensors"), deep, read(first.outputs["tensors"]))
+    with pytest.raises(UserError, match=r"blocks\.0\.norm1\.weight lies below the cached trunk\. Raise trunk\.blocks"):
+        run(epochs=1, start={"path": "deep.safetensors", "sha256": sha256(Path("deep.safetensors"))})
     assert len(curves[1]) == 2
     with pytest.raises(UserError, match=r"start\.safetensors: its sha256 is .* tunings\.last1\.start expects 000"):
         run(epochs=1, start=source | {"sha256": "0" * 64})
     with pytest.raises(UserError, match=r"nowhere: no such checkpoint"):
         run(epochs=1, start=source | {"path": "nowhere"})
-    from semcorr.backbones import save
-
     save(
         Path("foreign.safetensors"),
         one,

@@ -85,6 +85,7 @@ class _Run:
         self.group = runtime.group(self.device)
         torch.manual_seed(self.tuning.seed)
         self.tail = Tail(self.spec, params.trunk.blocks, self.device, job.inputs["tensors"])
+        self.carried: dict[str, Tensor] = {}  # of the tuning that this one begins from
         self._begin_from()
         self.tail.network.checkpointing = params.runtime.checkpointing
         self.tuned = Tuned(self.tail.network, self.spec, self.tuning)
@@ -210,7 +211,12 @@ class _Run:
         state["curve"].append([state["step"], epoch, score])
         if epoch:
             if score > state["best_score"]:
-                state |= {"best": self.tuned.export(), "best_score": score, "best_epoch": epoch, "worse": 0}
+                state |= {
+                    "best": self.carried | self.tuned.export(),
+                    "best_score": score,
+                    "best_epoch": epoch,
+                    "worse": 0,
+                }
             else:
                 state["worse"] += 1
         if current is not None:
@@ -263,6 +269,11 @@ class _Run:
         for name, tensor in tensors.items():
             if name not in own or own[name].shape != tensor.shape:
                 raise UserError(f"{path}: {name} is no tensor of this network")
+            if name.startswith("blocks.") and int(name.split(".")[1]) < self.tail.first:
+                raise UserError(
+                    f"{path}: {name} lies below the cached trunk. Raise trunk.blocks to that tuning's blocks"
+                )
+        self.carried = tensors
         self.tail.network.net.load_state_dict(own | {name: tensor.to(self.device) for name, tensor in tensors.items()})
 
     def _key(self) -> dict[str, Any]:
