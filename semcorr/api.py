@@ -31,7 +31,7 @@ from tqdm import tqdm
 from semcorr import params, pck, provenance
 from semcorr.backbones import digest
 from semcorr.backbones.base import IMAGENET_MEAN, IMAGENET_STD, resize, standardise
-from semcorr.backbones.weights import get, read_checkpoint
+from semcorr.backbones.weights import get, overlay
 from semcorr.datasets import ap10k, pfpascal, pfwillow, spair
 from semcorr.datasets.base import Benchmark, Image, Pair, decode
 from semcorr.datasets.sources import root_of
@@ -95,7 +95,8 @@ class PairDataset(Dataset):
         self.folder = benchmark.root
         self.pairs: Sequence[Pair] = benchmark.pairs
         self._images = {image.id: image for image in benchmark.images}
-        self.long_side, self.normalize, self.resample = long_side, normalize, RESAMPLING[resample]
+        self.long_side, self.normalize = long_side, normalize
+        self.resample = RESAMPLING[_one_of("resample", resample, RESAMPLING)]
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -134,7 +135,11 @@ class PairDataset(Dataset):
             bbox = getattr(pair, f"{name}_bbox")
             if bbox is not None:
                 item[f"{side}_bbox"] = torch.tensor(bbox)
+        self.further(pair, item)
         return item
+
+    def further(self, pair: Pair, item: dict[str, Any]) -> None:
+        """Add to an item what only some benchmarks say about a pair."""
 
 
 class SPairDataset(PairDataset):
@@ -166,9 +171,8 @@ class SPairDataset(PairDataset):
         load_segmentation: bool = False,
         resample: str = "bicubic",
     ):
-        self.split = {"train": "trn"}.get(split, split)
-        if self.split not in spair.SPLITS or size not in spair.LAYOUTS:
-            raise UserError(f"SPairDataset: split {split!r}, size {size!r}; allowed: train, val, test; large, small")
+        self.split = _one_of("split", {"train": "trn"}.get(split, split), spair.SPLITS)
+        _one_of("size", size, spair.LAYOUTS)
         self.root = root_of(_folder(root), "spair")
         self.lines = spair.read_layout(self.root, self.split, size)
         super().__init__(Benchmark(root=self.root / "JPEGImages", images=[], pairs=[]), long_side, normalize, resample)
@@ -188,22 +192,17 @@ class SPairDataset(PairDataset):
             self._images[image_id] = spair.read_image(self.root, image_id, self._sizes[image_id])
         return self._images[image_id]
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        item = super().__getitem__(index)
-        pair = self.pair(index)
+    def further(self, pair: Pair, item: dict[str, Any]) -> None:
+        """See PairDataset."""
         for name in ("viewpoint_variation", "scale_variation", "truncation", "occlusion", "mirror"):
             item[name] = getattr(pair, name)
         for side, image in (("src", self.image(pair.source)), ("tgt", self.image(pair.target))):
             if image.azimuth is not None:
                 item |= {f"{side}_pose": image.pose, f"{side}_azimuth": image.azimuth}
             if self.load_segmentation:
-                mask = decode(self.root / "Segmentation" / f"{image.id}.png")
-                if (mask.height, mask.width) != (image.height, image.width):
-                    raise UserError(f"{self.root / 'Segmentation' / image.id}.png: has another size than its image")
-                size = item[f"{side}_size"].tolist()
-                small = mask.resize(size[::-1], PillowImage.Resampling.NEAREST)
+                mask = spair.read_mask(self.root, image.id, (image.height, image.width))
+                small = mask.resize(item[f"{side}_size"].tolist()[::-1], PillowImage.Resampling.NEAREST)
                 item[f"{side}_mask"] = torch.from_numpy(np.array(small, np.uint8))
-        return item
 
 
 class PFWillowDataset(PairDataset):
@@ -244,8 +243,8 @@ class PFPascalDataset(PairDataset):
         normalize: bool = True,
         resample: str = "bicubic",
     ):
-        folder = root_of(_folder(root), "pfpascal")
-        super().__init__(pfpascal.read(folder, {"train": "trn"}.get(split, split)), long_side, normalize, resample)
+        split = _one_of("split", {"train": "trn"}.get(split, split), pfpascal.LISTS)
+        super().__init__(pfpascal.read(root_of(_folder(root), "pfpascal"), split), long_side, normalize, resample)
 
 
 class AP10KDataset(PairDataset):
@@ -264,8 +263,9 @@ class AP10KDataset(PairDataset):
         normalize: bool = True,
         resample: str = "bicubic",
     ):
-        folder = root_of(_folder(root), "ap10k")
-        super().__init__(ap10k.read(folder, {"train": "trn"}.get(split, split), subset), long_side, normalize, resample)
+        split = _one_of("split", {"train": "trn"}.get(split, split), ap10k.SPLITS)
+        _one_of("subset", subset, ap10k.SUFFIXES)
+        super().__init__(ap10k.read(root_of(_folder(root), "ap10k"), split, subset), long_side, normalize, resample)
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -398,19 +398,12 @@ class UnifiedBackbone(nn.Module):
         if not path.exists():
             raise UserError(f"{path}: no such checkpoint. Make it with the stage finetune (dvc repro)")
         record = provenance.read(path)
-        tuned = read_checkpoint(path)
-        own = self.network.net.state_dict()
-        base = record.get("inputs", {}).get("tensors", {})
-        if base.get("sha256") != digest(own):
-            raise UserError(f"{path}: was tuned from other tensors ({base.get('origin', 'it does not say which')})")
-        for key, ours in (("layer", self.spec.layer), ("facet", self.spec.facet), ("norm", self.spec.norm)):
-            made = next(value for name, value in record["settings"].items() if name.endswith(f".{key}"))
-            if made != ours:
-                raise UserError(f"{path}: was tuned for {key} {made}, this backbone has {ours}")
-        strangers = {name for name, tensor in tuned.items() if name not in own or own[name].shape != tensor.shape}
-        if strangers:
-            raise UserError(f"{path}: {min(strangers)} is no tensor of this network")
-        self.network.net.load_state_dict(own | {name: tensor.to(self.device) for name, tensor in tuned.items()})
+        ours = {"layer": self.spec.layer, "facet": self.spec.facet, "norm": self.spec.norm}
+        made = {name.rpartition(".")[2]: value for name, value in record.get("settings", {}).items()}
+        overlay(self.network, path, digest(self.network.net.state_dict()))
+        for key, value in ours.items():
+            if made.get(key) != value:
+                raise UserError(f"{path}: was tuned for {key} {made.get(key)}, this backbone has {value}")
 
     def grid(self, size: tuple[int, int]) -> Grid:
         """How the feature map lies on an image (H, W); one larger than SAM's canvas is shrunk to it."""
@@ -705,6 +698,12 @@ class UnifiedEvaluator:
 def _rescale(points: np.ndarray, old: tuple[float, ...], new: tuple[float, ...]) -> np.ndarray:
     """Points (N, 2) from an image of size (H, W) to its resized copy."""
     return rescale(points, np.array(old[::-1], float), np.array(new[::-1], float))
+
+
+def _one_of(name: str, value: str, allowed: Iterable[str]) -> str:
+    if value not in allowed:
+        raise UserError(f"{name}: {value!r}; allowed: {', '.join(allowed)}")
+    return value
 
 
 def _folder(root: str | Path) -> Path:

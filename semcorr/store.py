@@ -215,10 +215,10 @@ class Store:
         # which scatters the heap and multiplies its size.
         array = np.empty(shape, dtype)
         count = os.preadv(self._file.fileno(), [array.reshape(-1).view(np.uint8)], offset) if array.size else 0
-        if image_id not in self._verified:
-            if count != array.nbytes or zlib.crc32(array) != self._checksums[image_id]:
-                raise UserError(f"{self.path}: damaged: the checksum of {image_id} is wrong. Delete it and run again")
-            self._verified.add(image_id)
+        whole = count == array.nbytes
+        if not whole or (image_id not in self._verified and zlib.crc32(array) != self._checksums[image_id]):
+            raise UserError(f"{self.path}: damaged: the checksum of {image_id} is wrong. Delete it and run again")
+        self._verified.add(image_id)
         return array
 
     def grid(self, image_id: str) -> Grid:
@@ -248,9 +248,7 @@ def describe(path: Path) -> list[str]:
     """
     with Store(path, None) as store:
         record, entries = store.provenance, store.entries()
-        arrays = [store.array(image_id) for image_id in list(entries)[:1]]
-        for image_id in list(entries)[1:]:
-            store.array(image_id)
+        types = sorted({str(store.array(image_id).dtype) for image_id in entries})
         channels = sorted({entry.shape[-1] for entry in entries.values()})
         strides = sorted({entry.grid.stride for entry in entries.values()})
         shapes = sorted({entry.shape[:-1] for entry in entries.values()})
@@ -258,7 +256,7 @@ def describe(path: Path) -> list[str]:
     tensors = record.get("inputs", {}).get("tensors") or record.get("inputs", {}).get("frozen") or {}
     return [
         f"{path}: {record['stage']}, {path.stat().st_size / 1e6:,.1f} MB, all checksums right",
-        f"images: {len(entries):,}, {arrays[0].dtype if arrays else 'none'}",
+        f"images: {len(entries):,}, {', '.join(types)}",
         f"cells: {shown}{f' and {len(shapes) - 6} more shapes' if len(shapes) > 6 else ''}",
         f"channels: {', '.join(map(str, channels))}; stride: {', '.join(map(str, strides))}",
         f"tensors: {tensors.get('origin', 'not said')}",

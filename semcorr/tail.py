@@ -41,11 +41,7 @@ class Tail:
         found = {}
         for cells, members in shapes.items():
             arrays = np.stack([trunk.array(image_id) for image_id in members])
-            activations = torch.from_numpy(arrays).to(self.device).float()
-            maps = self.network.tail(activations, cells, self.first, self.spec)
-            for image_id, features in zip(members, maps.permute(0, 2, 3, 1), strict=True):
-                height, width = grids[image_id].shape
-                found[image_id] = features[:height, :width], grids[image_id]
+            found |= self._finish(torch.from_numpy(arrays).to(self.device).float(), cells, members, grids)
         return found
 
     def forward_live(self, images: dict[str, PillowImage.Image], long_side: int) -> dict[str, tuple[Tensor, Grid]]:
@@ -54,16 +50,24 @@ class Tail:
         prepared = {image_id: self.network.preprocess(image, long_side) for image_id, image in images.items()}
         for image_id, (pixels, _) in prepared.items():
             shapes[tuple(pixels.shape)].append(image_id)
+        grids = {image_id: grid for image_id, (_, grid) in prepared.items()}
         found = {}
         for members in shapes.values():
             pixels = torch.stack([prepared[image_id][0] for image_id in members]).to(self.device)
             with torch.no_grad():
                 activations = self.network.trunk(pixels, self.first)
-            maps = self.network.tail(activations, self.network.cells(pixels), self.first, self.spec)
-            for image_id, features in zip(members, maps.permute(0, 2, 3, 1), strict=True):
-                grid = prepared[image_id][1]
-                height, width = grid.shape
-                found[image_id] = features[:height, :width], grid
+            found |= self._finish(activations, self.network.cells(pixels), members, grids)
+        return found
+
+    def _finish(
+        self, activations: Tensor, cells: tuple[int, int], members: list[str], grids: dict[str, Grid]
+    ) -> dict[str, tuple[Tensor, Grid]]:
+        """Run the tail on a batch of one padded shape, and cut each image's map to its valid cells."""
+        maps = self.network.tail(activations, cells, self.first, self.spec).permute(0, 2, 3, 1)
+        found = {}
+        for image_id, features in zip(members, maps, strict=True):
+            height, width = grids[image_id].shape
+            found[image_id] = features[:height, :width], grids[image_id]
         return found
 
     @torch.inference_mode()

@@ -138,17 +138,21 @@ class Batches:
             category: sorted({image_id for key in members for image_id in key})
             for category, members in self.by_category.items()
         }
-        self.updates_per_epoch = len(list(self.updates(1)))
 
     def updates(self, epoch: int) -> list[list[Batch]]:
         """The updates of an epoch, each a list of batches whose gradients are averaged."""
         batches, size = list(self._batches(epoch)), self.tuning.accumulate
         return [batches[at : at + size] for at in range(0, len(batches), size)]
 
+    def count(self) -> int:
+        """Updates of the whole training; a group of images without an annotated pair is none, so epochs may differ."""
+        return sum(len(self.updates(epoch)) for epoch in range(1, self.tuning.epochs + 1))
+
     def describe(self) -> str:
         """What an epoch sees."""
-        seen = sum(len(batch.pairs) for update in self.updates(1) for batch in update)
-        return f"an epoch has {self.updates_per_epoch:,} updates and sees {seen:,} of {len(self.pairs):,} pairs"
+        updates = self.updates(1)
+        seen = sum(len(batch.pairs) for update in updates for batch in update)
+        return f"an epoch has {len(updates):,} updates and sees {seen:,} of {len(self.pairs):,} pairs"
 
     def _batches(self, epoch: int) -> Iterator[Batch]:
         rng = np.random.default_rng([self.tuning.seed, epoch])

@@ -109,8 +109,15 @@ def test_a_landmark_stays_on_its_pixel(tmp_path):
 
 
 def test_wrong_arguments(spair_root, tmp_path):
-    with pytest.raises(UserError, match="split 'tset', size 'large'; allowed"):
+    with pytest.raises(UserError, match="split: 'tset'; allowed: trn, val, test"):
         semcorr.SPairDataset(spair_root, "tset")
+    for wrong in (lambda: semcorr.PFPascalDataset(tmp_path, "tset"), lambda: semcorr.AP10KDataset(tmp_path, "tset")):
+        with pytest.raises(UserError, match="split: 'tset'; allowed: trn, val, test"):
+            wrong()
+    with pytest.raises(UserError, match="subset: 'x'; allowed: intra_species, cross_species, cross_family"):
+        semcorr.AP10KDataset(tmp_path, "test", "x")
+    with pytest.raises(UserError, match="resample: 'lanczos'; allowed: bicubic, bilinear"):
+        semcorr.SPairDataset(spair_root, "test", resample="lanczos")
     with pytest.raises(UserError, match="nowhere: no such folder"):
         semcorr.SPairDataset("nowhere")
     with pytest.raises(UserError, match="nothing in it is in the format 'pfwillow'"):

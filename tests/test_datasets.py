@@ -228,6 +228,10 @@ WILLOW_DAMAGE = {
         lambda root: (root / "car(T)/Car_000.mat").write_bytes(b"x" * 300),
         "not a readable .mat file",
     ),
+    "MATLAB 7.3": (  # its head, as MATLAB writes it; scipy reads older versions
+        lambda root: (root / "car(T)/Car_000.mat").write_bytes(b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM"),
+        "not a readable .mat file .*v7.3",
+    ),
     "not an image": (
         lambda root: (root / "car(T)/Car_000.png").write_bytes(b"x" * 300),
         "not a readable image",
@@ -522,7 +526,7 @@ PASCAL_DAMAGE = {
     ),
     "no kps": (
         lambda root: scipy.io.savemat(root / "Annotations/cat/2008_cat0.mat", {"bbox": [1, 2, 3, 4]}),
-        "holds no 'kps'",
+        r"2008_cat0\.mat: holds no kps",
     ),
     "no image": (lambda root: (root / "JPEGImages/2008_cat0.jpg").unlink(), r"2008_cat0\.jpg: the image is missing"),
 }

@@ -1,5 +1,6 @@
 """The feature store: what goes in comes out, the same bytes each time, and nothing is taken for what it is not."""
 
+import os
 import re
 import subprocess
 import sys
@@ -99,16 +100,13 @@ def _fail_after(path, count, **changes):
         _write(path, order=NAMES[:count], **changes)
 
 
-@pytest.mark.parametrize("count", [0, 1, 2, 3])
+@pytest.mark.parametrize("count", [0, 1, 2])
 def test_a_store_is_resumed(tmp_path, count):
     """What was written before the end is not asked for again, and the end is the same."""
     _write(tmp_path / "whole.h5")
-    if count < len(NAMES):
-        _fail_after(tmp_path / "a.h5", count)
+    _fail_after(tmp_path / "a.h5", count)
     assert _visible(tmp_path) == ["whole.h5"]
-    with store.create(tmp_path / "other.h5", {"fingerprint": ""}, {}, "float16") as writer:
-        assert not writer.done
-    _write(tmp_path / "a.h5", order=NAMES[count:] if count < len(NAMES) else NAMES)
+    _write(tmp_path / "a.h5", order=NAMES[count:])
     assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
 
 
@@ -163,6 +161,18 @@ def test_a_changed_byte_is_noticed(tmp_path, data):
         opened.array(name)
     with pytest.raises(UserError, match="damaged"):
         store.describe(path)
+
+
+def test_a_store_cut_while_it_is_read(tmp_path):
+    """An array that was read whole before is not taken for whole again."""
+    path = tmp_path / "a.h5"
+    arrays = _write(path)
+    with store.Store(path, "f" * 64) as opened:
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(opened.array(name), array)
+        os.truncate(path, 100)
+        with pytest.raises(UserError, match="damaged"):
+            opened.array("cat/a")
 
 
 def test_a_store_describes_itself(tmp_path, capsys):

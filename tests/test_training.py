@@ -198,6 +198,17 @@ def test_an_epoch_of_pair_batches_sees_every_pair_once(smoke, categories, images
     assert f"sees {len(pairs)} of {len(pairs)} pairs" in batches.describe()
 
 
+def test_the_schedule_ends_with_the_training(smoke):
+    """Few annotated pairs: some groups of images have none, so epochs differ; the count is of what really comes."""
+    pairs = [pair for pair in _pairs(4, 6) if {pair.source[-1], pair.target[-1]} == {"0", "1"}]
+    tuning = _tuning(smoke, batches={"by": "images", "images": 2}, epochs=7)
+    pairs += [pair for pair in _pairs(4, 6) if {pair.source[-1], pair.target[-1]} <= {"2", "3", "4"}]
+    batches = training.Batches(pairs, tuning)
+    counts = [len(batches.updates(epoch)) for epoch in range(1, 8)]
+    assert len(set(counts)) > 1
+    assert batches.count() == sum(counts)
+
+
 def test_mirrored_images_keep_their_pairs():
     """A marked pixel is where its keypoint says, mirrored or not, and all images of a batch are mirrored or none."""
     augment = params.Augment(flip=True, photometric=0.3)

@@ -287,8 +287,7 @@ def test_an_experiment_varies_one_key(finished):
     ran = {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage '")}
     assert ran == TUNED | {"report"} | {"validate"}
     assert params.load(finished.root / "params.yaml").tunings["last1"].learning_rate == 0.002
-    shown = json.loads(finished.run("dvc", "exp", "show", "--json", "--only-changed"))
-    assert shown
+    assert "0.002" in finished.run("dvc", "exp", "show", "--csv", "--only-changed")
 
 
 @pytest.mark.pipeline

@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from semcorr import provenance
 from semcorr.backbones import build, check
 from semcorr.backbones.base import Backbone
 from semcorr.download import download
@@ -85,6 +86,28 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         if not isinstance(value, Tensor):
             raise UserError(f"{path}: {name} is a {type(value).__name__}, expected a tensor")
     return values
+
+
+def overlay(network: Backbone, path: Path, base: str) -> dict[str, Tensor]:
+    """Put the tensors of a checkpoint of the stage finetune over a network's own, and return them.
+
+    Args:
+        network: with the tensors that the checkpoint was tuned from.
+        path: best.safetensors.
+        base: digest of the network's tensors.
+
+    Raises:
+        UserError: it is missing or damaged, was tuned from other tensors, or holds one that the network has not.
+    """
+    record = provenance.read(path).get("inputs", {}).get("tensors", {})
+    if record.get("sha256") != base:
+        raise UserError(f"{path}: was tuned from other tensors ({record.get('origin', 'it does not say which')})")
+    tensors, own = read_checkpoint(path), network.net.state_dict()
+    for name, tensor in tensors.items():
+        if name not in own or own[name].shape != tensor.shape:
+            raise UserError(f"{path}: {name} is no tensor of this network")
+    network.net.load_state_dict(own | tensors)
+    return tensors
 
 
 def _from_timm(spec: BackboneParams, source: TimmWeights) -> dict[str, Tensor]:

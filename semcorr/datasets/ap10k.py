@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from semcorr.datasets.base import Benchmark, Image, Pair, check_pair, image_size
+from semcorr.datasets.base import Benchmark, Image, Pair, check_pair, common_keypoints, image_size
 from semcorr.errors import UserError
 from semcorr.files import read_json
 from semcorr.params import AP10KDataset
@@ -48,10 +48,6 @@ def verify(root: Path, spec: AP10KDataset) -> list[str]:
     return [f"{len(families)} families, {len(species)} species"]
 
 
-def verify_image(root: Path, image: Image) -> None:
-    """An image has no further files."""
-
-
 def read(root: Path, split: str, subset: str) -> Benchmark:
     """Read one split of one sub-set, pairs sorted by name; a pair without common keypoints is left out and counted.
 
@@ -79,8 +75,8 @@ def read(root: Path, split: str, subset: str) -> Benchmark:
         except (KeyError, TypeError, AttributeError, ValueError):
             raise UserError(f"{path}: not a pair of AP-10K (src_json_path, trg_json_path)") from None
         (source, first, source_bbox), (target, second, target_bbox) = map(animal, named)
-        common = [id_ for id_ in first if id_ in second]
-        if not common:
+        common = common_keypoints(first, second)
+        if not common["keypoint_ids"]:
             empty += 1
             continue
         pair = Pair(
@@ -88,12 +84,10 @@ def read(root: Path, split: str, subset: str) -> Benchmark:
             category=path.stem.rpartition(":")[2],
             source=source,
             target=target,
-            keypoint_ids=common,
-            source_keypoints=[first[id_] for id_ in common],
-            target_keypoints=[second[id_] for id_ in common],
             source_bbox=source_bbox,
             target_bbox=target_bbox,
             subset=subset,
+            **common,
         )
         if (source, target) in pairs:
             raise UserError(f"{path}: the pair is also in {pairs[source, target].id}.json")

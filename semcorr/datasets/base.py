@@ -198,6 +198,16 @@ def read_picture(path: Path, read: Callable[[PillowImage.Image], Any]) -> Any:
         raise UserError(f"{path}: not a readable image ({error}). Get the dataset again") from None
 
 
+def common_keypoints(first: dict[str, list[float]], second: dict[str, list[float]]) -> dict[str, list]:
+    """A pair's keypoints, as fields of Pair: those that are visible in both images, by number -> x y of each."""
+    common = [id_ for id_ in first if id_ in second]
+    return {
+        "keypoint_ids": common,
+        "source_keypoints": [first[id_] for id_ in common],
+        "target_keypoints": [second[id_] for id_ in common],
+    }
+
+
 def check_pair(pair: Pair, sizes: dict[str, tuple[int, int]], where: Path | str) -> Pair:
     """Return `pair` if its keypoints and boxes make sense on images of these sizes.
 

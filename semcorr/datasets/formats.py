@@ -1,7 +1,7 @@
 """The one table of formats.
 
 A format is a module with `find` (its root in a folder), `load` (one dataset of params.yaml as a Benchmark), `parts`
-(all that the folder holds), `verify` (what a single part cannot show) and `verify_image`.
+(all that the folder holds) and `verify` (what a single part cannot show).
 """
 
 from types import ModuleType

@@ -6,14 +6,13 @@ JPEGImages/<image>.jpg; Annotations/<category>/<image>.mat with `kps` (N x 2, x 
 copy. The lists' own coordinates are cross-checked against the .mat files, whose points are used.
 """
 
-import csv
 from functools import cache
 from pathlib import Path
 
 import numpy as np
-import scipy.io
 
-from semcorr.datasets.base import Benchmark, Image, Pair, check_pair, image_size
+from semcorr.datasets.annotations import read_list, read_mat
+from semcorr.datasets.base import Benchmark, Image, Pair, check_pair, common_keypoints, image_size
 from semcorr.errors import UserError
 from semcorr.params import PFPascalDataset
 
@@ -62,7 +61,7 @@ def verify(root: Path, spec: PFPascalDataset) -> list[str]:
     Raises:
         UserError: it is something else.
     """
-    counts = {part.split: len(_rows(_list(root, part.split))) for part in parts(root, spec)}
+    counts = {part.split: len(read_list(_list(root, part.split))) for part in parts(root, spec)}
     wrong = {split: count for split, count in counts.items() if count != PAIRS.get(split, count)}
     if spec.expect == "pfpascal" and wrong:
         raise UserError(
@@ -70,10 +69,6 @@ def verify(root: Path, spec: PFPascalDataset) -> list[str]:
             f"your own"
         )
     return ["pairs listed: " + ", ".join(f"{split} {count:,}" for split, count in counts.items())]
-
-
-def verify_image(root: Path, image: Image) -> None:
-    """An image has no further files."""
 
 
 def read(root: Path, split: str) -> Benchmark:
@@ -92,7 +87,7 @@ def read(root: Path, split: str) -> Benchmark:
     def annotation(category: str, name: str) -> tuple[dict[str, list[float]], list[float]]:
         return read_annotation(root / "Annotations" / category / f"{name}.mat")
 
-    for number, row in enumerate(_rows(path), start=2):
+    for number, row in enumerate(read_list(path), start=2):
         where = f"{path}:{number}"
         source, target, category, rest = _parse(row, where)
         if split == "trn" and rest == ["1"]:
@@ -103,17 +98,14 @@ def read(root: Path, split: str) -> Benchmark:
                 sizes[name] = image_size(root / "JPEGImages" / f"{name}.jpg")
                 categories[name] = category
         (first, source_bbox), (second, target_bbox) = annotation(category, source), annotation(category, target)
-        common = [id_ for id_ in first if id_ in second]
         pair = Pair(
             id=f"{source}-{target}:{category}",
             category=category,
             source=source,
             target=target,
-            keypoint_ids=common,
-            source_keypoints=[first[id_] for id_ in common],
-            target_keypoints=[second[id_] for id_ in common],
             source_bbox=source_bbox,
             target_bbox=target_bbox,
+            **common_keypoints(first, second),
         )
         if pair.id in pairs:
             raise UserError(f"{where}: pair {source}, {target} stands here twice")
@@ -130,16 +122,8 @@ def read(root: Path, split: str) -> Benchmark:
 
 def read_annotation(path: Path) -> tuple[dict[str, list[float]], list[float]]:
     """Visible keypoints (number -> x y) and the box (x0, y0, x1, y1) of one .mat file."""
-    if not path.exists():
-        raise UserError(f"{path}: the annotation is missing. Get the dataset again")
-    try:
-        values = scipy.io.loadmat(path, variable_names=["kps", "bbox"])
-        points = np.asarray(values["kps"], float)
-        bbox = np.asarray(values["bbox"], float).ravel()
-    except KeyError as error:
-        raise UserError(f"{path}: holds no {error}") from None
-    except (OSError, ValueError, NotImplementedError, TypeError) as error:
-        raise UserError(f"{path}: not a readable .mat file ({error})") from None
+    points, bbox = read_mat(path, "kps", "bbox")
+    bbox = bbox.ravel()
     if points.ndim != 2 or points.shape[1] != 2 or bbox.shape != (4,):
         raise UserError(f"{path}: kps is {points.shape}, bbox {bbox.shape}, expected (N, 2) and (4,)")
     visible = np.isfinite(points).all(axis=1)
@@ -151,17 +135,6 @@ def _list(root: Path, split: str) -> Path:
         if (root / name).exists():
             return root / name
     raise UserError(f"{root}: holds neither {' nor '.join(LISTS[split])}, the list of {split}'s pairs")
-
-
-def _rows(path: Path) -> list[list[str]]:
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.reader(file))[1:]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not a CSV file ({error})") from None
-    if not rows:
-        raise UserError(f"{path}: the list of pairs is empty")
-    return rows
 
 
 def _parse(row: list[str], where: str) -> tuple[str, str, str, list[str]]:

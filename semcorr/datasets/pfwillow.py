@@ -4,13 +4,12 @@ A folder, such as `car(S)`, is one sub-set of the category before the bracket. E
 .mat file of the same name (`pts_coord`, 2 x 10, x then y). The pairs are all ordered pairs within a folder.
 """
 
-import csv
 from itertools import permutations
 from pathlib import Path
 
 import numpy as np
-import scipy.io
 
+from semcorr.datasets.annotations import read_list, read_mat
 from semcorr.datasets.base import Benchmark, Image, Pair, check_pair, image_size
 from semcorr.errors import UserError
 from semcorr.params import PFWillowDataset
@@ -61,10 +60,6 @@ def verify(root: Path, spec: PFWillowDataset) -> list[str]:
             f"or say `expect: any` if it is data of your own"
         )
     return [f"{len(counts)} sub-sets, {sum(counts.values())} images, as many .mat files"]
-
-
-def verify_image(root: Path, image: Image) -> None:
-    """An image has no further files."""
 
 
 def read(root: Path, pairs: Path | None = None) -> Benchmark:
@@ -118,15 +113,8 @@ def read(root: Path, pairs: Path | None = None) -> Benchmark:
 
 def _read_list(path: Path, keypoints: dict[str, list[list[float]]]) -> list[tuple[str, str]]:
     """Source and target of each pair of the field's CSV: two image names, then x and y of each image's points."""
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.reader(file))[1:]
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such list of pairs (datasets.*.pairs)") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not a CSV file ({error})") from None
     listed: dict[tuple[str, str], int] = {}
-    for number, row in enumerate(rows, start=2):
+    for number, row in enumerate(read_list(path), start=2):
         where = f"{path}:{number}"
         if len(row) != 2 + 4 * KEYPOINTS:
             raise UserError(f"{where}: {len(row)} columns, expected two images and {4 * KEYPOINTS} coordinates")
@@ -144,8 +132,6 @@ def _read_list(path: Path, keypoints: dict[str, list[list[float]]]) -> list[tupl
         if ids in listed:
             raise UserError(f"{where}: pair {ids[0]}, {ids[1]} stands in line {listed[ids]} too")
         listed[ids] = number
-    if not listed:
-        raise UserError(f"{path}: the list of pairs is empty")
     return list(listed)
 
 
@@ -160,12 +146,7 @@ def _folders(root: Path) -> list[Path]:
 
 def read_keypoints(path: Path) -> list[list[float]]:
     """The (10, 2) keypoints, x y, of one .mat file."""
-    try:
-        points = np.asarray(scipy.io.loadmat(path, variable_names=["pts_coord"])["pts_coord"], float)
-    except KeyError:
-        raise UserError(f"{path}: holds no pts_coord") from None
-    except (OSError, ValueError, NotImplementedError, TypeError) as error:
-        raise UserError(f"{path}: not a readable .mat file ({error})") from None
+    [points] = read_mat(path, "pts_coord")
     if points.shape != (2, KEYPOINTS) or not np.isfinite(points).all():
         raise UserError(f"{path}: pts_coord has shape {points.shape}, expected (2, {KEYPOINTS}) finite numbers")
     return points.T.tolist()

@@ -10,7 +10,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from semcorr.datasets.base import Benchmark, Image, Pair, check_pair, image_size, read_picture
+from PIL import Image as PillowImage
+
+from semcorr.datasets.base import Benchmark, Image, Pair, check_pair, decode, image_size
 from semcorr.errors import UserError
 from semcorr.files import read_json
 from semcorr.params import SpairDataset
@@ -93,6 +95,8 @@ def _verify_files(root: Path, used: set[str], spec: SpairDataset) -> str:
             path = root / folder / f"{min(known - there)}.{suffix}"
             raise UserError(f"{path}: is missing, its image is there. Get the dataset again")
         found[folder] = len(there)
+    for name in sorted(known) if found["Segmentation"] else ():
+        read_mask(root, name, image_size(root / "JPEGImages" / f"{name}.jpg"))
     counts = Counter(path.parent.name for path in files)
     if strict and list(counts.values()) != [IMAGES_PER_CATEGORY] * CATEGORIES:
         expected = f"{CATEGORIES} categories of {IMAGES_PER_CATEGORY} images"
@@ -107,11 +111,17 @@ def _custom(spec: SpairDataset) -> str:
     return ". Get it again, or say `expect: any` if it is data of your own"
 
 
-def verify_image(root: Path, image: Image) -> None:
-    """Check one image's mask, where there is one."""
-    path = root / "Segmentation" / f"{image.id}.png"
-    if path.exists() and read_picture(path, lambda mask: (mask.height, mask.width)) != (image.height, image.width):
-        raise UserError(f"{path}: the mask has another size than its image, {image.width} x {image.height}")
+def read_mask(root: Path, image_id: str, size: tuple[int, int]) -> PillowImage.Image:
+    """The segmentation mask of an image of this (height, width), wholly decoded.
+
+    Raises:
+        UserError: it is missing or damaged, or has another size.
+    """
+    path = root / "Segmentation" / f"{image_id}.png"
+    mask = decode(path)
+    if (mask.height, mask.width) != size:
+        raise UserError(f"{path}: the mask has another size than its image, {size[1]} x {size[0]}")
+    return mask
 
 
 def read(root: Path, split: str, layout: str) -> Benchmark:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from semcorr import pck, runtime
 from semcorr.backbones import save
-from semcorr.backbones.weights import read_checkpoint
+from semcorr.backbones.weights import overlay
 from semcorr.datasets.base import Image, Pair, read_images, read_pairs
 from semcorr.errors import UserError
 from semcorr.files import replacing, sha256, write_text
@@ -27,7 +27,7 @@ from semcorr.geometry import Grid
 from semcorr.graph import Job, code_version
 from semcorr.matching import match_pairs
 from semcorr.params import Argmax, Params
-from semcorr.provenance import expect, provenance, read
+from semcorr.provenance import expect, provenance
 from semcorr.stages.extract import read_image
 from semcorr.store import Store
 from semcorr.tail import Tail
@@ -92,7 +92,7 @@ class _Run:
         self.images = {image.id: image for image in read_images(job.inputs["train_images"])}
         self.batches = Batches(read_pairs(job.inputs["train_pairs"]), self.tuning)
         self.validation = self._validation_pairs()
-        self.steps = self.batches.updates_per_epoch * self.tuning.epochs
+        self.steps = self.batches.count()
         rate, decay = self.tuning.learning_rate, self.tuning.weight_decay
         self.optimizer = torch.optim.AdamW(self.tuned.tensors.values(), lr=rate, weight_decay=decay)
         self.scaler = torch.amp.GradScaler(
@@ -100,12 +100,16 @@ class _Run:
         )
         self.ema = self.tuned.values() if self.tuning.ema else None
         self.last = job.outputs["tensors"].with_name("last.pt")
+        self.key = {  # what a run must share with another to go on with it
+            "fingerprint": job.fingerprint,
+            "code": code_version(job.stage),
+            "settings": {key: str(value) for key, value in job.settings.items()},
+        }
         # What a run has reached; with the tensors and the optimizer's state, all that it needs to go on.
         self.state: dict[str, Any] = {
             "epoch": 1,
             "update": 0,
             "step": 0,
-            "losses": [],
             "steps": [],  # step, loss, learning rate
             "curve": [],  # step, epoch, PCK
             "best": {},
@@ -262,27 +266,12 @@ class _Run:
             raise UserError(f"{path}: no such checkpoint ({key}). Train that tuning first")
         if (actual := sha256(path)) != start.sha256:
             raise UserError(f"{path}: its sha256 is {actual}, {key} expects {start.sha256}")
-        base = read(path).get("inputs", {}).get("tensors", {})
-        if base.get("sha256") != self.inputs["tensors"]["sha256"]:
-            raise UserError(f"{path}: was tuned from other tensors ({base.get('origin', 'it does not say which')})")
-        tensors, own = read_checkpoint(path), self.tail.network.net.state_dict()
-        for name, tensor in tensors.items():
-            if name not in own or own[name].shape != tensor.shape:
-                raise UserError(f"{path}: {name} is no tensor of this network")
+        self.carried = overlay(self.tail.network, path, self.inputs["tensors"]["sha256"])
+        for name in self.carried:
             if name.startswith("blocks.") and int(name.split(".")[1]) < self.tail.first:
                 raise UserError(
                     f"{path}: {name} lies below the cached trunk. Raise trunk.blocks to that tuning's blocks"
                 )
-        self.carried = tensors
-        self.tail.network.net.load_state_dict(own | {name: tensor.to(self.device) for name, tensor in tensors.items()})
-
-    def _key(self) -> dict[str, Any]:
-        """What a run must share with another to go on with it."""
-        return {
-            "fingerprint": self.job.fingerprint,
-            "code": code_version(self.job.stage),
-            "settings": {key: str(value) for key, value in self.job.settings.items()},
-        }
 
     def _save(self) -> None:
         """Write last.pt, whole or not at all."""
@@ -291,7 +280,7 @@ class _Run:
         with replacing(self.last) as partial:
             torch.save(
                 {
-                    "key": self._key(),
+                    "key": self.key,
                     "state": self.state,
                     "tensors": self.tuned.values(),
                     "ema": self.ema or {},
@@ -307,7 +296,7 @@ class _Run:
             return
         try:
             found = torch.load(self.last, map_location=self.device, weights_only=True)
-            key, ours = found["key"], self._key()
+            key, ours = found["key"], self.key
         except Exception as error:  # whatever a damaged file makes of itself
             reason = " ".join(str(error).split())[:200]
             logger.warning("%s: not resumed, since it cannot be read (%s)", self.last, reason)
