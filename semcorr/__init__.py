@@ -16,11 +16,16 @@ __all__ = [
     "UnifiedEvaluator",
     "collate",
     "compute_pck",
+    "match_images",
 ]
 
 
 def __getattr__(name: str) -> object:
-    """The public classes and functions, from `semcorr.api` (PEP 562)."""
+    """The public classes and functions, from `semcorr.api` and `semcorr.images` (PEP 562)."""
+    if name == "match_images":
+        from semcorr.images import match_images
+
+        return match_images
     if name in __all__:
         from semcorr import api
 

@@ -35,7 +35,7 @@ from semcorr.backbones.weights import get, overlay
 from semcorr.datasets import ap10k, pfpascal, pfwillow, spair
 from semcorr.datasets.base import Benchmark, Image, Pair, decode
 from semcorr.datasets.sources import root_of
-from semcorr.errors import UserError
+from semcorr.errors import UserError, one_of
 from semcorr.geometry import Grid, rescale, resized_size
 from semcorr.matching import heatmaps, normalise, read_out, sample
 
@@ -96,7 +96,7 @@ class PairDataset(Dataset):
         self.pairs: Sequence[Pair] = benchmark.pairs
         self._images = {image.id: image for image in benchmark.images}
         self.long_side, self.normalize = long_side, normalize
-        self.resample = RESAMPLING[_one_of("resample", resample, RESAMPLING)]
+        self.resample = RESAMPLING[one_of("resample", resample, RESAMPLING)]
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -171,8 +171,8 @@ class SPairDataset(PairDataset):
         load_segmentation: bool = False,
         resample: str = "bicubic",
     ):
-        self.split = _one_of("split", {"train": "trn"}.get(split, split), spair.SPLITS)
-        _one_of("size", size, spair.LAYOUTS)
+        self.split = one_of("split", {"train": "trn"}.get(split, split), spair.SPLITS)
+        one_of("size", size, spair.LAYOUTS)
         self.root = root_of(_folder(root), "spair")
         self.lines = spair.read_layout(self.root, self.split, size)
         super().__init__(Benchmark(root=self.root / "JPEGImages", images=[], pairs=[]), long_side, normalize, resample)
@@ -243,7 +243,7 @@ class PFPascalDataset(PairDataset):
         normalize: bool = True,
         resample: str = "bicubic",
     ):
-        split = _one_of("split", {"train": "trn"}.get(split, split), pfpascal.LISTS)
+        split = one_of("split", {"train": "trn"}.get(split, split), pfpascal.LISTS)
         super().__init__(pfpascal.read(root_of(_folder(root), "pfpascal"), split), long_side, normalize, resample)
 
 
@@ -263,8 +263,8 @@ class AP10KDataset(PairDataset):
         normalize: bool = True,
         resample: str = "bicubic",
     ):
-        split = _one_of("split", {"train": "trn"}.get(split, split), ap10k.SPLITS)
-        _one_of("subset", subset, ap10k.SUFFIXES)
+        split = one_of("split", {"train": "trn"}.get(split, split), ap10k.SPLITS)
+        one_of("subset", subset, ap10k.SUFFIXES)
         super().__init__(ap10k.read(root_of(_folder(root), "ap10k"), split, subset), long_side, normalize, resample)
 
 
@@ -698,12 +698,6 @@ class UnifiedEvaluator:
 def _rescale(points: np.ndarray, old: tuple[float, ...], new: tuple[float, ...]) -> np.ndarray:
     """Points (N, 2) from an image of size (H, W) to its resized copy."""
     return rescale(points, np.array(old[::-1], float), np.array(new[::-1], float))
-
-
-def _one_of(name: str, value: str, allowed: Iterable[str]) -> str:
-    if value not in allowed:
-        raise UserError(f"{name}: {value!r}; allowed: {', '.join(allowed)}")
-    return value
 
 
 def _folder(root: str | Path) -> Path:

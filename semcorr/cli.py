@@ -13,7 +13,7 @@ from pathlib import Path
 
 from semcorr import __version__, graph, params
 from semcorr.errors import UserError
-from semcorr.files import write_json, write_text
+from semcorr.files import replacing, write_json, write_text
 
 SCHEMA = Path("workflow/schemas/params.schema.json")
 
@@ -27,6 +27,7 @@ STAGE_HELP = {
     "adapt": "compute a tuned backbone's features",
     "match": "predict the target keypoints of every pair",
     "evaluate": "score one cell's matches: PCK",
+    "draw": "draw a few pairs of each category, and similarity maps",
     "report": "write the tables and the HTML page of all cells",
 }
 AXIS_HELP = {
@@ -61,6 +62,27 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("second", help="the same")
     compare.add_argument("--threshold", default="PCK@0.10", help="of the table, default PCK@0.10")
     compare.add_argument("--json", type=Path, help="write all thresholds here too")
+    match = verbs.add_parser(
+        "match-images",
+        help="find points of one of your own images in another",
+        description="Find points of one image in another and print them as `x,y -> x,y similarity`. Without --points "
+        "or --grid it looks for all mutual nearest neighbours. Points are pixels of the upright image.",
+    )
+    match.add_argument("source", type=Path, metavar="SRC", help="an image of any common format and size")
+    match.add_argument("target", type=Path, metavar="TGT", help="another")
+    match.add_argument("--points", nargs="+", type=_point, metavar="X,Y", help="points of SRC, such as 120,80 64.5,30")
+    match.add_argument("--grid", type=int, metavar="N", help="N x N points spread evenly over SRC")
+    match.add_argument("--out", type=Path, help="write a picture of the matches: .png, .jpg or .webp")
+    match.add_argument("--dense", action="store_true", help="--out shows both images in false colours instead")
+    match.add_argument("--json", type=Path, help="write the matches here too")
+    page = verbs.add_parser("serve", help="open a page on this machine where a click finds a point's match")
+    page.add_argument("source", type=Path, nargs="?", metavar="SRC", help="the left image; or choose it on the page")
+    page.add_argument("target", type=Path, nargs="?", metavar="TGT", help="the right image")
+    page.add_argument("--port", type=int, default=8000, help="default 8000")
+    for verb in (match, page):
+        verb.add_argument("--backbone", help="a name under `backbones`; default the grid's first")
+        verb.add_argument("--weights", default="frozen", help="frozen (default), another baseline, or a tuning")
+        verb.add_argument("--rule", help="a name under `rules`; default the grid's first")
     verbs.add_parser("table", help="print the results of the current experiment, and where its report lies")
     verbs.add_parser("schema", help=f"write {SCHEMA}, the JSON schema of params.yaml")
     for stage, row in graph.STAGES.items():
@@ -157,6 +179,67 @@ def compare(options: argparse.Namespace) -> None:
         write_json(options.json, {"first": options.first, "second": options.second, "rows": rows})
 
 
+def _point(text: str) -> tuple[float, float]:
+    """The argument X,Y."""
+    try:
+        x, y = map(float, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no point; write X,Y such as 120,80") from None
+    return x, y
+
+
+def match_images(options: argparse.Namespace) -> None:
+    """Match two images and print, draw and write what was found."""
+    suffixes = (".png", ".jpg", ".jpeg", ".webp")
+    if options.out and options.out.suffix.lower() not in suffixes:
+        raise UserError(f"--out {options.out}: allowed: names ending in {', '.join(suffixes)}")
+    if options.dense and not options.out:
+        raise UserError("--dense: needs --out, the picture to write")
+    from semcorr import images
+
+    found = images.match_images(
+        options.source,
+        options.target,
+        options.points,
+        grid=options.grid,
+        backbone=options.backbone,
+        weights=options.weights,
+        rule=options.rule,
+    )
+    for source, target, similarity in zip(found.source_points, found.target_points, found.similarity, strict=True):
+        print("{:.1f},{:.1f} -> {:.1f},{:.1f} {:.3f}".format(*source, *target, similarity))
+    if options.out:
+        with replacing(options.out) as partial:
+            (found.dense() if options.dense else found.picture()).save(partial, _format(options.out))
+    if options.json:
+        write_json(options.json, {"source": str(options.source), "target": str(options.target), **found.to_dict()})
+
+
+def _format(path: Path) -> str:
+    """Pillow's name of the format that a file name stands for."""
+    return {".png": "PNG", ".webp": "WEBP"}.get(path.suffix.lower(), "JPEG")
+
+
+def serve(options: argparse.Namespace) -> None:
+    """Serve the page on this machine until interrupted."""
+    try:
+        import flask  # noqa: F401
+        from werkzeug.serving import make_server
+    except ImportError:
+        raise UserError("the page needs Flask. Run: pip install 'semcorr[page]'") from None
+    from semcorr.images import Matcher
+    from semcorr.serve import application
+
+    given = {side: path for side in ("source", "target") if (path := getattr(options, side))}
+    matcher = Matcher(options.backbone, options.weights, options.rule)
+    try:
+        server = make_server("127.0.0.1", options.port, application(matcher, given), threaded=True)
+    except (OSError, SystemExit):  # werkzeug ends the process where a port is taken
+        raise UserError(f"--port {options.port}: is in use, or may not be used. Take another") from None
+    print(f"http://127.0.0.1:{server.server_port}/ (Ctrl+C ends it)", flush=True)
+    server.serve_forever()
+
+
 def table(_: argparse.Namespace) -> None:
     """Print summary.md of the current experiment."""
     job = graph.Graph(params.load()).job("report")
@@ -172,4 +255,13 @@ def schema(_: argparse.Namespace) -> None:
     print(SCHEMA)
 
 
-VERBS = {"preset": preset, "check": check, "store": store, "compare": compare, "table": table, "schema": schema}
+VERBS = {
+    "preset": preset,
+    "check": check,
+    "store": store,
+    "compare": compare,
+    "match-images": match_images,
+    "serve": serve,
+    "table": table,
+    "schema": schema,
+}

@@ -35,7 +35,8 @@ def compare(first: str, second: str, params: Params) -> list[dict[str, Any]]:
         some = np.full(len(one), True) if name == "all" else (one["category"] == name).to_numpy()
         pair = pd.factorize(one["pair"][some])[0]
         parts = [values[some] for values in correct]
-        found = pck.compare(*parts, pair, samples=settings.bootstrap, seed=settings.seed)
+        (first_hits, counts), (second_hits, _) = (pck.by_pair(part, pair) for part in parts)
+        found = pck.compare(first_hits, second_hits, counts, samples=settings.bootstrap, seed=settings.seed)
         for index, threshold in enumerate(settings.thresholds):
             rows.append(
                 {

@@ -1,8 +1,21 @@
 """The one exception a user is meant to read."""
 
+from collections.abc import Iterable
+
 
 class UserError(Exception):
     """Something the user can fix: the command line prints it without a traceback and exits with code 2.
 
     A message says where, what is wrong (expected and got), and what to do.
     """
+
+
+def one_of(what: str, value: str, allowed: Iterable[str]) -> str:
+    """Return `value` if it is allowed.
+
+    Raises:
+        UserError: it is not; the message lists what is.
+    """
+    if value not in allowed:
+        raise UserError(f"{what}: {value!r}; allowed: {', '.join(allowed)}")
+    return value

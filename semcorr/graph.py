@@ -35,12 +35,14 @@ class Stage:
         axes: what makes a cell, in the order of the command line.
         reads: keys of params.yaml that count for the result.
         inputs, outputs: paths by role. The first output carries the fingerprint.
+        gathers: stages whose every output is an input too.
         code: package files that the result depends on.
     """
 
     axes: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     inputs: dict[str, str]
+    gathers: tuple[str, ...] = ()
     outputs: dict[str, str]
     code: tuple[str, ...]
 
@@ -50,6 +52,8 @@ TRUNK = "features/{backbone}/trunk/{dataset}.h5"
 WEIGHTS = "data/weights/{backbone}/{weights}.safetensors"
 MATCHES = "matches/{backbone}/{weights}/{dataset}/{rule}.parquet"
 CELL = "metrics/{preset}/cells/{backbone}/{weights}/{dataset}/{rule}.json"
+PAIRS = "metrics/{preset}/cells/{backbone}/{weights}/{dataset}/{rule}.parquet"
+GALLERY = "metrics/{preset}/galleries/{backbone}/{weights}/{dataset}.json"
 CHECKED = "data/params.checked"
 
 _DATASETS = ("semcorr/datasets/base.py",)
@@ -161,20 +165,45 @@ STAGES: dict[str, Stage] = {
         axes=("backbone", "weights", "dataset", "rule"),
         reads=("evaluate", "datasets.{dataset}.format"),
         inputs={"matches": MATCHES},
-        outputs={"cell": CELL},
+        outputs={"cell": CELL, "pairs": PAIRS},
         code=("semcorr/stages/evaluate.py", "semcorr/pck.py", *_FILES),
+    ),
+    "draw": Stage(
+        axes=("backbone", "weights", "dataset"),
+        reads=("evaluate", "datasets.{dataset}.format", "rules.{drawn}"),
+        inputs={
+            "matches": "matches/{backbone}/{weights}/{dataset}/{drawn}.parquet",
+            "store": STORE,
+            "images": "data/{dataset}/images.parquet",
+        },
+        outputs={"gallery": GALLERY},
+        code=(
+            "semcorr/stages/draw.py",
+            "semcorr/pictures.py",
+            "semcorr/matching.py",
+            "semcorr/pck.py",
+            "semcorr/store.py",
+            "semcorr/geometry.py",
+            *_DATASETS,
+            *_FILES,
+        ),
     ),
     "report": Stage(
         reads=("grid", "evaluate"),
-        inputs={"cells": CELL},  # of every cell
+        gathers=("evaluate", "draw"),
+        inputs={},
         outputs={
             "html": "metrics/{preset}/report.html",
+            "headline": "metrics/{preset}/headline",
             "summary": "metrics/{preset}/summary.json",
             "csv": "metrics/{preset}/summary.csv",
             "markdown": "metrics/{preset}/summary.md",
+            "curves": "metrics/{preset}/curves.csv",
+            "categories": "metrics/{preset}/categories.csv",
         },
         code=(
             "semcorr/stages/report.py",
+            "semcorr/page.py",
             "semcorr/templates",
             "semcorr/pck.py",
             *_FILES,
@@ -191,7 +220,7 @@ class Job:
         stage: its verb.
         cell: value of each axis.
         settings: the parameters that count, by key.
-        inputs, outputs: paths by role; `report` has its cells in `inputs` by path.
+        inputs, outputs: paths by role; `report` has those of each cell as "<stage> <role> <cell>".
         expects: role of an input -> the fingerprint it must carry; data/params.checked carries none.
         fingerprint: what the outputs must carry.
     """
@@ -218,6 +247,7 @@ class Graph:
         self.values = params.to_dict()
         grid = self.values["grid"]
         self.constants = {key: str(grid[key]) for key in ("train", "validate")} | {"preset": params.preset}
+        self.constants["drawn"] = grid["rules"][0] if grid["rules"] else ""
         rows = {key: grid[key] for key in ("backbones", "weights", "datasets", "rules")}
         self.cells: dict[str, list[tuple[str, ...]]] = {
             "validate": [()],
@@ -229,6 +259,7 @@ class Graph:
             "adapt": list(product(grid["backbones"], grid["tunings"], grid["datasets"])),
             "match": list(product(*rows.values())),
             "evaluate": list(product(*rows.values())),
+            "draw": list(product(*[rows[key] for key in ("backbones", "weights", "datasets")])),
             "report": [()],
         }
 
@@ -264,12 +295,12 @@ class Graph:
         row = STAGES[stage]
         names = dict(zip(row.axes, cell, strict=True))
         fields = self.constants | names
-        inputs = {role: Path(path.format(**fields)) for role, path in row.inputs.items() if role != "cells"}
-        if "cells" in row.inputs:
-            axes = STAGES["evaluate"].axes
-            for one in self.cells["evaluate"]:
-                path = row.inputs["cells"].format(**self.constants, **dict(zip(axes, one, strict=True)))
-                inputs["/".join(one)] = Path(path)
+        inputs = {role: Path(path.format(**fields)) for role, path in row.inputs.items()}
+        for name in row.gathers:
+            for one in self.cells[name]:
+                values = self.constants | dict(zip(STAGES[name].axes, one, strict=True))
+                for role, path in STAGES[name].outputs.items():
+                    inputs[f"{name} {role} {'/'.join(one)}"] = Path(path.format(**values))
         settings = {key: self.lookup(key) for key in (read.format(**fields) for read in row.reads)}
         expects = {role: made[path] for role, path in inputs.items() if role not in ("params", "checked")}
         asked = {"stage": stage, "cell": cell, "settings": settings, "inputs": expects}

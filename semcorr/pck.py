@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 AVERAGES = ("keypoint", "image", "category")
+CURVE = (np.arange(61) / 200).tolist()  # thresholds 0 to 0.3 of the error distribution
 
 
 def threshold_key(threshold: float) -> str:
@@ -23,6 +24,11 @@ def threshold_key(threshold: float) -> str:
     'PCK@0.10'
     """
     return f"PCK@{threshold:.2f}" if round(threshold, 2) == threshold else f"PCK@{threshold}"
+
+
+def headline(thresholds: list[float]) -> float:
+    """The threshold that tables lead with: the second, 0.10 in the field."""
+    return thresholds[min(1, len(thresholds) - 1)]
 
 
 def distances(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
@@ -56,6 +62,19 @@ def references(true: np.ndarray, *, bbox: list[float] | None, image_size: tuple[
         "bbox_kp": float(np.ptp(np.asarray(true, float), axis=0).max()),
         "image": float(max(image_size)),
     }
+
+
+def by_pair(correct: np.ndarray, pair: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Correct keypoints (P, T) and all keypoints (P,) of each pair, both float.
+
+    Args:
+        correct: (N, T) bool, keypoints by thresholds.
+        pair: (N,) int, 0 to P - 1, each at least once: the pair that each keypoint belongs to.
+    """
+    counts = np.bincount(pair).astype(float)
+    hits = np.zeros((len(counts), correct.shape[1]))
+    np.add.at(hits, pair, correct)
+    return hits, counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +114,7 @@ def scores(correct: np.ndarray, pair: np.ndarray, category: np.ndarray, *, sampl
         samples: of the bootstrap.
         seed: of the bootstrap.
     """
-    hits = np.zeros((len(category), correct.shape[1]))
-    np.add.at(hits, pair, correct)
-    counts = np.bincount(pair, minlength=len(category)).astype(float)
+    hits, counts = by_pair(correct, pair)
     onehot = (category[:, None] == np.unique(category)).astype(float)  # (P, K)
     drawn = _resamples(len(category), samples, seed)
     values = {
@@ -134,26 +151,23 @@ class Difference:
     p: np.ndarray
 
 
-def compare(first: np.ndarray, second: np.ndarray, pair: np.ndarray, *, samples: int, seed: int) -> Difference:
+def compare(first: np.ndarray, second: np.ndarray, counts: np.ndarray, *, samples: int, seed: int) -> Difference:
     """The difference of two PCKs per keypoint, by a paired bootstrap.
 
     Args:
-        first: (N, T) bool, correctness of the same N keypoints at T thresholds.
-        second: the same of the other predictions.
-        pair: (N,) int, 0 to P - 1: the pair that each keypoint belongs to.
+        first: (P, T), correct keypoints of each pair at each threshold, as `by_pair` counts them.
+        second: the same of the other predictions, on the same pairs.
+        counts: (P,), all keypoints of each pair.
         samples: of the bootstrap.
         seed: of the bootstrap.
     """
-    count = int(pair.max()) + 1
-    gained = np.zeros((count, first.shape[1]))
-    np.add.at(gained, pair, second.astype(float) - first)
-    keypoints = np.bincount(pair, minlength=count).astype(float)
-    drawn = _resamples(count, samples, seed)
-    sampled = (drawn @ gained) / (drawn @ keypoints)[:, None]
+    gained = second - first
+    drawn = _resamples(len(counts), samples, seed)
+    sampled = (drawn @ gained) / (drawn @ counts)[:, None]
     low, high = np.percentile(sampled, (2.5, 97.5), axis=0)
     beyond = np.minimum((sampled <= 0).mean(axis=0), (sampled >= 0).mean(axis=0))
     p = np.clip(2 * beyond, 1 / samples, 1.0)
-    return Difference(mean=gained.sum(axis=0) / keypoints.sum(), low=low, high=high, p=p)
+    return Difference(mean=gained.sum(axis=0) / counts.sum(), low=low, high=high, p=p)
 
 
 def _resamples(pairs: int, samples: int, seed: int) -> np.ndarray:

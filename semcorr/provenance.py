@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from semcorr.errors import UserError
-from semcorr.files import canonical_json
+from semcorr.files import canonical_json, replacing
 
 KEY = "semcorr"  # one key holding one JSON text: safetensors writes several keys in varying order
 
@@ -24,6 +24,15 @@ def provenance(job: Any, inputs: dict[str, dict[str, Any]] | None = None, **fact
         **facts,
         "inputs": inputs or {},
     }
+
+
+def write_table(path: Path, table: Any, record: dict[str, Any]) -> None:
+    """Write a pyarrow table as Parquet, with the provenance `record` inside."""
+    import pyarrow.parquet
+
+    metadata = {**(table.schema.metadata or {}), KEY: dumps(record)}
+    with replacing(path) as partial:
+        pyarrow.parquet.write_table(table.replace_schema_metadata(metadata), partial, compression="zstd")
 
 
 def dumps(record: dict[str, Any]) -> str:

@@ -16,10 +16,12 @@ LAYERS = [
     {"provenance", "params", "download"},
     {"graph"},
     {"datasets", "backbones", "pck", "runtime", "stale"},
-    {"store", "matching"},
+    {"store", "matching", "pictures"},
     {"losses"},
-    {"tail", "training"},
-    {"stages", "api", "compare"},
+    {"tail", "training", "page"},
+    {"stages", "api", "compare", "page"},
+    {"images"},
+    {"serve"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

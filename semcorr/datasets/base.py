@@ -15,7 +15,6 @@ from PIL import Image as PillowImage
 
 from semcorr import provenance
 from semcorr.errors import UserError
-from semcorr.files import replacing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,12 +87,13 @@ class Benchmark:
 
     def first(self, limit: int | None) -> "Benchmark":
         """The first `limit` pairs and the images they use; all of them where `limit` is None."""
-        if limit is None:
+        if limit is None or limit >= len(self.pairs):
             return self
         pairs = self.pairs[:limit]
+        left_out = self.left_out | {"pairs beyond `limit`": len(self.pairs) - limit}
         used = {pair.source for pair in pairs} | {pair.target for pair in pairs}
         images = [image for image in self.images if image.id in used]
-        return Benchmark(root=self.root, images=images, pairs=pairs, left_out=self.left_out)
+        return Benchmark(root=self.root, images=images, pairs=pairs, left_out=left_out)
 
 
 _POINTS = pa.list_(pa.list_(pa.float64(), 2))
@@ -134,14 +134,7 @@ PAIR_SCHEMA = pa.schema(
 def write_index(path: Path, rows: Sequence[Image | Pair], schema: pa.Schema, record: dict[str, Any]) -> None:
     """Write images or pairs as Parquet, with the provenance `record` inside."""
     columns = [pa.array([getattr(row, name) for row in rows], schema.field(name).type) for name in schema.names]
-    write_table(path, pa.Table.from_arrays(columns, schema=schema), record)
-
-
-def write_table(path: Path, table: pa.Table, record: dict[str, Any]) -> None:
-    """Write any table of ours as Parquet, with the provenance `record` inside."""
-    metadata = {**(table.schema.metadata or {}), provenance.KEY: provenance.dumps(record)}
-    with replacing(path) as partial:
-        pq.write_table(table.replace_schema_metadata(metadata), partial, compression="zstd")
+    provenance.write_table(path, pa.Table.from_arrays(columns, schema=schema), record)
 
 
 def read_images(path: Path) -> list[Image]:

@@ -1,34 +1,46 @@
-"""evaluate: PCK of one cell, from its matches alone, as one JSON file."""
+"""evaluate: PCK of one cell, from its matches alone, as one JSON file and a table of its pairs."""
 
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from semcorr import pck
 from semcorr.errors import UserError
 from semcorr.files import write_json
 from semcorr.graph import Job
 from semcorr.params import Params
-from semcorr.provenance import expect, provenance
+from semcorr.provenance import expect, provenance, write_table
 
 DIFFICULTIES = ("viewpoint_variation", "scale_variation", "truncation", "occlusion", "mirror")
 
 
 def evaluate(job: Job, params: Params) -> str:
-    """Write the three averages of PCK for each reference, per category, sub-set and difficulty."""
+    """Write the averages of PCK for each reference, per category, sub-set and difficulty, and the error distribution.
+
+    The table beside them has one row per pair: its keypoints, and how many are correct at each threshold.
+    """
     path = job.inputs["matches"]
     inputs = {"matches": expect(path, job.expects["matches"])}
     matches = pd.read_parquet(path)
+    if matches.empty:
+        raise UserError(f"{path}: no pair of this dataset has a keypoint, so there is nothing to score")
     settings = params.evaluate
     names = settings.references[params.datasets[job.cell["dataset"]].format]
-    results = {name: _score(matches, name, params, path) for name in names}
-    correct, overall = results[names[0]]
+    record = provenance(job, inputs)
+    pair, first = _pairs(matches)
+    scores, correct = {}, {}
+    for name in names:
+        correct[name] = pck.is_correct(*_errors(matches, name, path), settings.thresholds)
+        scores[name] = _overall(correct[name], pair, first, params)
+    headline = correct[names[0]]
     cell = {
         "name": "/".join(job.cell.values()),
         "dataset": job.cell["dataset"],
-        "num_pairs": int(matches["pair"].nunique()),
+        "num_pairs": len(first),
         "num_keypoints": len(matches),
+        "left_out": _left_out(inputs["matches"]),
         "protocol": {
             "coordinates": "(x, y) in original pixels; aspect ratio kept, padded cells never predicted",
             "reference": names[0],
@@ -37,43 +49,59 @@ def evaluate(job: Job, params: Params) -> str:
             "std": "over keypoints, pairs, categories",
             "ci95": f"bootstrap over pairs, {settings.bootstrap} samples, seed {settings.seed}",
         },
-        **overall,
-        "per_category_keypoint": _per_group(correct, matches["category"], settings.thresholds),
-        "per_category_image": _per_group_image(correct, matches, settings.thresholds),
+        **scores[names[0]],
+        "per_category_keypoint": _per_group(headline, matches["category"], settings.thresholds),
+        "per_category_image": _per_group_image(headline, pair, first, settings.thresholds),
         "per_difficulty": {
-            name: _per_group(correct, matches[name], settings.thresholds)
+            name: _per_group(headline, matches[name], settings.thresholds)
             for name in DIFFICULTIES
             if matches[name].notna().any()
         },
-        "per_subset": _per_group(correct, matches["subset"], settings.thresholds),
-        "references": {name: score for name, (_, score) in results.items()},
-        "examples": _examples(matches, correct, settings.thresholds),
-        "provenance": provenance(job, inputs),
+        "per_subset": _per_group(headline, matches["subset"], settings.thresholds),
+        "error_distribution": _distribution(*_errors(matches, names[0], path)),
+        "references": scores,
+        "provenance": record,
     }
+    write_table(job.outputs["pairs"], _pair_table(headline, pair, first, settings.thresholds), record)
     write_json(job.outputs["cell"], cell)
-    key = pck.threshold_key(settings.thresholds[min(1, len(settings.thresholds) - 1)])
+    key = pck.threshold_key(pck.headline(settings.thresholds))
     mean = 100 * cell["overall_keypoint"][key]["mean"]
     return f"{' '.join(job.cell.values())}: {key} {mean:.1f} per keypoint ({names[0]}), {cell['num_pairs']:,} pairs"
 
 
-def _score(matches: pd.DataFrame, reference: str, params: Params, path: Any) -> tuple[np.ndarray, dict[str, Any]]:
-    """Correctness (N, T) under one reference, and the overall averages as they are stored."""
-    settings = params.evaluate
+def _pairs(matches: pd.DataFrame) -> tuple[np.ndarray, pd.DataFrame]:
+    """The number of the pair that each keypoint belongs to (N,), and the pairs: their id and category."""
+    pair, _ = pd.factorize(matches["pair"])
+    first = matches.drop_duplicates("pair")[["pair", "category"]].reset_index(drop=True)
+    return pair, first
+
+
+def _left_out(matches: dict[str, Any]) -> dict[str, int]:
+    """What the benchmark lists and the numbers do not hold, by what it is."""
+    counts = dict(matches["inputs"]["pairs"].get("left_out", {}))
+    empty = matches.get("pairs_without_keypoints", 0)
+    return counts | ({"pairs without keypoints": empty} if empty else {})
+
+
+def _errors(matches: pd.DataFrame, reference: str, path: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Each keypoint's distance to the truth and its reference length (N,), in pixels."""
     lengths = matches[reference].to_numpy(float)
     if not (np.isfinite(lengths) & (lengths > 0)).all():
         raise UserError(f"{path}: reference {reference!r} is not known for every pair; see evaluate.references")
-    distance = pck.distances(matches[["predicted_x", "predicted_y"]], matches[["true_x", "true_y"]])
-    correct = pck.is_correct(distance, lengths, settings.thresholds)
-    pair, pairs = pd.factorize(matches["pair"])
-    category = pd.factorize(matches.groupby("pair", sort=False)["category"].first().loc[pairs])[0]
+    return pck.distances(matches[["predicted_x", "predicted_y"]], matches[["true_x", "true_y"]]), lengths
+
+
+def _overall(correct: np.ndarray, pair: np.ndarray, first: pd.DataFrame, params: Params) -> dict[str, Any]:
+    """The overall averages under one reference, as they are stored."""
+    settings = params.evaluate
+    category = pd.factorize(first["category"])[0]
     scores = pck.scores(correct, pair, category, samples=settings.bootstrap, seed=settings.seed)
-    overall = {f"overall_{average}": score.to_dict(settings.thresholds) for average, score in scores.items()}
-    return correct, overall
+    return {f"overall_{average}": score.to_dict(settings.thresholds) for average, score in scores.items()}
 
 
 def _row(correct: np.ndarray, thresholds: list[float]) -> dict[str, Any]:
     means = {
-        pck.threshold_key(threshold): float(correct[:, index].mean()) for index, threshold in enumerate(thresholds)
+        pck.threshold_key(threshold): float(mean) for threshold, mean in zip(thresholds, correct.mean(0), strict=True)
     }
     return {"num_keypoints": len(correct), **means}
 
@@ -85,35 +113,37 @@ def _per_group(correct: np.ndarray, group: pd.Series, thresholds: list[float]) -
     return {names[value]: _row(correct[(group == value).to_numpy()], thresholds) for value in known}
 
 
-def _per_group_image(correct: np.ndarray, matches: pd.DataFrame, thresholds: list[float]) -> dict[str, Any]:
+def _per_group_image(
+    correct: np.ndarray, pair: np.ndarray, first: pd.DataFrame, thresholds: list[float]
+) -> dict[str, Any]:
     """Mean over pairs of the pair's PCK, for each category."""
-    frame = pd.DataFrame(correct, columns=[pck.threshold_key(threshold) for threshold in thresholds])
-    frame = frame.assign(category=matches["category"], pair=matches["pair"])
-    pairs = frame.groupby(["category", "pair"]).mean()
+    hits, counts = pck.by_pair(correct, pair)
+    fractions = hits / counts[:, None]
+    keys = list(map(pck.threshold_key, thresholds))
+    result = {}
+    for name in sorted(first["category"].unique()):
+        some = fractions[(first["category"] == name).to_numpy()]
+        result[name] = {"num_pairs": len(some), **dict(zip(keys, some.mean(axis=0).tolist(), strict=True))}
+    return result
+
+
+def _distribution(distance: np.ndarray, reference: np.ndarray) -> dict[str, Any]:
+    """How errors, as fractions of the reference, are spread: their median, and PCK per keypoint over thresholds."""
     return {
-        category: {"num_pairs": len(part), **{key: float(value) for key, value in part.mean().items()}}
-        for category, part in pairs.groupby(level="category")
+        "median": float(np.median(distance / reference)),
+        "threshold": pck.CURVE,
+        "pck": pck.is_correct(distance, reference, pck.CURVE).mean(axis=0).tolist(),
     }
 
 
-def _examples(matches: pd.DataFrame, correct: np.ndarray, thresholds: list[float]) -> list[dict[str, Any]]:
-    """The middle pair of each category, the same in every cell, with what a picture of it needs."""
-    column = min(1, len(thresholds) - 1)
-    examples = []
-    for category, part in matches.groupby("category"):
-        pairs = part["pair"].unique()
-        rows = part[part["pair"] == pairs[len(pairs) // 2]]
-        examples.append(
-            {
-                "category": category,
-                "pair": rows["pair"].iloc[0],
-                "source_image": rows["source_image"].iloc[0],
-                "target_image": rows["target_image"].iloc[0],
-                "threshold": thresholds[column],
-                "source": rows[["source_x", "source_y"]].to_numpy().tolist(),
-                "predicted": rows[["predicted_x", "predicted_y"]].to_numpy().tolist(),
-                "true": rows[["true_x", "true_y"]].to_numpy().tolist(),
-                "correct": correct[rows.index, column].tolist(),
-            }
-        )
-    return examples
+def _pair_table(correct: np.ndarray, pair: np.ndarray, first: pd.DataFrame, thresholds: list[float]) -> pa.Table:
+    """One row per pair: id, category, keypoints, and those correct at each threshold."""
+    hits, counts = pck.by_pair(correct, pair)
+    columns = {
+        "pair": pa.array(first["pair"], pa.string()),
+        "category": pa.array(first["category"], pa.string()),
+        "num_keypoints": pa.array(counts.astype(np.int32)),
+    }
+    for threshold, column in zip(thresholds, hits.T, strict=True):
+        columns[pck.threshold_key(threshold)] = pa.array(column.astype(np.int32))
+    return pa.table(columns)

@@ -35,7 +35,7 @@ def fetch(job: Job, params: Params) -> str:
     benchmark = FORMATS[spec.format].load(root, spec).first(spec.limit)
     with replacing(job.outputs["folder"]) as folder:
         images = verified_images(benchmark, folder)
-    record = provenance(job)
+    record = provenance(job, left_out=benchmark.left_out)
     write_index(job.outputs["pairs"], benchmark.pairs, PAIR_SCHEMA, record)
     write_index(job.outputs["images"], images, IMAGE_SCHEMA, record)
     return f"{name}: {summary(benchmark)}"

@@ -323,4 +323,15 @@ class _Run:
         write_text(outputs["steps"], "\n".join(["step,loss,learning_rate", *rows]) + "\n")
         rows = [f"{step},{epoch},{score}" for step, epoch, score in state["curve"]]
         write_text(outputs["curve"], "\n".join(["step,epoch,pck", *rows]) + "\n")
-        save(outputs["tensors"], state["best"], provenance(self.job, self.inputs, epoch=state["best_epoch"]))
+        record = provenance(self.job, self.inputs, epoch=state["best_epoch"], curve=self._curve())
+        save(outputs["tensors"], state["best"], record)
+
+    def _curve(self) -> list[dict[str, Any]]:
+        """Each validation's step, epoch and PCK, and the mean loss of the steps since the one before."""
+        rows, before = [], 0
+        for step, epoch, score in self.state["curve"]:
+            losses = [loss for at, loss, _ in self.state["steps"] if before < at <= step]
+            mean = float(np.mean(losses)) if losses else None
+            rows.append({"step": step, "epoch": epoch, "pck": score, "loss": mean})
+            before = step
+        return rows

@@ -8,11 +8,11 @@ import torch
 from tqdm import tqdm
 
 from semcorr import pck, runtime
-from semcorr.datasets.base import Pair, read_pairs, write_table
+from semcorr.datasets.base import Pair, read_pairs
 from semcorr.graph import Job
 from semcorr.matching import match_pairs
 from semcorr.params import Params
-from semcorr.provenance import expect, provenance
+from semcorr.provenance import expect, provenance, write_table
 from semcorr.store import Store
 
 PAIR_COLUMNS = (
@@ -41,7 +41,8 @@ def match(job: Job, params: Params) -> str:
         )
         sizes = {pair.target: features.grid(pair.target).image_size for pair in pairs}
     table = _table(pairs, answers, sizes)
-    write_table(job.outputs["matches"], table, provenance(job, inputs))
+    empty = sum(not pair.keypoint_ids for pair in pairs)
+    write_table(job.outputs["matches"], table, provenance(job, inputs, pairs_without_keypoints=empty))
     return f"{' '.join(job.cell.values())}: {len(pairs):,} pairs, {table.num_rows:,} keypoints"
 
 

@@ -1,225 +1,192 @@
-"""report: all cells as one table (JSON, CSV, Markdown), and a self-contained HTML page with pictures of matches."""
+"""report: all cells as tables (JSON, CSV, Markdown, DVC's plots) and as one self-contained HTML page."""
 
-import base64
-import html
-import io
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
-from PIL import Image as PillowImage
-from PIL import ImageDraw
 
+from semcorr import pck
+from semcorr.errors import UserError
 from semcorr.files import read_json, replacing, write_json, write_text
 from semcorr.graph import STAGES, Job
+from semcorr.page import page
 from semcorr.params import Params
-from semcorr.pck import threshold_key
-from semcorr.provenance import KEY, dumps, expect, provenance
+from semcorr.provenance import expect, provenance
 
-RIGHT, WRONG = (31, 158, 84), (214, 48, 49)
+SIGNIFICANT = 0.05
+AXES = STAGES["evaluate"].axes
 
 
 def report(job: Job, params: Params) -> str:
     """Write the tables and the page."""
-    cells = {}
+    found: dict[str, dict[str, Any]] = {"cell": {}, "pairs": {}, "gallery": {}}
     for role, path in job.inputs.items():
         expect(path, job.expects[role])
-        cells[role] = read_json(path)
-    axes = STAGES["evaluate"].axes
-    rows = [dict(zip(axes, role.split("/"), strict=True)) | _numbers(cell) for role, cell in cells.items()]
-    table = pd.DataFrame(rows)
-    write_json(job.outputs["summary"], _summary(cells, params))
-    with replacing(job.outputs["csv"]) as partial:
-        table.to_csv(partial, index=False)
-    write_text(job.outputs["markdown"], _markdown(cells, params))
-    record = provenance(job)
-    write_text(job.outputs["html"], _page(cells, params, record))
+        _, kind, name = role.split(" ")
+        found[kind][name] = pd.read_parquet(path) if kind == "pairs" else read_json(path)
+    cells = found["cell"]
+    boards = {dataset: leaderboard(cells, found["pairs"], dataset, params) for dataset in params.grid.datasets}
+    write_json(job.outputs["summary"], _summary(cells))
+    with replacing(job.outputs["headline"]) as folder:
+        for name, cell in cells.items():
+            backbone, weights, dataset, rule = name.split("/")
+            write_json(folder / dataset / backbone / weights / f"{rule}.json", _headline_file(cell, params))
+    tables = {"csv": _numbers(cells, params), "curves": _curves(cells), "categories": _categories(cells, params)}
+    for role, rows in tables.items():
+        with replacing(job.outputs[role]) as partial:
+            pd.DataFrame(rows).to_csv(partial, index=False)
+    write_text(job.outputs["markdown"], _markdown(boards, cells, params))
+    write_text(job.outputs["html"], page(boards, cells, found["gallery"], params, provenance(job)))
     return f"{len(cells)} cells: {job.outputs['markdown']}, {job.outputs['html']}"
 
 
 def headline(params: Params) -> str:
-    """The threshold that tables lead with: the second, PCK@0.10 in the field."""
-    thresholds = params.evaluate.thresholds
-    return threshold_key(thresholds[min(1, len(thresholds) - 1)])
+    """The key of the threshold that tables lead with."""
+    return pck.threshold_key(pck.headline(params.evaluate.thresholds))
 
 
-def _numbers(cell: dict[str, Any]) -> dict[str, Any]:
-    """One row of summary.csv."""
-    row: dict[str, Any] = {"name": cell["name"], "reference": cell["protocol"]["reference"]}
-    row |= {"num_pairs": cell["num_pairs"], "num_keypoints": cell["num_keypoints"]}
-    for average in ("keypoint", "image", "category"):
-        for key, value in cell[f"overall_{average}"].items():
-            row[f"{average}_{key}"] = value["mean"]
-            row[f"{average}_{key}_low"], row[f"{average}_{key}_high"] = value["ci95"]
-    return row
+def leaderboard(
+    cells: dict[str, Any], pairs: dict[str, pd.DataFrame], dataset: str, params: Params
+) -> list[dict[str, Any]]:
+    """The rows of one dataset, best first, each compared with the best by a paired bootstrap.
 
-
-def _summary(cells: dict[str, Any], params: Params) -> dict[str, Any]:
-    """What `dvc metrics` shows: dataset, backbone, weights, rule, then scalars."""
-    summary: dict[str, Any] = {}
-    for role, cell in cells.items():
-        backbone, weights, dataset, rule = role.split("/")
-        place = summary.setdefault(dataset, {}).setdefault(backbone, {}).setdefault(weights, {})
-        numbers = {key.lower(): value["mean"] for key, value in cell["overall_keypoint"].items()}
-        numbers |= {
-            f"{average}_{headline(params).lower()}": cell[f"overall_{average}"][headline(params)]["mean"]
-            for average in ("image", "category")
-        }
-        place[rule] = numbers
-    return summary
-
-
-def _rows(cells: dict[str, Any], dataset: str, params: Params) -> list[dict[str, Any]]:
-    """Table rows of one dataset, with the best headline marked."""
+    Returns:
+        Rows with `name`, the axes' values, `values` (percent at each threshold), `interval`, `image`, `category`,
+        `others` (other references), and `behind`: difference to the best, its interval and p, None for the best
+        itself. `best` is True for the first row, and for those that are not significantly worse.
+    """
     key = headline(params)
-    found = []
-    for role, cell in cells.items():
-        backbone, weights, name, rule = role.split("/")
-        if name != dataset:
+    rows = []
+    for name, cell in cells.items():
+        values = dict(zip(AXES, name.split("/"), strict=True))
+        if values["dataset"] != dataset:
             continue
         overall = cell["overall_keypoint"]
         others = list(cell["references"])[1:]
-        found.append(
+        rows.append(
             {
-                "backbone": backbone,
-                "weights": weights,
-                "rule": rule,
-                "values": [100 * overall[k]["mean"] for k in overall],
+                "name": name,
+                **values,
+                "values": [100 * overall[one]["mean"] for one in overall],
+                "headline": 100 * overall[key]["mean"],
                 "interval": [100 * bound for bound in overall[key]["ci95"]],
                 "image": 100 * cell["overall_image"][key]["mean"],
                 "category": 100 * cell["overall_category"][key]["mean"],
-                "others": [100 * cell["references"][name]["overall_keypoint"][key]["mean"] for name in others],
-                "other_names": others,
-                "headline": 100 * overall[key]["mean"],
+                "others": {other: 100 * cell["references"][other]["overall_keypoint"][key]["mean"] for other in others},
             }
         )
-    best = max(row["headline"] for row in found)
-    return [row | {"best": row["headline"] == best} for row in found]
+    rows.sort(key=lambda row: -row["headline"])
+    best = pairs[rows[0]["name"]]
+    settings = params.evaluate
+    for row in rows:
+        table = pairs[row["name"]]
+        if not table[["pair", "num_keypoints"]].equals(best[["pair", "num_keypoints"]]):
+            raise UserError(f"{row['name']} and {rows[0]['name']} were not scored on the same pairs")
+        hits = [one[[key]].to_numpy(float) for one in (best, table)]
+        counts = best["num_keypoints"].to_numpy(float)
+        found = pck.compare(*hits, counts, samples=settings.bootstrap, seed=settings.seed)
+        row["behind"] = None
+        if row is not rows[0]:
+            row["behind"] = {
+                "difference": 100 * float(found.mean[0]),
+                "interval": [100 * float(found.low[0]), 100 * float(found.high[0])],
+                "p": float(found.p[0]),
+            }
+        row["best"] = row is rows[0] or row["behind"]["p"] >= SIGNIFICANT
+    return rows
 
 
-def _markdown(cells: dict[str, Any], params: Params) -> str:
-    """One table per dataset."""
+def _summary(cells: dict[str, Any]) -> dict[str, Any]:
+    """The three averages of every cell: dataset, backbone, weights, rule, average, threshold."""
+    summary: dict[str, Any] = {}
+    for name, cell in cells.items():
+        backbone, weights, dataset, rule = name.split("/")
+        place = summary.setdefault(dataset, {}).setdefault(backbone, {}).setdefault(weights, {})
+        place[rule] = {
+            average: {key: value["mean"] for key, value in cell[f"overall_{average}"].items()}
+            for average in pck.AVERAGES
+        }
+    return summary
+
+
+def _headline_file(cell: dict[str, Any], params: Params) -> dict[str, float]:
+    """A row of `dvc metrics show`; keys in lower case sort as they should."""
+    key = headline(params)
+    means = {threshold.lower(): value["mean"] for threshold, value in cell["overall_keypoint"].items()}
+    return means | {f"{key.lower()}_image": cell["overall_image"][key]["mean"]}
+
+
+def _numbers(cells: dict[str, Any], params: Params) -> list[dict[str, Any]]:
+    """The rows of summary.csv: the headline with its interval, then everything."""
+    key = headline(params)
+    rows = []
+    for name, cell in cells.items():
+        lead = cell["overall_keypoint"][key]
+        row = _named(name) | {"reference": cell["protocol"]["reference"], "threshold": key}
+        row |= {"num_pairs": cell["num_pairs"], "num_keypoints": cell["num_keypoints"]}
+        row |= {"pck": lead["mean"], "low": lead["ci95"][0], "high": lead["ci95"][1]}
+        for average in pck.AVERAGES:
+            for threshold, value in cell[f"overall_{average}"].items():
+                row[f"{average}_{threshold}"] = value["mean"]
+                row[f"{average}_{threshold}_low"], row[f"{average}_{threshold}_high"] = value["ci95"]
+        rows.append(row)
+    return rows
+
+
+def _named(name: str) -> dict[str, str]:
+    """A cell's name, its axes, and what it is called beside its dataset."""
+    values = dict(zip(AXES, name.split("/"), strict=True))
+    return {"name": name, **values, "cell": f"{values['backbone']} {values['weights']} {values['rule']}"}
+
+
+def _curves(cells: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of curves.csv: PCK over thresholds."""
+    rows = []
+    for name, cell in cells.items():
+        known = _named(name)
+        for threshold, value in zip(
+            cell["error_distribution"]["threshold"], cell["error_distribution"]["pck"], strict=True
+        ):
+            rows.append({"dataset": known["dataset"], "cell": known["cell"], "threshold": threshold, "pck": value})
+    return rows
+
+
+def _categories(cells: dict[str, Any], params: Params) -> list[dict[str, Any]]:
+    """The rows of categories.csv: the headline of each category."""
+    key = headline(params)
+    return [
+        {"dataset": known["dataset"], "cell": known["cell"], "category": category, "pck": values[key]}
+        for known, cell in ((_named(name), cell) for name, cell in cells.items())
+        for category, values in cell["per_category_keypoint"].items()
+    ]
+
+
+def _markdown(boards: dict[str, list[dict[str, Any]]], cells: dict[str, Any], params: Params) -> str:
+    """One table per dataset, in the order of the grid."""
     key = headline(params)
     parts = []
-    for dataset in params.grid.datasets:
-        rows = _rows(cells, dataset, params)
-        example = next(cell for cell in cells.values() if cell["dataset"] == dataset)
-        heads = ["backbone", "weights", "rule", *(threshold_key(t) for t in params.evaluate.thresholds)]
+    for dataset, board in boards.items():
+        example = cells[board[0]["name"]]
+        names = list(cells)
+        rows = sorted(board, key=lambda row: names.index(row["name"]))
+        heads = ["backbone", "weights", "rule", *(pck.threshold_key(t) for t in params.evaluate.thresholds)]
         heads += [f"95 % interval of {key}", f"{key} per image", f"{key} per category"]
-        heads += [f"{key} ({name})" for name in rows[0]["other_names"]]
+        heads += [f"{key} ({name})" for name in rows[0]["others"]]
         lines = [
             f"### {dataset}",
             "",
             f"PCK in percent, per keypoint unless named otherwise; reference {example['protocol']['reference']}; "
-            f"{example['num_pairs']:,} pairs, {example['num_keypoints']:,} keypoints.",
+            f"{example['num_pairs']:,} pairs, {example['num_keypoints']:,} keypoints. Bold: the best, and those not "
+            f"significantly worse.",
             "",
             "| " + " | ".join(heads) + " |",
             "|" + "---|" * 3 + "---:|" * (len(heads) - 3),
         ]
         for row in rows:
-            values = [
-                *(f"{value:.1f}" for value in row["values"]),
-                "{:.1f} to {:.1f}".format(*row["interval"]),
-            ]
-            values += [
-                f"{row['image']:.1f}",
-                f"{row['category']:.1f}",
-                *(f"{value:.1f}" for value in row["others"]),
-            ]
-            values = [row["backbone"], row["weights"], row["rule"], *values]
-            lines.append("| " + " | ".join(values) + " |")
+            lead = params.evaluate.thresholds.index(pck.headline(params.evaluate.thresholds))
+            values = [f"{value:.1f}" for value in row["values"]]
+            values[lead] = f"**{values[lead]}**" if row["best"] else values[lead]
+            values += ["{:.1f} to {:.1f}".format(*row["interval"]), f"{row['image']:.1f}", f"{row['category']:.1f}"]
+            values += [f"{value:.1f}" for value in row["others"].values()]
+            lines.append("| " + " | ".join([row["backbone"], row["weights"], row["rule"], *values]) + " |")
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
-
-
-def _page(cells: dict[str, Any], params: Params, record: dict[str, Any]) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("semcorr"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    datasets = []
-    for dataset in params.grid.datasets:
-        cell = next(cell for cell in cells.values() if cell["dataset"] == dataset)
-        datasets.append(
-            {
-                "name": dataset,
-                "cell": cell,
-                "rows": _rows(cells, dataset, params),
-                "galleries": [
-                    {
-                        "backbone": backbone,
-                        "weights": params.grid.weights,
-                        "pairs": _gallery(cells, dataset, backbone, params),
-                    }
-                    for backbone in params.grid.backbones
-                ],
-            }
-        )
-    return environment.get_template("report.html").render(
-        meta=f'<meta name="{KEY}" content="{html.escape(dumps(record))}">',
-        preset=params.preset,
-        datasets=datasets,
-        thresholds=[threshold_key(threshold) for threshold in params.evaluate.thresholds],
-        headline=headline(params),
-        evaluate=params.evaluate,
-    )
-
-
-def _gallery(cells: dict[str, Any], dataset: str, backbone: str, params: Params) -> list[dict[str, Any]]:
-    """One pair per category, drawn under every weights, first rule."""
-    rule = params.grid.rules[0]
-    by_weights = [cells[f"{backbone}/{weights}/{dataset}/{rule}"]["examples"] for weights in params.grid.weights]
-    suffixes = {"spair": ".jpg", "pfwillow": ".png"}
-    folder = Path("data") / dataset / "images"
-    suffix = suffixes[params.datasets[dataset].format]
-    return [
-        {
-            "category": examples[0]["category"],
-            "pictures": [
-                {
-                    "uri": picture(example, folder, suffix),
-                    "right": sum(example["correct"]),
-                    "count": len(example["correct"]),
-                    "weights": weights,
-                }
-                for weights, example in zip(params.grid.weights, examples, strict=True)
-            ],
-        }
-        for examples in zip(*by_weights, strict=True)
-    ]
-
-
-def picture(example: dict[str, Any], folder: Path, suffix: str, height: int = 200) -> str:
-    """Source and target side by side with a line per match, green where right and red where wrong, as a data URI."""
-    images = [
-        PillowImage.open(folder / f"{example[side]}{suffix}").convert("RGB")
-        for side in ("source_image", "target_image")
-    ]
-    scales = [height / image.height for image in images]
-    small = [image.resize((round(image.width * height / image.height), height)) for image in images]
-    gap = 6
-    left = small[0].width + gap
-    canvas = PillowImage.new("RGB", (left + small[1].width, height), (255, 255, 255))
-    canvas.paste(small[0], (0, 0))
-    canvas.paste(small[1], (left, 0))
-    draw = ImageDraw.Draw(canvas)
-    for source, predicted, true, correct in zip(
-        example["source"], example["predicted"], example["true"], example["correct"], strict=True
-    ):
-        start = [(value + 0.5) * scales[0] for value in source]
-        end, truth = (
-            [(point[0] + 0.5) * scales[1] + left, (point[1] + 0.5) * scales[1]] for point in (predicted, true)
-        )
-        colour = RIGHT if correct else WRONG
-        draw.line([*start, *end], fill=colour, width=2)
-        if not correct:
-            draw.ellipse(_box(truth, 4), outline=RIGHT, width=2)
-        for point in (start, end):
-            draw.ellipse(_box(point, 3), fill=colour, outline="white")
-    buffer = io.BytesIO()
-    canvas.save(buffer, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _box(center: list[float], radius: int) -> tuple[float, float, float, float]:
-    return center[0] - radius, center[1] - radius, center[0] + radius, center[1] + radius

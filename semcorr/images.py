@@ -1,0 +1,305 @@
+"""Matches between two images of one's own, with a network of params.yaml and its tensors.
+
+    from semcorr import match_images
+
+    found = match_images("cat.jpg", "tiger.png", [(120, 80)])
+    found.target_points                  # (N, 2), x y in pixels of tiger.png
+    found.picture().save("matches.png")
+
+Points are (x, y) in pixels of an image as it is shown: turned upright where its EXIF data say so.
+"""
+
+import hashlib
+import warnings
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image as PillowImage
+from PIL import ImageOps
+from torch import Tensor
+
+from semcorr import graph, params, pictures, runtime
+from semcorr.backbones import build, load
+from semcorr.backbones.base import Backbone
+from semcorr.errors import UserError, one_of
+from semcorr.geometry import Grid
+from semcorr.matching import heatmaps, normalise, read_out, sample
+from semcorr.provenance import expect
+
+Source = str | Path | PillowImage.Image
+SIDE = 512  # pixels of each image in a picture
+KEPT = 8  # images whose features a Matcher remembers
+STRONGEST = 40  # mutual nearest neighbours that a picture shows
+
+
+def open_image(source: Source) -> PillowImage.Image:
+    """An image of any common format and mode as upright 8-bit RGB; transparency becomes white.
+
+    Raises:
+        UserError: there is no such file, or it is no image that can be read.
+    """
+    name = source if isinstance(source, str | Path) else "the image"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PillowImage.DecompressionBombWarning)
+            image = source if isinstance(source, PillowImage.Image) else PillowImage.open(source)
+            image.load()
+            return _rgb(ImageOps.exif_transpose(image))
+    except FileNotFoundError:
+        raise UserError(f"{name}: no such file") from None
+    except PillowImage.DecompressionBombError:
+        limit = 2 * PillowImage.MAX_IMAGE_PIXELS
+        raise UserError(f"{name}: has over {limit / 1e6:,.0f} million pixels. Shrink it first") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{name}: not a readable image ({error})") from None
+
+
+def _rgb(image: PillowImage.Image) -> PillowImage.Image:
+    if image.mode.startswith(("I", "F")):  # Pillow would clip 16 bits at 255
+        values = np.asarray(image, np.float64)
+        if not np.isfinite(values).all() or values.min() < 0:
+            raise ValueError(f"its values are {values.min()} to {values.max()}, not those of an image")
+        top = next((top for top in (1.0, 255.0, 65535.0) if values.max() <= top), float(values.max()))
+        if image.mode.startswith("I"):
+            top = max(top, 65535.0)
+        image = PillowImage.fromarray(np.round(values * (255 / top)).astype(np.uint8))
+    if "A" in image.mode or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        image = PillowImage.alpha_composite(PillowImage.new("RGBA", layer.size, "white"), layer)
+    return image.convert("RGB")
+
+
+class Matcher:
+    """A network with its tensors, ready for any number of images.
+
+    Args:
+        backbone: a name under `backbones`; None takes the grid's first.
+        weights: "frozen", another baseline, or a tuning.
+        rule: a name under `rules`; None takes the grid's first.
+        path: of params.yaml; the tensors lie beside it, where the stages put them.
+
+    Raises:
+        UserError: there is no such entry; the tensors are not made yet, or were made under other parameters.
+    """
+
+    def __init__(
+        self,
+        backbone: str | None = None,
+        weights: str = "frozen",
+        rule: str | None = None,
+        path: str | Path = params.PARAMS_FILE,
+    ):
+        path = Path(path)
+        values = params.load(path)
+        self.backbone = one_of("backbone", backbone or values.grid.backbones[0], values.grid.backbones)
+        self.rule_name = one_of("rule", rule or values.grid.rules[0], list(values.rules))
+        self.weights = one_of("weights", weights, [*values.grid.baselines, *values.grid.tunings])
+        self.spec, self.rule = values.backbones[self.backbone], values.rules[self.rule_name]
+        plan = graph.Graph(values)
+        jobs = [plan.job("weights", self.backbone, weights if weights in values.grid.baselines else "frozen")]
+        if weights in values.grid.tunings:
+            jobs.append(plan.job("finetune", self.backbone, weights))
+        files = []
+        for job in jobs:
+            files.append(path.parent / job.outputs["tensors"])
+            if not files[-1].exists():
+                raise UserError(
+                    f"{files[-1]}: not made yet. Run: dvc repro {job.stage}@{'-'.join(job.cell.values())} "
+                    f"(or snakemake --cores all {job.outputs['tensors']})"
+                )
+            expect(files[-1], job.fingerprint)
+        self.device = runtime.device(values)
+        self.network: Backbone = load(build(self.spec), *files).to(self.device)
+
+        self._kept: OrderedDict[bytes, tuple[Tensor, Grid]] = OrderedDict()
+
+    @torch.inference_mode()
+    def features(self, image: PillowImage.Image) -> tuple[Tensor, Grid]:
+        """The feature map (h, w, C) of unit length, valid cells only, and its grid; the last few images' are kept."""
+        key = hashlib.sha256(image.tobytes() + repr(image.size).encode()).digest()
+        if key not in self._kept:
+            self._kept[key] = self._compute(image)
+            while len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+        return self._kept[key]
+
+    def _compute(self, image: PillowImage.Image) -> tuple[Tensor, Grid]:
+        pixels, grid = self.network.preprocess(image, self.spec.image_size)
+        with runtime.autocast(self.device, self.spec.compute):
+            found = self.network.features(pixels[None].to(self.device), self.spec)
+        height, width = grid.shape
+        found = found[0].permute(1, 2, 0)[:height, :width].to(getattr(torch, self.spec.precision))
+        return normalise(found.float()), grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageMatches:
+    """What matches what in two images.
+
+    Attributes:
+        source, target: the images, upright RGB.
+        source_points, target_points: (N, 2), x y in pixels of them.
+        similarity: (N,), cosine, in [-1, 1].
+        source_features, target_features: (h, w, C) of unit length.
+        source_grid, target_grid: how these lie on the images.
+        sampling: of source descriptors, "bilinear" or "nearest".
+        made_by: names of the backbone, weights and rule.
+    """
+
+    source: PillowImage.Image
+    target: PillowImage.Image
+    source_points: np.ndarray
+    target_points: np.ndarray
+    similarity: np.ndarray
+    source_features: Tensor
+    target_features: Tensor
+    source_grid: Grid
+    target_grid: Grid
+    sampling: str
+    made_by: dict[str, str]
+
+    def heatmaps(self) -> np.ndarray:
+        """(N, h, w): each source point's cosine similarity with the target's cells."""
+        cells = torch.from_numpy(self.source_grid.pixels_to_cells(self.source_points))
+        descriptors = sample(self.source_features, cells.to(self.source_features.device), self.sampling)
+        return heatmaps(descriptors, self.target_features).cpu().numpy()
+
+    def picture(self, side: int = SIDE) -> PillowImage.Image:
+        """Both images side by side with a line per match; of more than 40, the most similar ones."""
+        order = np.argsort(-self.similarity, kind="stable")[:STRONGEST]
+        return pictures.matches(
+            self.source, self.target, self.source_points[order], self.target_points[order], side=side
+        )
+
+    def dense(self, side: int = SIDE) -> PillowImage.Image:
+        """Both images side by side in false colours, alike where their features are: three principal components."""
+        maps = [self.source_features, self.target_features]
+        cells = torch.cat([one.flatten(0, 1) for one in maps]).cpu().double()
+        centred = cells - cells.mean(dim=0)
+        _, _, directions = torch.linalg.svd(centred, full_matrices=False)
+        count = min(3, len(directions))
+        projected = torch.zeros(len(cells), 3, dtype=torch.float64)
+        projected[:, :count] = centred @ directions[:count].T
+        low, high = projected.quantile(0.01, dim=0), projected.quantile(0.99, dim=0)
+        colours = ((projected - low) / (high - low).clamp(min=1e-9)).clamp(0, 1).numpy()
+        parts = np.split(colours, [maps[0].shape[0] * maps[0].shape[1]])
+        layers = [part.reshape(*one.shape[:2], 3) for part, one in zip(parts, maps, strict=True)]
+        return pictures.false_colours(
+            (self.source, layers[0], self.source_grid), (self.target, layers[1], self.target_grid), side=side
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "coordinates": "(x, y) in pixels of the upright image; (0, 0) is the centre of its top-left pixel",
+            "source_size": [self.source.height, self.source.width],
+            "target_size": [self.target.height, self.target.width],
+            **self.made_by,
+            "matches": [
+                {"source": source, "target": target, "similarity": similarity}
+                for source, target, similarity in zip(
+                    self.source_points.tolist(), self.target_points.tolist(), self.similarity.tolist(), strict=True
+                )
+            ],
+        }
+
+
+def match_images(
+    source: Source,
+    target: Source,
+    points: Sequence[Sequence[float]] | np.ndarray | None = None,
+    *,
+    grid: int | None = None,
+    backbone: str | None = None,
+    weights: str = "frozen",
+    rule: str | None = None,
+    matcher: Matcher | None = None,
+) -> ImageMatches:
+    """Find points of one image in another.
+
+    Args:
+        source: a file of any common format, or a Pillow image, of any size and mode.
+        target: the same.
+        points: (N, 2), x y in pixels of the upright source. None looks for all mutual nearest neighbours: cells of
+            both images that are each other's most similar one.
+        grid: instead of `points`, N x N points spread evenly over the source.
+        backbone: a name under `backbones`; None takes the grid's first.
+        weights: "frozen", another baseline, or a tuning.
+        rule: a name under `rules`; None takes the grid's first.
+        matcher: a Matcher that is ready, for many pairs; it wins over the three names.
+
+    Raises:
+        UserError: an image cannot be read, a point lies outside the source, or the weights are not made yet.
+    """
+    images = open_image(source), open_image(target)
+    wanted = _points(points, grid, images[0])
+    matcher = matcher or Matcher(backbone, weights, rule)
+    (first, first_grid), (second, second_grid) = map(matcher.features, images)
+    with torch.inference_mode():
+        if wanted is None:
+            cells, found, similarity = _mutual(first, second)
+            wanted = first_grid.answers(cells)
+        else:
+            cells = torch.from_numpy(first_grid.pixels_to_cells(wanted)).to(first.device)
+            maps = heatmaps(sample(first, cells, matcher.rule.sampling), second)
+            found = read_out(maps, matcher.rule).cpu().double().numpy()
+            similarity = maps.flatten(1).amax(dim=1).cpu().double().numpy()
+    return ImageMatches(
+        source=images[0],
+        target=images[1],
+        source_points=wanted,
+        target_points=second_grid.answers(found),
+        similarity=similarity,
+        source_features=first,
+        target_features=second,
+        source_grid=first_grid,
+        target_grid=second_grid,
+        sampling=matcher.rule.sampling,
+        made_by={"backbone": matcher.backbone, "weights": matcher.weights, "rule": matcher.rule_name},
+    )
+
+
+def _points(
+    points: Sequence[Sequence[float]] | np.ndarray | None, grid: int | None, image: PillowImage.Image
+) -> np.ndarray | None:
+    """The points that are asked for (N, 2), all on the image."""
+    width, height = image.size
+    if grid is not None:
+        if points is not None:
+            raise UserError("give points or grid, not both")
+        if grid < 1:
+            raise UserError(f"grid: {grid}; allowed: 1 and more")
+        steps = (np.arange(grid) + 0.5) / grid
+        x, y = np.meshgrid(steps * width - 0.5, steps * height - 0.5)
+        return np.stack([x.ravel(), y.ravel()], axis=1)
+    if points is None:
+        return None
+    wanted = np.asarray(points, float)
+    if wanted.ndim != 2 or wanted.shape[1] != 2 or not len(wanted):
+        raise UserError(f"points: shape {wanted.shape}, expected (N, 2), x y")
+    for x, y in wanted:
+        if not (-0.5 <= x <= width - 0.5 and -0.5 <= y <= height - 0.5):
+            raise UserError(
+                f"point {x:g},{y:g} lies outside the source image: x runs from 0 to {width - 1}, y from 0 to "
+                f"{height - 1} (upright, as it is shown)"
+            )
+    return wanted
+
+
+def _mutual(first: Tensor, second: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cells (N, 2), x y, of two maps (h, w, C) that are each other's most similar, and how similar (N,)."""
+    similarity = first.flatten(0, 1) @ second.flatten(0, 1).T
+    best, there = similarity.max(dim=1)
+    back = similarity.argmax(dim=0)
+    mutual = (back[there] == torch.arange(len(there), device=there.device)).nonzero()[:, 0].cpu()
+    there, best = there.cpu()[mutual], best.cpu()[mutual]
+
+    def cells(index: Tensor, width: int) -> np.ndarray:
+        return torch.stack([index % width, index // width], dim=1).double().numpy()
+
+    return cells(mutual, first.shape[1]), cells(there, second.shape[1]), best.double().numpy()

@@ -1,0 +1,165 @@
+"""Pictures of matches and of similarity, drawn with Pillow.
+
+Points are (x, y) in pixels of the original images, as everywhere; images are shrunk to fit a square before they are
+drawn on.
+"""
+
+import base64
+import colorsys
+import io
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+from PIL import Image as PillowImage
+from PIL import ImageDraw
+
+from semcorr.geometry import Grid, rescale
+
+RIGHT, WRONG = (31, 158, 84), (214, 48, 49)
+GAP = 6  # pixels between two images
+
+
+def fit(image: PillowImage.Image, side: int) -> PillowImage.Image:
+    """An RGB copy that fits a square of `side` pixels, its aspect ratio kept as far as whole pixels allow.
+
+    >>> fit(PillowImage.new("L", (10000, 10)), 200).size
+    (200, 1)
+    """
+    scale = side / max(image.size)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    return image.convert("RGB").resize(size, PillowImage.Resampling.LANCZOS)
+
+
+def move(points: np.ndarray, old: PillowImage.Image, new: PillowImage.Image) -> np.ndarray:
+    """Points (N, 2), x y, from an image to its resized copy."""
+    return rescale(np.asarray(points, float).reshape(-1, 2), np.array(old.size, float), np.array(new.size, float))
+
+
+def beside(first: PillowImage.Image, second: PillowImage.Image) -> tuple[PillowImage.Image, int]:
+    """Two images side by side, and where the second begins."""
+    left = first.width + GAP
+    canvas = PillowImage.new("RGB", (left + second.width, max(first.height, second.height)), (128, 128, 128))
+    canvas.paste(first, (0, 0))
+    canvas.paste(second, (left, 0))
+    return canvas, left
+
+
+def matches(
+    source: PillowImage.Image,
+    target: PillowImage.Image,
+    source_points: np.ndarray,
+    predicted: np.ndarray,
+    *,
+    side: int,
+    true: np.ndarray | None = None,
+    correct: Sequence[bool] | None = None,
+) -> PillowImage.Image:
+    """Source and target side by side, with a line from each source point to its prediction.
+
+    Args:
+        source: of any size.
+        target: of any size.
+        source_points: (N, 2).
+        predicted: (N, 2).
+        side: pixels of the square that each image is shrunk to.
+        true: (N, 2), ringed in green where the prediction is wrong.
+        correct: N; lines are green where right and red where wrong. Without it each match has its own colour.
+    """
+    small = fit(source, side), fit(target, side)
+    canvas, left = beside(*small)
+    draw = ImageDraw.Draw(canvas)
+    starts = move(source_points, source, small[0])
+    ends = move(predicted, target, small[1]) + (left, 0)
+    truths = None if true is None else move(true, target, small[1]) + (left, 0)
+    width = max(1, side // 120)
+    for index, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        right = None if correct is None else correct[index]
+        colour = _hue(index, len(starts)) if right is None else RIGHT if right else WRONG
+        draw.line([*start, *end], fill=colour, width=width)
+        if truths is not None and not right:
+            draw.ellipse(_box(truths[index], 2 * width + 2), outline=RIGHT, width=width)
+        for point in (start, end):
+            draw.ellipse(_box(point, width + 1.5), fill=colour, outline="white")
+    return canvas
+
+
+def similarity(
+    source: PillowImage.Image,
+    target: PillowImage.Image,
+    point: np.ndarray,
+    heatmap: np.ndarray,
+    grid: Grid,
+    *,
+    side: int,
+    predicted: np.ndarray,
+    true: np.ndarray | None = None,
+) -> PillowImage.Image:
+    """A source with one point, and beside it the target under the point's similarity map, blue low and red high.
+
+    Args:
+        source: of any size.
+        target: of any size.
+        point: (2,) in the source.
+        heatmap: (h, w), cosine similarity with the target's cells.
+        grid: the target's.
+        side: pixels of the square that each image is shrunk to.
+        predicted: (2,) in the target, a white dot.
+        true: (2,), a green ring.
+    """
+    small = fit(source, side), fit(target, side)
+    canvas, left = beside(small[0], PillowImage.blend(small[1], overlay(heatmap, grid, small[1].size), 0.6))
+    draw = ImageDraw.Draw(canvas)
+    radius = max(1, side // 120) + 2
+    draw.ellipse(_box(move(point, source, small[0])[0], radius), fill=WRONG, outline="white")
+    if true is not None:
+        draw.ellipse(_box(move(true, target, small[1])[0] + (left, 0), radius + 3), outline=RIGHT, width=2)
+    draw.ellipse(_box(move(predicted, target, small[1])[0] + (left, 0), radius), fill="white", outline="black")
+    return canvas
+
+
+def overlay(heatmap: np.ndarray, grid: Grid, size: tuple[int, int]) -> PillowImage.Image:
+    """A heatmap (h, w) in colours, lowest to highest, laid out as its image is, at a size (width, height)."""
+    low, high = float(heatmap.min()), float(heatmap.max())
+    scaled = (heatmap - low) / ((high - low) or 1.0)
+    seen = lay(PillowImage.fromarray(scaled.astype(np.float32)), grid, size)
+    colours = matplotlib.colormaps["turbo"](np.asarray(seen), bytes=True)
+    return PillowImage.fromarray(colours[:, :, :3])
+
+
+def lay(cells: PillowImage.Image, grid: Grid, size: tuple[int, int]) -> PillowImage.Image:
+    """A picture of one pixel a cell, smoothed and laid out as the image is, at a size (width, height)."""
+    whole = (cells.width * grid.stride, cells.height * grid.stride)
+    smooth = cells.resize(whole, PillowImage.Resampling.BILINEAR)
+    return smooth.crop((0, 0, *grid.resized_size[::-1])).resize(size, PillowImage.Resampling.BILINEAR)
+
+
+def false_colours(*layers: tuple[PillowImage.Image, np.ndarray, Grid], side: int) -> PillowImage.Image:
+    """Images side by side under colours (h, w, 3) in [0, 1] of their cells."""
+    parts = []
+    for image, colours, grid in layers:
+        small = fit(image, side)
+        cells = PillowImage.fromarray((255 * colours).round().astype(np.uint8))
+        parts.append(PillowImage.blend(small, lay(cells, grid, small.size), 0.75))
+    return beside(*parts)[0]
+
+
+def encode(image: PillowImage.Image) -> bytes:
+    """An image as WebP, the same bytes each time."""
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=80, method=4)
+    return buffer.getvalue()
+
+
+def data_uri(image: PillowImage.Image) -> str:
+    """An image as a page can hold it."""
+    return "data:image/webp;base64," + base64.b64encode(encode(image)).decode()
+
+
+def _hue(index: int, count: int) -> tuple[int, int, int]:
+    red, green, blue = colorsys.hsv_to_rgb(index / max(1, count), 0.85, 1.0)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def _box(center: np.ndarray, radius: float) -> tuple[float, float, float, float]:
+    return center[0] - radius, center[1] - radius, center[0] + radius, center[1] + radius
