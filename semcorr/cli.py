@@ -14,6 +14,7 @@ from pathlib import Path
 from semcorr import __version__, graph, params
 from semcorr.errors import UserError
 from semcorr.files import replacing, write_json, write_text
+from semcorr.stale import forget, remember
 
 SCHEMA = Path("workflow/schemas/params.schema.json")
 
@@ -83,6 +84,10 @@ def parser() -> argparse.ArgumentParser:
         verb.add_argument("--backbone", help="a name under `backbones`; default the grid's first")
         verb.add_argument("--weights", default="frozen", help="frozen (default), another baseline, or a tuning")
         verb.add_argument("--rule", help="a name under `rules`; default the grid's first")
+    plan = verbs.add_parser("plan", help="print what would run, why, and an estimate of its time and disk")
+    plan.add_argument("preset", nargs="?", help="of workflow/presets, or a file; default params.yaml")
+    plan.add_argument("--jobs", action="store_true", help="a line for each job, not for each stage")
+    plan.add_argument("--tflops", type=float, help="of networks on the machine you mean; default: measure this one")
     verbs.add_parser("table", help="print the results of the current experiment, and where its report lies")
     verbs.add_parser("schema", help=f"write {SCHEMA}, the JSON schema of params.yaml")
     for stage, row in graph.STAGES.items():
@@ -120,22 +125,42 @@ def run_stage(options: argparse.Namespace) -> str:
     cell = [getattr(options, axis) for axis in graph.STAGES[options.verb].axes]
     job = graph.Graph(values).job(options.verb, *cell)
     stage = getattr(importlib.import_module(f"semcorr.stages.{options.verb}"), options.verb)
-    return stage(job, values)
+    forget(job)
+    said = stage(job, values)
+    if job.stage != "validate":
+        remember(job)
+    return said
 
 
 def preset(options: argparse.Namespace) -> None:
     """Copy a preset over params.yaml, once it is known to be valid."""
-    path = Path(options.name)
+    path = _preset(options.name)
+    params.load(path)
+    write_text(params.PARAMS_FILE, path.read_text(encoding="utf-8"))
+    print(f"params.yaml is now {path}. Bring the results up to date with: dvc repro (or snakemake --cores all)")
+
+
+def _preset(name: str) -> Path:
+    """The file of a preset, by its name or path."""
+    path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
-        path = params.PRESETS / f"{options.name}.yaml"
+        path = params.PRESETS / f"{name}.yaml"
     if not path.is_file():
         known = (
             ", ".join(sorted(file.stem for file in params.PRESETS.glob("*.yaml"))) or "none; are you in the project?"
         )
-        raise UserError(f"{options.name}: no such preset; allowed: {known}, or the path of a .yaml file")
-    params.load(path)
-    write_text(params.PARAMS_FILE, path.read_text(encoding="utf-8"))
-    print(f"params.yaml is now {path}. Bring the results up to date with: dvc repro (or snakemake --cores all)")
+        raise UserError(f"{name}: no such preset; allowed: {known}, or the path of a .yaml file")
+    return path
+
+
+def plan(options: argparse.Namespace) -> None:
+    """Print what would run."""
+    from semcorr.plan import plan
+
+    if options.tflops is not None and not options.tflops > 0:
+        raise UserError(f"--tflops {options.tflops}: allowed: more than 0")
+    values = params.load(_preset(options.preset) if options.preset else params.PARAMS_FILE)
+    print("\n".join(plan(values, tflops=options.tflops, every=options.jobs)))
 
 
 def check(options: argparse.Namespace) -> None:
@@ -262,6 +287,7 @@ VERBS = {
     "compare": compare,
     "match-images": match_images,
     "serve": serve,
+    "plan": plan,
     "table": table,
     "schema": schema,
 }

@@ -21,6 +21,8 @@ UNWRITABLE = {
     errno.EDQUOT: "your quota on this disk is used up, free some space",
     errno.EFBIG: "the file system or a limit (ulimit -f) takes no file of this size",
     errno.EROFS: "the file system is read-only",
+    errno.EACCES: "you may not write there, see its permissions",
+    errno.EPERM: "you may not write there, see its permissions",
 }
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 from semcorr import params
@@ -68,6 +69,40 @@ def setting(*path_and_value: object) -> Callable[[dict], None]:
         values[key] = value
 
     return change
+
+
+def small(values: dict) -> None:
+    """One backbone, tested on SPair-71k's format: the smallest experiment with every stage in it."""
+    test = values["datasets"]["toy_spair_val"] | {"split": "test"}
+    values["datasets"] = {**values["datasets"], "toy_spair_test": test}
+    values["datasets"].pop("toy_willow")
+    values["grid"] |= {"backbones": ["dinov2_tiny"], "datasets": ["toy_spair_test"]}
+    values["grid"]["trunks"] = ["toy_spair_trn", "toy_spair_val", "toy_spair_test"]
+    values["evaluate"]["references"].pop("pfwillow")
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory) -> Path:
+    """A folder that the test processes of one run have in common."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture
+def finished(clone, shared_folder, tmp_path) -> "Clone":
+    """A copy of a clone in which Snakemake has run the small experiment and DVC has adopted it, once for all tests."""
+    original = shared_folder / "finished"
+    with FileLock(shared_folder / "finished.lock"):
+        if not original.exists():
+            project = clone("smoke")
+            project.edit(small)
+            project.commit("small")
+            project.snakemake()
+            project.run("dvc", "commit", "--force")
+            project.commit("first")
+            project.root.rename(original)
+    shutil.copytree(original, tmp_path / "semcorr", symlinks=True)
+    return Clone(tmp_path / "semcorr")
 
 
 @pytest.fixture
@@ -191,5 +226,5 @@ class Clone:
         return {
             path.relative_to(self.root).as_posix(): path.read_bytes()
             for path in sorted((self.root / "metrics").rglob("*"))
-            if path.is_file() and path.name != ".gitignore"
+            if path.is_file() and path.name not in (".gitignore", ".snakemake_timestamp")
         }

@@ -19,8 +19,8 @@ LAYERS = [
     {"store", "matching", "pictures"},
     {"losses"},
     {"tail", "training", "page"},
-    {"stages", "api", "compare", "page"},
-    {"images"},
+    {"stages", "api", "compare"},
+    {"images", "plan"},
     {"serve"},
     {"cli"},
 ]

@@ -88,9 +88,15 @@ def _correctness(seed: int, pairs: int, keypoints: int, chance: np.ndarray) -> t
     return correct.reshape(-1, len(chance)), np.repeat(np.arange(pairs), keypoints)
 
 
+def _compare(first: np.ndarray, second: np.ndarray, pair: np.ndarray, **bootstrap: int) -> pck.Difference:
+    (one, counts), (other, _) = (pck.by_pair(correct, pair) for correct in (first, second))
+    return pck.compare(one, other, counts, **bootstrap)
+
+
 def test_a_run_does_not_differ_from_itself():
     correct, pair = _correctness(0, 50, 6, np.array([0.3, 0.6]))
-    found = pck.compare(correct, correct, pair, samples=500, seed=0)
+    hits, counts = pck.by_pair(correct, pair)
+    found = pck.compare(hits, hits, counts, samples=500, seed=0)
     assert found.mean.tolist() == found.low.tolist() == found.high.tolist() == [0, 0]
     assert found.p.tolist() == [1, 1]
 
@@ -99,7 +105,7 @@ def test_a_difference_by_hand():
     """Three pairs of two keypoints: one is won, one is lost, one is as before."""
     first = np.array([[0], [0], [1], [1], [1], [0]], bool)
     second = np.array([[1], [0], [0], [1], [1], [0]], bool)
-    found = pck.compare(first, second, np.array([0, 0, 1, 1, 2, 2]), samples=1000, seed=0)
+    found = _compare(first, second, np.array([0, 0, 1, 1, 2, 2]), samples=1000, seed=0)
     assert found.mean[0] == 0
     assert (found.low[0], found.high[0]) == (-0.5, 0.5)  # one sample in 27 draws the same pair three times
     assert found.p[0] > 0.5
@@ -111,9 +117,9 @@ def test_the_interval_of_a_difference_covers_it():
     for seed in range(300):
         first, pair = _correctness(2 * seed, 80, 5, np.array([0.5]))
         second, _ = _correctness(2 * seed + 1, 80, 5, np.array([0.58]))
-        found = pck.compare(first, second, pair, samples=300, seed=seed)
+        found = _compare(first, second, pair, samples=300, seed=seed)
         covered.append(found.low[0] <= 0.08 <= found.high[0])
         equal, _ = _correctness(2 * seed + 1, 80, 5, np.array([0.5]))
-        called.append(pck.compare(first, equal, pair, samples=300, seed=seed).p[0] < 0.05)
+        called.append(_compare(first, equal, pair, samples=300, seed=seed).p[0] < 0.05)
     assert 0.91 <= np.mean(covered) <= 0.98
     assert np.mean(called) <= 0.09

@@ -1,0 +1,138 @@
+"""Past one machine: a real single-node Slurm, and results shared through a DVC remote."""
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from conftest import Clone
+
+TOOLS = ("slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
+PATH = f"{os.environ['PATH']}{os.pathsep}/usr/sbin"
+needs_slurm = pytest.mark.skipif(
+    os.geteuid() != 0 or not all(shutil.which(tool, path=PATH) for tool in TOOLS),
+    reason="needs Slurm and to be root, to start its daemons; on Debian: apt install slurm-wlm",
+)
+CONF = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/none
+CredType=cred/none
+SlurmctldPort={ports[0]}
+SlurmdPort={ports[1]}
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+MpiDefault=none
+ReturnToService=2
+MinJobAge=300
+NodeName={host} NodeAddr=127.0.0.1 Sockets=1 CoresPerSocket={cores} ThreadsPerCore=1 RealMemory=8000 State=UNKNOWN
+PartitionName=debug Nodes=ALL Default=YES MaxTime=60 State=UP
+"""
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """A Slurm of one node without authentication, and its commands on the PATH, bound to it."""
+    folder = tmp_path / "slurm"
+    for name in ("state", "spool", "bin"):
+        (folder / name).mkdir(parents=True)
+    with socket.socket() as one, socket.socket() as other:
+        one.bind(("127.0.0.1", 0))
+        other.bind(("127.0.0.1", 0))
+        ports = one.getsockname()[1], other.getsockname()[1]
+    host = socket.gethostname().split(".")[0]
+    conf = folder / "slurm.conf"
+    conf.write_text(CONF.format(host=host, ports=ports, folder=folder, cores=os.cpu_count()))
+    for tool in TOOLS[2:]:  # jobs lose the variable on the way, so each command sets it again
+        real = shutil.which(tool, path=PATH)
+        wrapper = folder / "bin" / tool
+        wrapper.write_text(f'#!/bin/sh\nSLURM_CONF={conf} exec {real} "$@"\n')
+        wrapper.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    environment = {**os.environ, "SLURM_CONF": str(conf)}
+    daemons = [
+        subprocess.Popen([shutil.which(name, path=PATH), "-D", *more], env=environment, stderr=subprocess.DEVNULL)
+        for name, more in (("slurmctld", ["-c"]), ("slurmd", ["-N", host]))
+    ]
+    try:
+        for _ in range(60):
+            state = subprocess.run(["sinfo", "-h", "-o", "%T"], capture_output=True, text=True, check=False).stdout
+            if state.strip() == "idle":
+                break
+            time.sleep(0.5)
+        else:
+            pytest.fail(f"Slurm's node did not come up: {state!r}")
+        yield
+    finally:
+        for daemon in daemons:
+            daemon.terminate()
+            daemon.wait(20)
+
+
+@pytest.mark.pipeline
+@needs_slurm
+def test_slurm_gives_the_same_metrics(finished, slurm):
+    """Jobs of a cluster without GPUs, short ones in groups, by the profile that ships."""
+    made = finished.metrics()
+    for folder in ("features/dinov2_tiny/frozen", "matches", "metrics"):  # training has no part in this, and is slow
+        shutil.rmtree(finished.root / folder)
+    no_gpu = [f"{rule}:gpu=0" for rule in ("extract", "trunk", "finetune", "adapt")]
+    small = [f"{rule}:mem_mb=1500" for rule in ("extract", "trunk", "finetune", "adapt")]
+    options = [
+        "--slurm-no-account",
+        "--slurm-init-seconds-before-status-checks",
+        "1",
+        "--seconds-between-status-checks",
+        "1",
+    ]
+    said = finished.run(
+        "snakemake",
+        "--profile",
+        "profiles/slurm",
+        "--cores",
+        "2",
+        "--default-resources",
+        "slurm_partition=debug",
+        "mem_mb=1500",
+        "runtime=10",
+        "--set-resources",
+        *no_gpu,
+        *small,
+        "--retries",
+        "0",
+        *options,
+    )
+    assert finished.metrics() == made
+    assert "has been submitted with SLURM jobid" in said
+    assert "group_cells" in said
+
+
+@pytest.mark.pipeline
+def test_a_second_clone_pulls_and_runs_nothing(finished, tmp_path):
+    """`dvc push` into a folder, `dvc pull` in another clone: all is there, and neither engine runs anything."""
+    remote = tmp_path / "remote"
+    finished.run("dvc", "remote", "add", "--default", "shared", str(remote))
+    finished.commit("remote")
+    finished.run("dvc", "push")
+    finished.run("git", "clone", "-q", str(finished.root), str(tmp_path / "second"))
+    second = Clone(tmp_path / "second")
+    second.run("dvc", "pull")
+    assert second.metrics() == finished.metrics()
+    assert second.dvc() == set()
+    second.run("snakemake", "--cores", "1", "--touch")  # it goes by times, and those of pulled files say nothing
+    assert "Nothing to be done" in second.run("snakemake", "--cores", "all")
+    assert second.dvc() == set()
+    assert Path(second.root / "features/dinov2_tiny/trunk/toy_spair_trn.h5").exists()

@@ -1,0 +1,268 @@
+"""What goes wrong: after each fault either a clear error or a correct result, never a wrong one, and nothing lost."""
+
+import contextlib
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from conftest import Clone, setting
+
+from semcorr import cli, graph, params, stale
+from semcorr.errors import UserError
+from semcorr.files import write_json
+
+MADE = ("data", "features", "checkpoints", "matches", "metrics")
+ENGINES = {"dvc": ("dvc", "repro"), "snakemake": ("snakemake", "--cores", "all")}
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+def _start(project: Clone, *command: str) -> subprocess.Popen:
+    """A command in a process group of its own."""
+    return subprocess.Popen(
+        command,
+        cwd=project.root,
+        env=_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def _empty(project: Clone) -> None:
+    """As it was before anything ran, caches included."""
+    for name in (*MADE, ".snakemake", ".dvc/cache", ".dvc/tmp", ".semcorr"):
+        shutil.rmtree(project.root / name, ignore_errors=True)
+    (project.root / "dvc.lock").unlink(missing_ok=True)
+
+
+@pytest.mark.pipeline
+@pytest.mark.parametrize("engine", ENGINES)
+def test_killed_at_random_moments(finished, engine):
+    """SIGKILL of the engine with its stages, and of the engine alone, whose orphan then meets its successor."""
+    made = finished.metrics()
+    _empty(finished)
+    rng = random.Random(engine)
+    for alone in (False, True, False, True):
+        running = _start(finished, *ENGINES[engine])
+        time.sleep(rng.uniform(3, 12))
+        if alone:
+            running.kill()
+        else:
+            os.killpg(running.pid, signal.SIGKILL)
+        running.stdout.close()
+        running.wait()
+    for _ in range(5):  # while an orphan still runs, an engine may say that it is busy
+        again = _start(finished, *ENGINES[engine], *(["--unlock"] if engine == "snakemake" else ["--dry"]))
+        again.communicate()
+        again = _start(finished, *ENGINES[engine])
+        said, _ = again.communicate()
+        if again.returncode == 0:
+            break
+        assert any(word in said for word in ("another process is writing", "is busy", "locked", "Failed to lock")), said
+    assert finished.metrics() == made
+
+
+@pytest.mark.pipeline
+def test_two_engines_at_once(finished):
+    """DVC and Snakemake start together on nothing; each ends well or says what is in its way, and the end is right."""
+    made = finished.metrics()
+    _empty(finished)
+    running = {name: _start(finished, *command) for name, command in ENGINES.items()}
+    for process in running.values():
+        process.communicate()
+    for _ in range(2):
+        for command in ENGINES.values():
+            finished.run(*command)
+    assert finished.metrics() == made
+
+
+def _damage(project: Clone) -> list[Path]:
+    """Cut one file of each format in half, as a new file, since engines may have linked the old one elsewhere."""
+    names = [
+        "data/toy_spair_test/pairs.parquet",
+        "data/weights/dinov2_tiny/frozen.safetensors",
+        "features/dinov2_tiny/trunk/toy_spair_test.h5",
+        "features/dinov2_tiny/frozen/toy_spair_test.h5",
+        "checkpoints/dinov2_tiny/last1/best.safetensors",
+        "matches/dinov2_tiny/frozen/toy_spair_test/argmax.parquet",
+        "metrics/smoke/cells/dinov2_tiny/frozen/toy_spair_test/softargmax.json",
+        "metrics/smoke/cells/dinov2_tiny/last1/toy_spair_test/argmax.parquet",
+    ]
+    for name in names:
+        content = (project.root / name).read_bytes()
+        (project.root / name).unlink()
+        (project.root / name).write_bytes(content[: len(content) // 2])
+    return [project.root / name for name in names]
+
+
+@pytest.mark.pipeline
+@pytest.mark.parametrize("engine", ENGINES)
+def test_truncated_files_are_made_again(finished, engine):
+    made = finished.metrics()
+    whole = {path: path.read_bytes() for path in map(Path, _damage(finished))}
+    assert all(whole.values())
+    finished.run(*ENGINES[engine])
+    assert finished.metrics() == made
+    for path, half in whole.items():
+        assert path.read_bytes()[: len(half)] == half
+        assert path.stat().st_size > len(half)
+
+
+@pytest.mark.pipeline
+def test_clock_path_and_hands(finished, tmp_path):
+    """Times from the future, a path with a space and letters of other alphabets, and a number changed by hand."""
+    strange = tmp_path / "sem corr, Ähnlichkeit 対応"
+    finished.root.rename(strange)
+    project = Clone(strange)
+    made = project.metrics()
+    ahead = time.time() + 86_400
+    for path in sorted(project.root.rglob("*")):
+        if path.is_file() and path.relative_to(project.root).parts[0] in ("data", "features", "semcorr"):
+            os.utime(path, (ahead, ahead))
+    assert project.snakemake() == set()
+    assert project.dvc() == set()
+
+    cell = project.root / "metrics/smoke/cells/dinov2_tiny/frozen/toy_spair_test/argmax.json"
+    values = json.loads(cell.read_text())
+    values["overall_keypoint"]["PCK@0.10"]["mean"] = 0.999
+    cell.unlink()
+    cell.write_text(json.dumps(values))
+    assert "changed since they were made, would be removed" in project.run("snakemake", "--dry-run")
+    assert project.snakemake() == {"evaluate@dinov2_tiny-frozen-toy_spair_test-argmax", "report"}
+    assert project.metrics() == made
+    assert project.dvc() == set()
+
+    project.edit(setting("evaluate", "seed", 5))
+    assert "report" in project.snakemake()
+    under_other_seed = project.metrics()
+    assert under_other_seed != made
+    project.dvc()
+    assert project.metrics() == under_other_seed
+
+
+@pytest.mark.pipeline
+def test_experiments_in_temporary_folders(finished):
+    """Two queued experiments side by side, in folders of their own; the workspace stays as it is."""
+    made = finished.metrics()
+    finished.run("dvc", "exp", "run", "--queue", "-S", "evaluate.bootstrap=150,160")
+    finished.run("dvc", "queue", "start", "--jobs", "2")
+    try:
+        for _ in range(90):
+            status = finished.run("dvc", "queue", "status")
+            if status.count("Success") == 2 or "Failed" in status:
+                break
+            time.sleep(1)
+        assert status.count("Success") == 2, status
+    finally:
+        finished.run("dvc", "queue", "stop", "--kill")
+    table = finished.run("dvc", "exp", "show", "--csv")
+    assert {"150", "160"} <= set(table.replace("\n", ",").split(","))
+    assert finished.metrics() == made
+
+
+def _small_project(smoke: dict, folder: Path) -> None:
+    write_json(folder / "params.yaml", {**smoke, "grid": {**smoke["grid"], "backbones": ["dinov2_tiny"]}})
+
+
+def _run(*words: str) -> str:
+    return cli.run_stage(cli.parser().parse_args(list(words)))
+
+
+def test_a_folder_that_may_not_be_written(smoke, monkeypatch):
+    """features/ is read-only: one line that says so, and nothing in it has changed."""
+    folder = Path(tempfile.mkdtemp())
+    monkeypatch.chdir(folder)
+    user = os.geteuid()
+    try:
+        _small_project(smoke, folder)
+        for words in (("fetch", "toy_willow"), ("weights", "dinov2_tiny", "frozen")):
+            _run(*words)
+        features = folder / "features/dinov2_tiny/frozen"
+        features.mkdir(parents=True)
+        for path in [folder, *folder.rglob("*")]:
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        if user == 0:
+            os.seteuid(65534)  # root may write anywhere
+        with pytest.raises(UserError, match=r"toy_willow\.h5: cannot be written: you may not write there"):
+            _run("extract", "dinov2_tiny", "frozen", "toy_willow")
+        assert list(features.iterdir()) == []
+    finally:
+        if user == 0:
+            os.seteuid(0)
+        for path in [folder, *folder.rglob("*")]:
+            path.chmod(0o755)
+        shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def _no_room(limit: int):
+    """No file may pass `limit` bytes."""
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+
+
+def test_no_room(smoke, tmp_path, monkeypatch, capsys):
+    """No file may pass 2 kB: each stage says so in a line and leaves nothing half-written; with room it goes well."""
+    monkeypatch.chdir(tmp_path)
+    _small_project(smoke, tmp_path)
+    cell = ("dinov2_tiny", "frozen", "toy_willow")
+    for words in (
+        ("fetch", "toy_willow"),
+        ("weights", "dinov2_tiny", "frozen"),
+        ("extract", *cell),
+        ("match", *cell, "argmax"),
+        ("evaluate", *cell, "argmax"),
+        ("draw", *cell),
+    ):
+        job = graph.Graph(params.load()).job(*words)
+        with _no_room(2000), pytest.raises(UserError, match="cannot be written: the file system or a limit"):
+            _run(*words)
+        assert not any(path.exists() for path in job.outputs.values() if path.suffix), words
+        assert not list(tmp_path.rglob("*.partial")), words
+        _run(*words)
+        assert all(path.exists() for path in job.outputs.values())
+
+
+def test_a_hand_is_told_from_dvc(tmp_path, monkeypatch):
+    """A changed output is what DVC recorded, or it is removed; one that was only touched stays."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "out.json"
+    job = graph.Job(
+        stage="evaluate",
+        cell={"rule": "r"},
+        settings={},
+        inputs={},
+        outputs={"cell": Path("out.json")},
+        expects={},
+        fingerprint="f",
+    )
+    path.write_text("one")
+    assert stale.overwritten(job) == []  # no note
+    stale.remember(job)
+    os.utime(path, (1, 1))
+    assert stale.overwritten(job) == []
+    path.write_text("two")
+    assert stale.overwritten(job) == [Path("out.json")]
+    (tmp_path / "dvc.lock").write_text("stages: {a: {outs: [{path: out.json, md5: b8a9f715dbb64fd5c56e7783c6820a61}]}}")
+    assert stale.overwritten(job) == []  # the md5 of "two"
+    path.write_text("three")
+    assert stale.overwritten(job) == [Path("out.json")]
+    stale.forget(job)
+    assert stale.overwritten(job) == []
