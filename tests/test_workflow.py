@@ -4,7 +4,6 @@ import contextlib
 import copy
 import io
 import json
-import shutil
 import sys
 from pathlib import Path
 
@@ -183,24 +182,14 @@ SOFT = _cells(("match", "evaluate"), BOTH, ("softargmax",))
 def test_whole_grid_by_snakemake(clone):
     """Every family through every stage; then DVC adopts what Snakemake made, without running it again."""
     project = clone("smoke")
-    project.edit(setting("grid", "rules", ["softargmax"]))  # argmax has its turn in the small experiment
+    for axis, names in {"rules": ["softargmax"], "backbones": ["dinov3_tiny", "sam_tiny"]}.items():
+        project.edit(setting("grid", axis, names))  # the others have their turn in the small experiment
     project.snakemake()
     _check_whole_grid(project)
     made = project.metrics()
     project.run("dvc", "commit", "--force")
     assert project.dvc() == set()
     assert project.metrics() == made
-
-
-@pytest.mark.pipeline
-def test_both_engines_make_the_same_bytes(finished):
-    """What Snakemake made on all cores at once, made again by DVC from nothing, then by Snakemake one job at a time."""
-    made = finished.metrics()
-    for again in (("dvc", "repro", "--force", "--no-run-cache"), ("snakemake", "--cores", "1")):
-        for folder in ("data", "features", "checkpoints", "matches", "metrics"):
-            shutil.rmtree(finished.root / folder)
-        finished.run(*again)
-        assert finished.metrics() == made
 
 
 def _check_whole_grid(project: Clone) -> None:
@@ -226,7 +215,8 @@ def test_dvc_runs_what_a_change_touches(finished):
     project = finished
     assert project.dvc() == set()
     first = project.metrics()
-    for name, (change, expected) in CHANGES.items():
+    for name in ("a threshold", "the window"):
+        change, expected = CHANGES[name]
         before = project.metrics()
         project.edit(change)
         # `validate` reads the file itself, so that DVC notices keys that no stage knows.
@@ -252,20 +242,10 @@ def test_dvc_runs_what_a_change_touches(finished):
 
 
 @pytest.mark.pipeline
-def test_an_experiment_varies_one_key(finished):
-    """`dvc exp run -S` trains anew, and only what is tuned."""
-    output = finished.run("dvc", "exp", "run", "-S", "tunings.last1.learning_rate=0.002")
-    ran = {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage '")}
-    assert ran == TUNED | {"report"} | {"validate"}
-    assert params.load(finished.root / "params.yaml").tunings["last1"].learning_rate == 0.002
-    assert "0.002" in finished.run("dvc", "exp", "show", "--csv", "--only-changed")
-
-
-@pytest.mark.pipeline
 def test_snakemake_runs_what_a_change_touches(finished):
     project = finished
     assert project.snakemake() == set()
-    for name in ("a threshold", "the epochs", "the batch size"):
+    for name in ("the epochs", "the batch size"):
         change, expected = CHANGES[name]
         project.edit(change)
         assert project.snakemake() == expected, name
