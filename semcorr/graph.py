@@ -180,7 +180,6 @@ STAGES: dict[str, Stage] = {
         code=(
             "semcorr/stages/draw.py",
             "semcorr/pictures.py",
-            "semcorr/matching.py",
             "semcorr/pck.py",
             "semcorr/store.py",
             "semcorr/geometry.py",

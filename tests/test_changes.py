@@ -153,7 +153,7 @@ MODULES: dict[str, set[str]] = {
     "templates/report.html": REPORT,
     "pictures.py": DRAW,
     "pck.py": FINETUNE | MATCH,
-    "matching.py": FINETUNE | MATCH,
+    "matching.py": FINETUNE | cells("match") | SCORE | DRAW,
     "losses.py": FINETUNE,
     "training.py": FINETUNE,
     "tail.py": FINETUNE,

@@ -82,7 +82,7 @@ def test_light_commands_load_nothing_heavy(command):
     assert not _loads(*command) & {"torch", "timm", "pandas", "pyarrow", "h5py", "matplotlib"}
 
 
-@pytest.mark.parametrize("stage", ["evaluate", "report"])
+@pytest.mark.parametrize("stage", ["evaluate", "draw", "report"])
 def test_scoring_needs_no_torch(stage):
     assert "torch" not in _loads("-c", f"import semcorr.stages.{stage}")
 

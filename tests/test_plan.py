@@ -69,7 +69,7 @@ def test_disk_against_what_is_written(experiment):
 def test_on_the_command_line(experiment, capsys):
     cli.main(["plan", "--tflops", "1"])
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:11]] == [*(s for s in graph.STAGES if s != "validate"), "all"]
+    assert [line.split()[0] for line in lines[1:12]] == [*(s for s in graph.STAGES if s != "validate"), "all"]
     assert lines[1].split()[1] == "3"
     assert "*" in lines[3]  # nobody knows how large a toy dataset is before it is drawn
     cli.main(["plan", "--tflops", "1", "--jobs"])

@@ -94,6 +94,22 @@ def test_a_chart_has_the_same_bytes_each_time_and_no_colour_of_its_own_for_text(
     assert "<b>" not in first
 
 
+@pytest.mark.parametrize("sampling", ["bilinear", "nearest"])
+def test_a_drawn_map_is_the_one_that_is_matched_by(sampling):
+    import torch
+
+    from semcorr import matching
+    from semcorr.stages.draw import heatmap
+
+    rng = np.random.default_rng(0)
+    source, target = (rng.normal(size=(*shape, 8)).astype(np.float32) for shape in ((5, 7), (4, 6)))
+    for cell in ([0.0, 0.0], [6.4, 4.4], [-0.3, 2.25], [3.7, 1.2], [6.0, 4.0]):
+        maps = [matching.normalise(torch.from_numpy(one)) for one in (source, target)]
+        descriptor = matching.sample(maps[0], torch.tensor([cell]), sampling)
+        expected = matching.heatmaps(descriptor, maps[1])[0].numpy()
+        np.testing.assert_allclose(heatmap(source, np.array(cell), target, sampling), expected, atol=1e-5)
+
+
 @pytest.mark.pipeline
 @needs_browser
 def test_the_report_in_a_browser(finished, browser):

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from PIL import Image as PillowImage
 from tqdm import tqdm
 
@@ -15,7 +14,6 @@ from semcorr.datasets.base import decode, read_images
 from semcorr.files import write_json
 from semcorr.geometry import Grid
 from semcorr.graph import Job
-from semcorr.matching import heatmaps, normalise, sample
 from semcorr.params import Params
 from semcorr.provenance import expect, provenance
 from semcorr.store import Store
@@ -37,9 +35,8 @@ def draw(job: Job, params: Params) -> str:
     folder = job.inputs["images"].parent / "images"
     files = {image.id: folder / image.file for image in read_images(job.inputs["images"])}
     shown = {category: ranked(part) for category, part in matches.groupby("category")}
-    torch.set_num_threads(1)  # a few small maps
     progress = partial(tqdm, unit="category", desc=" ".join([job.stage, *job.cell.values()]), disable=None)
-    with Store(job.inputs["store"], job.expects["store"]) as store, torch.inference_mode():
+    with Store(job.inputs["store"], job.expects["store"]) as store:
         inputs["store"] = store.provenance
         sampling = next(value["sampling"] for key, value in job.settings.items() if key.startswith("rules."))
         categories = [
@@ -86,22 +83,48 @@ def _pair(which: str, rows: pd.DataFrame, files: dict[str, Path]) -> dict[str, A
     }
 
 
+def heatmap(source: np.ndarray, cell: np.ndarray, target: np.ndarray, sampling: str) -> np.ndarray:
+    """Cosine similarity (h, w) of one point of a map (h, w, C) with every cell of another.
+
+    As matching.sample and matching.heatmaps, and held to them by a test, but without torch: importing that would take
+    ten times as long as the drawing.
+
+    Args:
+        source: of any length.
+        cell: (2,) x y in the source's cells.
+        target: of any length.
+        sampling: "bilinear" or "nearest".
+    """
+    maps = [one / np.maximum(np.linalg.norm(one, axis=-1, keepdims=True), 1e-12) for one in (source, target)]
+    height, width, _ = source.shape
+    x, y = np.clip(cell, 0, [width - 1, height - 1])
+    if sampling == "nearest":
+        x, y = np.rint([x, y])
+    left, top = int(x), int(y)
+    right, bottom = min(left + 1, width - 1), min(top + 1, height - 1)
+    across, down = x - left, y - top
+    upper = (1 - across) * maps[0][top, left] + across * maps[0][top, right]
+    lower = (1 - across) * maps[0][bottom, left] + across * maps[0][bottom, right]
+    descriptor = (1 - down) * upper + down * lower
+    return maps[1] @ (descriptor / max(np.linalg.norm(descriptor), 1e-12))
+
+
 def _maps(rows: pd.DataFrame, files: dict[str, Path], store: Store, sampling: str) -> list[dict[str, Any]]:
     """The similarity maps of a pair's first and middle keypoint."""
     source, target = rows["source_image"].iloc[0], rows["target_image"].iloc[0]
     grids: dict[str, Grid] = {name: store.grid(name) for name in (source, target)}
-    features = {name: normalise(torch.from_numpy(store.array(name)).float()) for name in grids}
+    features = {name: store.array(name).astype(np.float32) for name in grids}
     images = _pictures(rows, files)
     some = rows.iloc[sorted({0, len(rows) // MAPS})]
     points = some[["source_x", "source_y"]].to_numpy()
-    cells = torch.from_numpy(grids[source].pixels_to_cells(points))
-    found = heatmaps(sample(features[source], cells, sampling), features[target]).numpy()
+    cells = grids[source].pixels_to_cells(points)
+    found = [heatmap(features[source], cell, features[target], sampling) for cell in cells]
     drawn = []
-    for row, point, heatmap in zip(some.itertuples(), points, found, strict=True):
+    for row, point, similar in zip(some.itertuples(), points, found, strict=True):
         picture = pictures.similarity(
             *images,
             point,
-            heatmap,
+            similar,
             grids[target],
             side=SIDE,
             predicted=np.array([row.predicted_x, row.predicted_y]),
@@ -110,8 +133,8 @@ def _maps(rows: pd.DataFrame, files: dict[str, Path], store: Store, sampling: st
         drawn.append(
             {
                 "keypoint": row.keypoint,
-                "low": float(heatmap.min()),
-                "high": float(heatmap.max()),
+                "low": float(similar.min()),
+                "high": float(similar.max()),
                 "width": picture.width,
                 "height": picture.height,
                 "picture": pictures.data_uri(picture),
