@@ -55,6 +55,11 @@ def code(stage):
     return stage_graph.code_files(stage)
 
 
+def everything():
+    """All outputs of all stages."""
+    return [path for job in EXPERIMENT.jobs() if job.stage != "validate" for path in job.outputs.values()]
+
+
 def settings(stage):
     """A function of wildcards: the parameters that a stage reads, so that a change re-runs it."""
 
