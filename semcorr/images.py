@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from semcorr.geometry import Grid
 from semcorr.matching import heatmaps, normalise, read_out, sample
 from semcorr.provenance import expect
 
-Source = str | Path | PillowImage.Image
+Source = str | Path | BinaryIO | PillowImage.Image
 SIDE = 512  # pixels of each image in a picture
 KEPT = 8  # images whose features a Matcher remembers
 STRONGEST = 40  # mutual nearest neighbours that a picture shows
@@ -56,7 +56,8 @@ def open_image(source: Source) -> PillowImage.Image:
         limit = 2 * PillowImage.MAX_IMAGE_PIXELS
         raise UserError(f"{name}: has over {limit / 1e6:,.0f} million pixels. Shrink it first") from None
     except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{name}: not a readable image ({error})") from None
+        reason = str(error).partition(" <_io")[0]  # not where in memory it was
+        raise UserError(f"{name}: not a readable image ({reason})") from None
 
 
 def _rgb(image: PillowImage.Image) -> PillowImage.Image:

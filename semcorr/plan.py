@@ -104,11 +104,12 @@ def _edited() -> dict[str, str]:
         return {}
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
+    from scmrepo.exceptions import SCMError
 
     found: dict[str, str] = {}
     try:
         status = Repo(".").status()
-    except DvcException as error:
+    except (DvcException, SCMError) as error:
         raise UserError(f"dvc status: {error}") from None
     for stage, changes in status.items():
         for change in changes:

@@ -7,7 +7,6 @@ from typing import Any
 
 import flask
 import numpy as np
-from PIL import Image as PillowImage
 
 from semcorr import pictures
 from semcorr.errors import UserError
@@ -51,11 +50,7 @@ def application(matcher: Matcher, images: dict[str, Path]) -> flask.Flask:
     def upload(side: str) -> dict[str, Any]:
         if flask.request.mimetype != "application/octet-stream":  # what a form of another site cannot send
             flask.abort(415)
-        try:
-            content = PillowImage.open(io.BytesIO(flask.request.get_data()))
-        except OSError as error:
-            raise UserError(f"not a readable image ({str(error).split(' <')[0]})") from None
-        held[side] = open_image(content)
+        held[side] = open_image(io.BytesIO(flask.request.get_data()))
         return {"size": held[side].size}
 
     @app.get("/match")
