@@ -59,11 +59,17 @@ def overwritten(job: Job) -> list[Path]:
         noted = json.loads(note(job).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
-    found = []
+    found, touched = [], False
     for name, (size, changed, digest) in noted.items():
         path = Path(name)
-        if path.is_file() and _stat(path) != [size, changed] and sha256(path) != digest and not _is_dvcs(path):
+        if not path.is_file() or _stat(path) == [size, changed]:
+            continue
+        if sha256(path) == digest:
+            noted[name], touched = [*_stat(path), digest], True
+        elif not _is_dvcs(path):
             found.append(path)
+    if touched:  # so that a large store is read once after a touch, and not each time
+        write_json(note(job), noted)
     return found
 
 
