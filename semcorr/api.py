@@ -15,9 +15,9 @@ one in a dataset's item, whatever image is given to `match`. A point of the orig
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import pooch
@@ -37,8 +37,9 @@ from semcorr.datasets.base import Benchmark, Image, Pair, decode
 from semcorr.datasets.sources import root_of
 from semcorr.errors import UserError, one_of
 from semcorr.geometry import Grid, rescale, resized_size
-from semcorr.matching import heatmaps, normalise, read_out, sample
+from semcorr.matching import match_points, normalise
 
+T = TypeVar("T")
 THRESHOLDS = (0.05, 0.10, 0.15, 0.20)
 RESAMPLING = {"bicubic": PillowImage.Resampling.BICUBIC, "bilinear": PillowImage.Resampling.BILINEAR}
 
@@ -441,6 +442,26 @@ class UnifiedBackbone(nn.Module):
     forward = extract_features
 
 
+class Recent(Generic[T]):
+    """What was computed last, by key.
+
+    Args:
+        size: how many are kept.
+    """
+
+    def __init__(self, size: int):
+        self._size, self._kept = size, OrderedDict[bytes, T]()
+
+    def get(self, key: bytes, compute: Callable[[], T]) -> T:
+        """What was computed for `key`, or is now."""
+        if key not in self._kept:
+            self._kept[key] = compute()
+        self._kept.move_to_end(key)
+        while len(self._kept) > self._size:
+            self._kept.popitem(last=False)
+        return self._kept[key]
+
+
 class CorrespondenceMatcher:
     """Finds source keypoints in a target image.
 
@@ -472,8 +493,7 @@ class CorrespondenceMatcher:
         except ValidationError as error:
             first = error.errors()[0]
             raise UserError(f"CorrespondenceMatcher: {first['loc'][-1]}: {first['msg']}") from None
-        self._cache: OrderedDict[bytes, Tensor] = OrderedDict()
-        self._kept = cache
+        self._seen: Recent[Tensor] = Recent(max(2, cache))
 
     @torch.inference_mode()
     def match(self, src_img: Tensor, tgt_img: Tensor, src_kps: Tensor | np.ndarray) -> Tensor:
@@ -497,25 +517,17 @@ class CorrespondenceMatcher:
         slack = 1 + 0.01 * max(height, width)  # annotations count from 0 or from 1, before the image was resized
         if not ((points >= -slack) & (points <= (width + slack, height + slack))).all():
             raise ValueError(f"a keypoint lies outside the source image of {width} x {height} pixels")
-        source, source_grid = self._features(src_img)
-        target, target_grid = self._features(tgt_img)
-        cells = torch.from_numpy(source_grid.pixels_to_cells(points)).to(source.device)
-        descriptors = sample(normalise(source), cells, self.rule.sampling)
-        found = read_out(heatmaps(descriptors, normalise(target)), self.rule)
-        return torch.from_numpy(target_grid.answers(found.cpu().double().numpy())).float()
+        (source, source_grid), (target, target_grid) = self._features(src_img), self._features(tgt_img)
+        found, _ = match_points(points, (normalise(source), source_grid), (normalise(target), target_grid), self.rule)
+        return torch.from_numpy(found).float()
 
     def _features(self, image: Tensor) -> tuple[Tensor, Grid]:
         """The feature map (h, w, C) of one image, from the cache where the same pixels were seen before."""
         image = image[None] if image.ndim == 3 else image
         key = hashlib.sha256(image.detach().cpu().contiguous().numpy()).digest() + bytes(str(image.shape), "ascii")
-        if key in self._cache:
-            self._cache.move_to_end(key)
-        else:
-            # The backbone has rounded to this precision already, so nothing is lost.
-            self._cache[key] = self.backbone.extract_features(image)[0].to(self.backbone.precision)
-            while len(self._cache) > max(2, self._kept):
-                self._cache.popitem(last=False)
-        return self._cache[key].float(), self.backbone.grid((image.shape[2], image.shape[3]))
+        # The backbone has rounded to this precision already, so nothing is lost.
+        found = self._seen.get(key, lambda: self.backbone.extract_features(image)[0].to(self.backbone.precision))
+        return found.float(), self.backbone.grid((image.shape[2], image.shape[3]))
 
 
 def compute_pck(

@@ -18,6 +18,8 @@ from semcorr.stale import forget, remember
 
 SCHEMA = Path("workflow/schemas/params.schema.json")
 
+PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # suffix -> Pillow's name of the format
+
 STAGE_HELP = {
     "validate": "check params.yaml",
     "fetch": "get a dataset: its images and its indexes of images and pairs",
@@ -215,9 +217,8 @@ def _point(text: str) -> tuple[float, float]:
 
 def match_images(options: argparse.Namespace) -> None:
     """Match two images and print, draw and write what was found."""
-    suffixes = (".png", ".jpg", ".jpeg", ".webp")
-    if options.out and options.out.suffix.lower() not in suffixes:
-        raise UserError(f"--out {options.out}: allowed: names ending in {', '.join(suffixes)}")
+    if options.out and options.out.suffix.lower() not in PICTURES:
+        raise UserError(f"--out {options.out}: allowed: names ending in {', '.join(PICTURES)}")
     if options.dense and not options.out:
         raise UserError("--dense: needs --out, the picture to write")
     from semcorr import images
@@ -235,14 +236,9 @@ def match_images(options: argparse.Namespace) -> None:
         print("{:.1f},{:.1f} -> {:.1f},{:.1f} {:.3f}".format(*source, *target, similarity))
     if options.out:
         with replacing(options.out) as partial:
-            (found.dense() if options.dense else found.picture()).save(partial, _format(options.out))
+            (found.dense() if options.dense else found.picture()).save(partial, PICTURES[options.out.suffix.lower()])
     if options.json:
         write_json(options.json, {"source": str(options.source), "target": str(options.target), **found.to_dict()})
-
-
-def _format(path: Path) -> str:
-    """Pillow's name of the format that a file name stands for."""
-    return {".png": "PNG", ".webp": "WEBP"}.get(path.suffix.lower(), "JPEG")
 
 
 def serve(options: argparse.Namespace) -> None:
@@ -256,9 +252,9 @@ def serve(options: argparse.Namespace) -> None:
     from semcorr.serve import application
 
     given = {side: path for side in ("source", "target") if (path := getattr(options, side))}
-    matcher = Matcher(options.backbone, options.weights, options.rule)
+    app = application(Matcher(options.backbone, options.weights, options.rule), given)
     try:
-        server = make_server("127.0.0.1", options.port, application(matcher, given), threaded=True)
+        server = make_server("127.0.0.1", options.port, app, threaded=True)
     except (OSError, SystemExit):  # werkzeug ends the process where a port is taken
         raise UserError(f"--port {options.port}: is in use, or may not be used. Take another") from None
     print(f"http://127.0.0.1:{server.server_port}/ (Ctrl+C ends it)", flush=True)

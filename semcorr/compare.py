@@ -78,8 +78,7 @@ def _sorted(matches: pd.DataFrame) -> pd.DataFrame:
 
 
 def _correct(matches: pd.DataFrame, reference: str, thresholds: list[float]) -> np.ndarray:
-    distance = pck.distances(matches[["predicted_x", "predicted_y"]], matches[["true_x", "true_y"]])
-    return pck.is_correct(distance, matches[reference].to_numpy(float), thresholds)
+    return pck.is_correct(pck.errors(matches), matches[reference].to_numpy(float), thresholds)
 
 
 def table(rows: list[dict[str, Any]], threshold: str) -> str:

@@ -11,7 +11,6 @@ Points are (x, y) in pixels of an image as it is shown: turned upright where its
 
 import hashlib
 import warnings
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +23,12 @@ from PIL import ImageOps
 from torch import Tensor
 
 from semcorr import graph, params, pictures, runtime
+from semcorr.api import Recent
 from semcorr.backbones import build, load
 from semcorr.backbones.base import Backbone
 from semcorr.errors import UserError, one_of
 from semcorr.geometry import Grid
-from semcorr.matching import heatmaps, normalise, read_out, sample
+from semcorr.matching import heatmaps, match_points, normalise, sample
 from semcorr.provenance import expect
 
 Source = str | Path | BinaryIO | PillowImage.Image
@@ -117,17 +117,13 @@ class Matcher:
         self.device = runtime.device(values)
         self.network: Backbone = load(build(self.spec), *files).to(self.device)
 
-        self._kept: OrderedDict[bytes, tuple[Tensor, Grid]] = OrderedDict()
+        self._seen: Recent[tuple[Tensor, Grid]] = Recent(KEPT)
 
     @torch.inference_mode()
     def features(self, image: PillowImage.Image) -> tuple[Tensor, Grid]:
         """The feature map (h, w, C) of unit length, valid cells only, and its grid; the last few images' are kept."""
         key = hashlib.sha256(image.tobytes() + repr(image.size).encode()).digest()
-        if key not in self._kept:
-            self._kept[key] = self._compute(image)
-            while len(self._kept) > KEPT:
-                self._kept.popitem(last=False)
-        return self._kept[key]
+        return self._seen.get(key, lambda: self._compute(image))
 
     def _compute(self, image: PillowImage.Image) -> tuple[Tensor, Grid]:
         pixels, grid = self.network.preprocess(image, self.spec.image_size)
@@ -243,18 +239,15 @@ def match_images(
     (first, first_grid), (second, second_grid) = map(matcher.features, images)
     with torch.inference_mode():
         if wanted is None:
-            cells, found, similarity = _mutual(first, second)
-            wanted = first_grid.answers(cells)
+            cells, there, similarity = _mutual(first, second)
+            wanted, found = first_grid.answers(cells), second_grid.answers(there)
         else:
-            cells = torch.from_numpy(first_grid.pixels_to_cells(wanted)).to(first.device)
-            maps = heatmaps(sample(first, cells, matcher.rule.sampling), second)
-            found = read_out(maps, matcher.rule).cpu().double().numpy()
-            similarity = maps.flatten(1).amax(dim=1).cpu().double().numpy()
+            found, similarity = match_points(wanted, (first, first_grid), (second, second_grid), matcher.rule)
     return ImageMatches(
         source=images[0],
         target=images[1],
         source_points=wanted,
-        target_points=second_grid.answers(found),
+        target_points=found,
         similarity=similarity,
         source_features=first,
         target_features=second,

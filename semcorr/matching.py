@@ -96,6 +96,30 @@ def read_out(maps: Tensor, rule: Rule) -> Tensor:
     return soft_argmax(maps, rule.window, rule.temperature)
 
 
+def match_points(
+    points: np.ndarray, source: tuple[Tensor, Grid], target: tuple[Tensor, Grid], rule: Rule
+) -> tuple[np.ndarray, np.ndarray]:
+    """Predict where points of one image are in another.
+
+    Args:
+        points: (N, 2), x y in original pixels of the source.
+        source: its feature map (h, w, C), of unit length, and grid.
+        target: the same of the target.
+        rule: of params.yaml.
+
+    Returns:
+        (N, 2), x y in original pixels of the target, and their similarity (N,).
+    """
+    cells = torch.from_numpy(source[1].pixels_to_cells(points)).to(source[0].device)
+    maps = heatmaps(sample(source[0], cells, rule.sampling), target[0])
+    return target[1].answers(read_out(maps, rule).cpu().double().numpy()), _strongest(maps)
+
+
+def _strongest(maps: Tensor) -> np.ndarray:
+    """The highest similarity (N,) of each heatmap."""
+    return maps.flatten(1).amax(dim=1).cpu().double().numpy()
+
+
 def match_pairs(
     pairs: Sequence[Pair],
     features: Callable[[str], tuple[Tensor, Grid]],
@@ -147,5 +171,5 @@ def match_pairs(
             some = slice(start, min(start + CHUNK, last))
             maps = heatmaps(descriptors[some], target)
             points[some] = grid.answers(read_out(maps, rule).cpu().double().numpy())
-            similarity[some] = maps.flatten(1).amax(dim=1).cpu().numpy()
+            similarity[some] = _strongest(maps)
     return [(points[rows[number]], similarity[rows[number]]) for number in range(len(pairs))]

@@ -36,6 +36,11 @@ def distances(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
     return np.hypot(*(np.asarray(predicted, float) - np.asarray(true, float)).T)
 
 
+def errors(matches: Any) -> np.ndarray:
+    """Distance (N,) of each prediction to the truth, in pixels, from a table of matches (a data frame)."""
+    return distances(matches[["predicted_x", "predicted_y"]], matches[["true_x", "true_y"]])
+
+
 def is_correct(distance: np.ndarray, reference: np.ndarray, thresholds: list[float]) -> np.ndarray:
     """Which of N keypoints are correct at each of T thresholds; a distance equal to the limit counts.
 

@@ -88,8 +88,12 @@ def _is_dvcs(path: Path) -> bool:
 
 def remove_stale(graph: Graph, *, dry_run: bool) -> list[Job]:
     """Remove all outputs of stale or overwritten jobs; a dry run only says so. Returns those jobs."""
-    stale = [job for job in graph.jobs() if is_stale(job)]
-    changed = [job for job in graph.jobs() if job not in stale and overwritten(job)]
+    stale, changed = [], []
+    for job in graph.jobs():
+        if is_stale(job):
+            stale.append(job)
+        elif overwritten(job):
+            changed.append(job)
     for job in (*stale, *changed):
         for path in job.outputs.values():
             if not dry_run:

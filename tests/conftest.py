@@ -106,6 +106,20 @@ def finished(clone, shared_folder, tmp_path) -> "Clone":
 
 
 @pytest.fixture
+def small_disk(tmp_path) -> Path:
+    """A file system of 200 kB."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small disk needs root; the limit on file sizes stands in")
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "none", folder]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("this machine lets nobody mount; the limit on file sizes stands in")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+@pytest.fixture
 def server():
     """A local HTTP server that misbehaves on request."""
     with Server() as running:
@@ -176,13 +190,30 @@ class Clone:
 
     def run(self, *command: str, expect: int = 0) -> str:
         """Run a command in the clone; its stdout and stderr. Fails the test on another exit code than `expect`."""
-        binaries = Path(sys.executable).parent
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "PYTEST"))}
-        environment |= {"PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}"}
-        done = subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, cwd=self.root, env=self._environment(), capture_output=True, text=True, check=False
+        )
         output = done.stdout + done.stderr
         assert done.returncode == expect, f"{' '.join(command)}: exit code {done.returncode}\n{output[-4000:]}"
         return output
+
+    def start(self, *command: str) -> tuple[subprocess.Popen, Path]:
+        """Start a command in the clone, in a process group of its own; it, and the file that takes what it says."""
+        said = self.root.parent / f"said-{time.monotonic_ns()}.log"
+        with said.open("w") as file:
+            running = subprocess.Popen(
+                command,
+                cwd=self.root,
+                env=self._environment(),
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        return running, said
+
+    def _environment(self) -> dict[str, str]:
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "PYTEST"))}
+        return environment | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
     def commit(self, message: str) -> None:
         """Commit everything that is not ignored."""

@@ -18,7 +18,10 @@ from semcorr.errors import UserError
 from semcorr.stages import fetch
 
 SHARED = Path(__file__).parents[2] / "shared" / "datasets"
-shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the real benchmark files are not at {SHARED}")
+shared = pytest.mark.skipif(
+    not SHARED.is_dir(),
+    reason="needs real files beside the project: ../shared/datasets/{PF-dataset, spair-annotation-sample}",
+)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -20,24 +19,8 @@ from semcorr import cli, graph, params, stale
 from semcorr.errors import UserError
 from semcorr.files import write_json
 
+IN_THE_WAY = ("another process is writing", "is busy", "Unable to acquire lock")  # what a latecomer may say
 ENGINES = {"dvc": ("dvc", "repro"), "snakemake": ("snakemake", "--cores", "1")}
-
-
-def _environment() -> dict[str, str]:
-    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-
-
-def _start(project: Clone, *command: str) -> subprocess.Popen:
-    """A command in a process group of its own."""
-    return subprocess.Popen(
-        command,
-        cwd=project.root,
-        env=_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
 
 
 def _empty(project: Clone, made: tuple[str, ...]) -> None:
@@ -62,21 +45,20 @@ def test_killed_at_random_moments(finished):
     for engine, folders in phases.items():
         _empty(finished, folders)
         for alone in (False, True):
-            running = _start(finished, *ENGINES[engine])
+            running, _ = finished.start(*ENGINES[engine])
             time.sleep(rng.uniform(3, 7))
             if alone:
                 running.kill()
             else:
                 os.killpg(running.pid, signal.SIGKILL)
-            running.stdout.close()
             running.wait()
+        if engine == "snakemake":
+            finished.run("snakemake", "--unlock")
         for _ in range(4):  # while an orphan still runs, a stage may say so
-            finished.run("snakemake", "--cores", "1", "--unlock")
-            again = _start(finished, *ENGINES[engine])
-            said, _ = again.communicate()
-            if again.returncode == 0:
+            again, said = finished.start(*ENGINES[engine])
+            if again.wait() == 0:
                 break
-            assert "another process is writing" in said or "is busy" in said, said
+            assert any(reason in said.read_text() for reason in IN_THE_WAY), said.read_text()
         assert finished.metrics() == made
 
 
@@ -85,17 +67,15 @@ def test_two_engines_at_once(finished):
     """DVC and Snakemake start together; each ends well or says what is in its way, and the end is right."""
     made = finished.metrics()
     shutil.rmtree(finished.root / "metrics")
-    running = {name: _start(finished, *command) for name, command in ENGINES.items()}
-    for process in running.values():
-        said, _ = process.communicate()
-        assert process.returncode == 0 or "Traceback" not in said, said
+    for running, said in [finished.start(*command) for command in ENGINES.values()]:
+        assert running.wait() == 0 or any(reason in said.read_text() for reason in IN_THE_WAY), said.read_text()
     for command in ENGINES.values():
         finished.run(*command)
     assert finished.metrics() == made
 
 
 def _damage(project: Clone) -> list[Path]:
-    """Cut one file of each format in half, as a new file, since engines may have linked the old one elsewhere."""
+    """Cut a few files in half, each as a new file, since engines may have linked the old one elsewhere."""
     names = [
         "features/dinov2_tiny/frozen/toy_spair_test.h5",
         "matches/dinov2_tiny/frozen/toy_spair_test/argmax.parquet",
@@ -237,6 +217,28 @@ def test_a_folder_that_may_not_be_written(smoke, monkeypatch):
         for path in [folder, *folder.rglob("*")]:
             path.chmod(0o755)
         shutil.rmtree(folder)
+
+
+def test_a_disk_that_is_full_and_one_that_is_read_only(smoke, tmp_path, monkeypatch, small_disk):
+    """features/ on a disk of its own: each time a line that says what is wrong, and nothing in it has changed."""
+    monkeypatch.chdir(tmp_path)
+    _small_project(smoke, tmp_path)
+    for words in (("fetch", "toy_willow"), ("weights", "dinov2_tiny", "frozen")):
+        _run(*words)
+    (tmp_path / "features").symlink_to(small_disk)
+    extract = ("extract", "dinov2_tiny", "frozen", "toy_willow")
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(180_000))
+    with pytest.raises(UserError, match=r"toy_willow\.h5: cannot be written: the disk is full"):
+        _run(*extract)
+    filler.unlink()
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    with pytest.raises(UserError, match=r"toy_willow\.h5: cannot be written: the file system is read-only"):
+        _run(*extract)
+    assert not [path for path in small_disk.rglob("*") if path.suffix == ".h5"]
+    subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
+    _run(*extract)
+    assert (small_disk / "dinov2_tiny/frozen/toy_willow.h5").exists()
 
 
 @contextlib.contextmanager

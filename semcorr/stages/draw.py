@@ -29,8 +29,7 @@ def draw(job: Job, params: Params) -> str:
     settings = params.evaluate
     reference = settings.references[params.datasets[job.cell["dataset"]].format][0]
     threshold = pck.headline(settings.thresholds)
-    distance = pck.distances(matches[["predicted_x", "predicted_y"]], matches[["true_x", "true_y"]])
-    lengths = matches[reference].to_numpy(float)
+    distance, lengths = pck.errors(matches), matches[reference].to_numpy(float)
     matches = matches.assign(correct=pck.is_correct(distance, lengths, [threshold])[:, 0], error=distance / lengths)
     folder = job.inputs["images"].parent / "images"
     files = {image.id: folder / image.file for image in read_images(job.inputs["images"])}

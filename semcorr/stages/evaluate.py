@@ -88,7 +88,7 @@ def _errors(matches: pd.DataFrame, reference: str, path: Any) -> tuple[np.ndarra
     lengths = matches[reference].to_numpy(float)
     if not (np.isfinite(lengths) & (lengths > 0)).all():
         raise UserError(f"{path}: reference {reference!r} is not known for every pair; see evaluate.references")
-    return pck.distances(matches[["predicted_x", "predicted_y"]], matches[["true_x", "true_y"]]), lengths
+    return pck.errors(matches), lengths
 
 
 def _overall(correct: np.ndarray, pair: np.ndarray, first: pd.DataFrame, params: Params) -> dict[str, Any]:

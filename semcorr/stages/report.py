@@ -163,6 +163,7 @@ def _categories(cells: dict[str, Any], params: Params) -> list[dict[str, Any]]:
 def _markdown(boards: dict[str, list[dict[str, Any]]], cells: dict[str, Any], params: Params) -> str:
     """One table per dataset, in the order of the grid."""
     key = headline(params)
+    lead = params.evaluate.thresholds.index(pck.headline(params.evaluate.thresholds))
     parts = []
     for dataset, board in boards.items():
         example = cells[board[0]["name"]]
@@ -182,7 +183,6 @@ def _markdown(boards: dict[str, list[dict[str, Any]]], cells: dict[str, Any], pa
             "|" + "---|" * 3 + "---:|" * (len(heads) - 3),
         ]
         for row in rows:
-            lead = params.evaluate.thresholds.index(pck.headline(params.evaluate.thresholds))
             values = [f"{value:.1f}" for value in row["values"]]
             values[lead] = f"**{values[lead]}**" if row["best"] else values[lead]
             values += ["{:.1f} to {:.1f}".format(*row["interval"]), f"{row['image']:.1f}", f"{row['category']:.1f}"]

@@ -44,7 +44,7 @@ print(compare.table(compare.compare(worst, best, experiment), ranked["threshold"
 # %%
 matches = compare.read(best, experiment)
 reference = scores.set_index("name").loc[best, "reference"]
-error = pck.distances(matches[["predicted_x", "predicted_y"]], matches[["true_x", "true_y"]]) / matches[reference]
+error = pck.errors(matches) / matches[reference]
 figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
 axes.ecdf(error)
 axes.set(xlim=(0, 0.3), xlabel=f"error over {reference}", ylabel="fraction of keypoints", title=best)
