@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from semcorr import __version__, graph, params
+from semcorr.engines import claim_for_stage
 from semcorr.errors import UserError
 from semcorr.files import replacing, write_json, write_text
 from semcorr.stale import forget, remember
@@ -127,6 +128,7 @@ def run_stage(options: argparse.Namespace) -> str:
     cell = [getattr(options, axis) for axis in graph.STAGES[options.verb].axes]
     job = graph.Graph(values).job(options.verb, *cell)
     stage = getattr(importlib.import_module(f"semcorr.stages.{options.verb}"), options.verb)
+    claim_for_stage()
     forget(job)
     said = stage(job, values)
     if job.stage != "validate":

@@ -137,6 +137,7 @@ MODULES: dict[str, set[str]] = {
     "compare.py": NOTHING,
     "plan.py": NOTHING,
     "stale.py": NOTHING,
+    "engines.py": NOTHING,
     "errors.py": NOTHING,
     "stages/validate.py": NOTHING,
     "stages/fetch.py": EVERYTHING - {f"weights@{B}-frozen"},

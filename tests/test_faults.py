@@ -8,6 +8,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -19,7 +20,12 @@ from semcorr import cli, graph, params, stale
 from semcorr.errors import UserError
 from semcorr.files import write_json
 
-IN_THE_WAY = ("another process is writing", "is busy", "Unable to acquire lock")  # what a latecomer may say
+IN_THE_WAY = (
+    "at work in this folder",
+    "another process is writing",
+    "is busy",
+    "Unable to acquire lock",
+)  # what a latecomer may say
 ENGINES = {"dvc": ("dvc", "repro"), "snakemake": ("snakemake", "--cores", "1")}
 
 
@@ -272,6 +278,37 @@ def test_no_room(smoke, tmp_path, monkeypatch, capsys):
         assert not list(tmp_path.rglob("*.partial")), words
         _run(*words)
         assert all(path.exists() for path in job.outputs.values())
+
+
+def test_one_engine_at_a_time(tmp_path, monkeypatch):
+    """Stages of DVC go side by side; Snakemake and a stage of DVC, or two Snakemakes, do not. Killed, none is left."""
+    monkeypatch.chdir(tmp_path)
+    hold = "import sys, time; from semcorr import engines; getattr(engines, sys.argv[1])(); print(1, flush=True); time.sleep(60)"
+    environment = {**os.environ, "DVC_STAGE": "x", "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+
+    def start(claim: str) -> subprocess.Popen:
+        command = [sys.executable, "-c", hold, claim]
+        running = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        running.held = running.stdout.readline() == "1\n"
+        return running
+
+    def stop(*running: subprocess.Popen) -> None:
+        for one in running:
+            one.kill()
+            one.communicate()
+
+    snakemake = start("claim_for_snakemake")
+    late = [start("claim_for_stage"), start("claim_for_snakemake")]
+    assert [one.held for one in (snakemake, *late)] == [True, False, False]
+    assert "UserError: Snakemake is at work in this folder" in late[0].stderr.read()
+    stop(snakemake, *late)
+    stages = [start("claim_for_stage"), start("claim_for_stage")]
+    late = start("claim_for_snakemake")
+    assert [one.held for one in (*stages, late)] == [True, True, False]
+    stop(*stages, late)
+    again = start("claim_for_snakemake")
+    assert again.held
+    stop(again)
 
 
 def test_a_hand_is_told_from_dvc(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "semcorr"
 LAYERS = [
     {"errors"},
     {"geometry", "files"},
-    {"provenance", "params", "download"},
+    {"provenance", "params", "download", "engines"},
     {"graph"},
     {"datasets", "backbones", "pck", "runtime", "stale"},
     {"store", "matching", "pictures"},

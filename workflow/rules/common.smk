@@ -12,6 +12,7 @@ from pathlib import Path
 
 from semcorr import graph as stage_graph
 from semcorr import params as experiment
+from semcorr.engines import claim_for_snakemake
 from semcorr.errors import UserError
 from semcorr.stages.validate import validate
 from semcorr.stale import remove_stale
@@ -31,6 +32,14 @@ def load_experiment():
     return values
 
 
+def claim_folder():
+    """Keep DVC out until this Snakemake ends; the run ends where it is at work already."""
+    try:
+        claim_for_snakemake()
+    except UserError as error:
+        sys.exit(f"semcorr: {error}")
+
+
 EXPERIMENT = stage_graph.Graph(load_experiment())
 GRID = config["grid"]
 PRESET = config["preset"]
@@ -44,6 +53,8 @@ LOOKS = {"--lint", "--list-rules", "--summary", "--detailed-summary", "--report"
 LOOKS |= {"--dag", "--rulegraph", "--filegraph", "--d3dag", "--list-input-changes", "--list-params-changes"}
 if workflow.is_main_process:
     looks_only = workflow.output_settings.dryrun or not LOOKS.isdisjoint(sys.argv)
+    if not looks_only:
+        claim_folder()
     remove_stale(EXPERIMENT, dry_run=looks_only)
     if not looks_only:
         # DVC's stage `validate`, so that `dvc commit` can adopt what Snakemake makes.

@@ -1,0 +1,48 @@
+"""One engine at a time in a folder, since each deletes and rewrites what the other plans with.
+
+A lock of the system's, so that it ends with the process that holds it, however that ends. Snakemake holds it alone from
+the moment it plans; stages that DVC runs hold it together, since DVC keeps order among its own.
+"""
+
+import fcntl
+import os
+from pathlib import Path
+from typing import IO
+
+from semcorr.errors import UserError
+from semcorr.files import unwritable
+
+LOCK = Path(".semcorr/engine.lock")
+
+_held: list[IO[str]] = []  # until the process ends
+
+
+def claim_for_snakemake() -> None:
+    """Keep DVC and other Snakemakes out of this folder.
+
+    Raises:
+        UserError: one of them is at work.
+    """
+    _take(fcntl.LOCK_EX, "DVC, or another Snakemake,")
+
+
+def claim_for_stage() -> None:
+    """Keep Snakemake out of this folder, if it is DVC that runs this stage.
+
+    Raises:
+        UserError: Snakemake is at work.
+    """
+    if "DVC_STAGE" in os.environ:
+        _take(fcntl.LOCK_SH, "Snakemake")
+
+
+def _take(kind: int, other: str) -> None:
+    with unwritable(LOCK):
+        LOCK.parent.mkdir(exist_ok=True)
+        file = LOCK.open("a")
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise UserError(f"{other} is at work in this folder. Wait until it has ended, then run again") from None
+    _held.append(file)
