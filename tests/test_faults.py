@@ -283,7 +283,8 @@ def test_no_room(smoke, tmp_path, monkeypatch, capsys):
 def test_one_engine_at_a_time(tmp_path, monkeypatch):
     """Stages of DVC go side by side; Snakemake and a stage of DVC, or two Snakemakes, do not. Killed, none is left."""
     monkeypatch.chdir(tmp_path)
-    hold = "import sys, time; from semcorr import engines; getattr(engines, sys.argv[1])(); print(1, flush=True); time.sleep(60)"
+    hold = "import sys, time; from semcorr import engines; getattr(engines, sys.argv[1])()"
+    hold += "; print(1, flush=True); time.sleep(60)"
     environment = {**os.environ, "DVC_STAGE": "x", "PYTHONPATH": str(Path(cli.__file__).parents[1])}
 
     def start(claim: str) -> subprocess.Popen:
