@@ -186,8 +186,12 @@ def test_experiments_in_temporary_folders(finished):
         assert status.count("Success") == 2, status
     finally:
         finished.run("dvc", "queue", "stop", "--kill")
-    table = finished.run("dvc", "exp", "show", "--csv")
-    assert {"150", "160"} <= set(table.replace("\n", ",").split(","))
+    wanted = "Experiment|.*dinov2_tiny/frozen/argmax.json:pck@0.10$|.*bootstrap$"
+    table = finished.run("dvc", "exp", "show", "--md", "--drop", ".*", "--keep", wanted)
+    head, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if "|" in line]
+    assert head[0] == "Experiment"
+    assert [name.rpartition("/")[2] for name in head[1:]] == ["argmax.json:pck@0.10", "evaluate.bootstrap"]
+    assert {"150", "160"} <= {row[2] for row in rows}
     assert finished.metrics() == made
 
 
