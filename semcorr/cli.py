@@ -16,6 +16,7 @@ from semcorr.engines import claim_for_stage
 from semcorr.errors import UserError
 from semcorr.files import replacing, write_json, write_text
 from semcorr.stale import forget, remember
+from semcorr.watched import link
 
 SCHEMA = Path("workflow/schemas/params.schema.json")
 
@@ -129,6 +130,8 @@ def run_stage(options: argparse.Namespace) -> str:
     job = graph.Graph(values).job(options.verb, *cell)
     stage = getattr(importlib.import_module(f"semcorr.stages.{options.verb}"), options.verb)
     claim_for_stage()
+    if "watched" in job.inputs or job.stage == "validate":
+        link(values)
     forget(job)
     said = stage(job, values)
     if job.stage != "validate":
@@ -139,8 +142,9 @@ def run_stage(options: argparse.Namespace) -> str:
 def preset(options: argparse.Namespace) -> None:
     """Copy a preset over params.yaml, once it is known to be valid."""
     path = _preset(options.name)
-    params.load(path)
+    values = params.load(path)
     write_text(params.PARAMS_FILE, path.read_text(encoding="utf-8"))
+    link(values)
     print(f"params.yaml is now {path}. Bring the results up to date with: dvc repro (or snakemake --cores all)")
 
 

@@ -61,6 +61,15 @@ def unwritable(path: Path) -> Iterator[None]:
         raise
 
 
+def project_path(path: str) -> Path:
+    """A path of params.yaml: a relative one starts at the project's folder.
+
+    DVC runs queued experiments in temporary folders inside it, where nothing that git does not hold would be found.
+    """
+    project, in_experiment, _ = str(Path.cwd()).partition("/.dvc/tmp/exps/")
+    return Path(project if in_experiment else "") / Path(path).expanduser()
+
+
 def remove(path: Path) -> None:
     """Remove a file, a link or a folder, if it is there."""
     if path.is_dir() and not path.is_symlink():

@@ -55,6 +55,7 @@ CELL = "metrics/{preset}/cells/{backbone}/{weights}/{dataset}/{rule}.json"
 PAIRS = "metrics/{preset}/cells/{backbone}/{weights}/{dataset}/{rule}.parquet"
 GALLERY = "metrics/{preset}/galleries/{backbone}/{weights}/{dataset}.json"
 CHECKED = "data/params.checked"
+UNMARKED = ("params", "checked", "watched")  # roles of inputs that carry no fingerprint
 
 _DATASETS = ("semcorr/datasets/base.py",)
 _STORES = ("semcorr/store.py", "semcorr/geometry.py", "semcorr/runtime.py", *_DATASETS)
@@ -70,7 +71,7 @@ STAGES: dict[str, Stage] = {
     "fetch": Stage(
         axes=("dataset",),
         reads=("datasets.{dataset}",),
-        inputs={"checked": CHECKED},
+        inputs={"checked": CHECKED, "watched": "watched/datasets/{dataset}"},
         outputs={
             "images": "data/{dataset}/images.parquet",
             "pairs": "data/{dataset}/pairs.parquet",
@@ -81,7 +82,7 @@ STAGES: dict[str, Stage] = {
     "weights": Stage(
         axes=("backbone", "weights"),
         reads=(*NETWORK, "backbones.{backbone}.weights", "baselines.{weights}"),
-        inputs={"checked": CHECKED},
+        inputs={"checked": CHECKED, "watched": "watched/weights/{backbone}"},
         outputs={"tensors": WEIGHTS},
         code=(
             "semcorr/stages/weights.py",
@@ -220,7 +221,7 @@ class Job:
         cell: value of each axis.
         settings: the parameters that count, by key.
         inputs, outputs: paths by role; `report` has those of each cell as "<stage> <role> <cell>".
-        expects: role of an input -> the fingerprint it must carry; data/params.checked carries none.
+        expects: role of an input -> the fingerprint it must carry, if any.
         fingerprint: what the outputs must carry.
     """
 
@@ -301,7 +302,7 @@ class Graph:
                 for role, path in STAGES[name].outputs.items():
                     inputs[f"{name} {role} {'/'.join(one)}"] = Path(path.format(**values))
         settings = {key: self.lookup(key) for key in (read.format(**fields) for read in row.reads)}
-        expects = {role: made[path] for role, path in inputs.items() if role not in ("params", "checked")}
+        expects = {role: made[path] for role, path in inputs.items() if role not in UNMARKED}
         asked = {"stage": stage, "cell": cell, "settings": settings, "inputs": expects}
         return Job(
             stage=stage,

@@ -1,7 +1,7 @@
 """What would run now, why, and about how long it takes and how much disk it fills.
 
 What would run is read off the outputs: those that are missing, those whose fingerprint is not the one params.yaml asks
-for, those whose code has changed since DVC recorded them, and all that rests on one of these. Times are network
+for, those whose code or data on this machine have changed since DVC recorded them, and all that rests on one of these. Times are network
 passes counted in floating point operations, over a rate that is measured on this machine in a second or two; they are
 meant to tell minutes from days, not to be right to the minute.
 """
@@ -99,7 +99,7 @@ def pending(graph: Graph) -> Iterator[tuple[Job, str]]:
 
 
 def _edited() -> dict[str, str]:
-    """Jobs whose code has changed since DVC recorded them -> the file; none where DVC has no record."""
+    """Jobs whose code or data on this machine have changed since DVC recorded them -> which; none without a record."""
     if not Path("dvc.lock").exists():
         return {}
     from dvc.exceptions import DvcException
@@ -109,12 +109,14 @@ def _edited() -> dict[str, str]:
     found: dict[str, str] = {}
     try:
         status = Repo(".").status()
-    except (DvcException, SCMError) as error:
-        raise UserError(f"dvc status: {error}") from None
+    except (DvcException, SCMError, OSError) as error:
+        raise UserError(f"dvc status: {error}; see README, Troubleshooting") from None
     for stage, changes in status.items():
         for change in changes:
             files = change.get("changed deps", {}) if isinstance(change, dict) else {}
-            code = [file for file, how in files.items() if how == "modified" and file.startswith("semcorr/")]
+            code = [
+                file for file, how in files.items() if how == "modified" and file.startswith(("semcorr/", "watched/"))
+            ]
             if code:
                 verb, _, cell = stage.partition("@")
                 found[" ".join([verb, *cell.split("-")] if cell else [verb])] = code[0]

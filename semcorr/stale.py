@@ -11,7 +11,7 @@ import logging
 from pathlib import Path
 
 from semcorr.errors import UserError
-from semcorr.files import remove, sha256, write_json
+from semcorr.files import canonical_json, remove, write_json
 from semcorr.graph import Graph, Job
 from semcorr.provenance import expect
 
@@ -43,29 +43,52 @@ def forget(job: Job) -> None:
 
 
 def remember(job: Job) -> None:
-    """Note the outputs that a job has written: size, time and checksum of each file."""
-    files = {path.as_posix(): [*_stat(path), sha256(path)] for path in job.outputs.values() if path.is_file()}
-    write_json(note(job), files)
+    """Note the outputs that a job has written: how each looks from outside, and its checksum."""
+    there = [path for path in job.outputs.values() if path.exists()]
+    write_json(note(job), {path.as_posix(): [_look(path), _checksum(path, "sha256")] for path in there})
 
 
-def _stat(path: Path) -> list[int]:
-    found = path.stat()
-    return [found.st_size, found.st_mtime_ns]
+def _files(path: Path) -> list[Path]:
+    """A file, or all files of a folder in the order of their names."""
+    if not path.is_dir():
+        return [path]
+    found = (file for file in path.rglob("*") if file.is_file() and file.name != ".snakemake_timestamp")
+    return sorted(found, key=lambda file: file.relative_to(path).as_posix())
+
+
+def _look(path: Path) -> str:
+    """Names, sizes and times of an output's files, as one short text."""
+    stats = [(file.as_posix(), (found := file.stat()).st_size, found.st_mtime_ns) for file in _files(path)]
+    return hashlib.sha256(canonical_json(stats).encode()).hexdigest()[:16]
+
+
+def _checksum(path: Path, kind: str) -> str:
+    """A checksum of an output's bytes; that of a folder as DVC forms it, over its files' names and checksums."""
+
+    def of(file: Path) -> str:
+        with file.open("rb") as opened:
+            return hashlib.file_digest(opened, kind).hexdigest()
+
+    if not path.is_dir():
+        return of(path)
+    entries = [{kind: of(file), "relpath": file.relative_to(path).as_posix()} for file in _files(path)]
+    return hashlib.new(kind, json.dumps(entries, sort_keys=True).encode()).hexdigest() + ".dir"
 
 
 def overwritten(job: Job) -> list[Path]:
     """Outputs that hold neither what the job wrote nor what DVC has recorded. A job without a note has none."""
     try:
-        noted = json.loads(note(job).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        noted = dict(json.loads(note(job).read_text(encoding="utf-8")))
+        looks = [(name, look, checksum) for name, (look, checksum) in noted.items()]
+    except (OSError, ValueError, TypeError):
         return []
     found, touched = [], False
-    for name, (size, changed, digest) in noted.items():
+    for name, look, checksum in looks:
         path = Path(name)
-        if not path.is_file() or _stat(path) == [size, changed]:
+        if not path.exists() or _look(path) == look:
             continue
-        if sha256(path) == digest:
-            noted[name], touched = [*_stat(path), digest], True
+        if _checksum(path, "sha256") == checksum:
+            noted[name], touched = [_look(path), checksum], True
         elif not _is_dvcs(path):
             found.append(path)
     if touched:  # so that a large store is read once after a touch, and not each time
@@ -74,7 +97,7 @@ def overwritten(job: Job) -> list[Path]:
 
 
 def _is_dvcs(path: Path) -> bool:
-    """Whether a file has the checksum that dvc.lock records for it."""
+    """Whether an output has the checksum that dvc.lock records for it."""
     import yaml
 
     try:
@@ -82,8 +105,7 @@ def _is_dvcs(path: Path) -> bool:
     except (OSError, KeyError, TypeError, yaml.YAMLError):
         return False
     recorded = {out.get("md5") for stage in stages for out in stage.get("outs", []) if out["path"] == path.as_posix()}
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest() in recorded
+    return _checksum(path, "md5") in recorded
 
 
 def remove_stale(graph: Graph, *, dry_run: bool) -> list[Job]:
@@ -91,16 +113,16 @@ def remove_stale(graph: Graph, *, dry_run: bool) -> list[Job]:
     stale, changed = [], []
     for job in graph.jobs():
         if is_stale(job):
-            stale.append(job)
-        elif overwritten(job):
-            changed.append(job)
-    for job in (*stale, *changed):
+            stale.append((job, [next(iter(job.outputs.values()))]))
+        elif paths := overwritten(job):
+            changed.append((job, paths))
+    for job, _ in (*stale, *changed):
         for path in job.outputs.values():
             if not dry_run:
                 remove(path)
     verb = "would be removed and made again" if dry_run else "removed"
-    for jobs, why in ((stale, "made under other parameters"), (changed, "changed since they were made")):
-        if jobs:
-            names = "\n".join(f"  {next(iter(job.outputs.values()))}" for job in jobs)
+    for found, why in ((stale, "made under other parameters"), (changed, "changed since they were made")):
+        if found:
+            names = "\n".join(f"  {path}" for _, paths in found for path in paths)
             logger.warning(f"Outputs {why}, {verb}:\n{names}")
-    return [*stale, *changed]
+    return [job for job, _ in (*stale, *changed)]

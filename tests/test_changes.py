@@ -8,13 +8,17 @@ import contextlib
 import copy
 import io
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import small
 from ruamel.yaml import YAML
 
 from semcorr import graph, params, plan
+from semcorr.backbones import build
+from semcorr.datasets import toy
 
 ROOT = Path(__file__).parents[1]
 TEST, TRN, VAL = "toy_spair_test", "toy_spair_trn", "toy_spair_val"
@@ -137,6 +141,7 @@ MODULES: dict[str, set[str]] = {
     "compare.py": NOTHING,
     "plan.py": NOTHING,
     "stale.py": NOTHING,
+    "watched.py": NOTHING,
     "engines.py": NOTHING,
     "errors.py": NOTHING,
     "stages/validate.py": NOTHING,
@@ -224,7 +229,7 @@ def planned_by_snakemake() -> set[str]:
     return found
 
 
-PLANNED = ("trunk.precision", "rules.softargmax.window", "losses.py", "back again")
+PLANNED = ("Bicycle_000.png", "net.pth", "trunk.precision", "rules.softargmax.window", "losses.py", "back again")
 
 
 def planned_by_us() -> set[str]:
@@ -297,6 +302,49 @@ def test_both_engines_plan_what_a_change_touches(finished, monkeypatch, part):
         path.write_bytes(content)
     _compare("back again", set(), wrong)
     assert not wrong, "\n".join(wrong)
+
+
+def _from_this_machine(values: dict) -> None:
+    """One backbone and one dataset, untrained, both of files below `mine`."""
+    values["grid"] |= {"backbones": [B], "tunings": [], "weights": ["frozen"], "trunks": []}
+    values["grid"] |= {"train": None, "validate": None}
+    values["datasets"] = {"toy_willow": values["datasets"]["toy_willow"]}
+    values["datasets"]["toy_willow"]["sources"] = [{"kind": "path", "path": "mine/willow"}]
+    values["backbones"] = {B: values["backbones"][B] | {"weights": {"kind": "file", "path": "mine/net.pth"}}}
+    values["backbones"][B]["weights"]["sha256"] = None
+    values["tunings"] = {}
+
+
+@pytest.mark.pipeline
+def test_data_and_weights_of_this_machine_are_watched(clone, monkeypatch):
+    """An edit to one image of a dataset's own folder, and to a network's file, in both engines; then the folder goes."""
+    project = clone("smoke")
+    project.edit(_from_this_machine)
+    monkeypatch.chdir(project.root)
+    toy.write_pfwillow(Path("mine/willow"), 3, {"all": 2})
+    torch.save(build(params.load().backbones[B]).net.state_dict(), "mine/net.pth")
+    fetch, weights = "fetch@toy_willow", f"weights@{B}-frozen"
+    outputs = ("data/toy_willow/images.parquet", f"data/weights/{B}/frozen.safetensors")
+    project.run("snakemake", "--cores", "all", "--", *outputs)
+    project.run("dvc", "commit", "--force", "validate", fetch, weights)
+    rest = planned_by_dvc()  # what was not made
+    assert len(rest) == 7
+    assert not rest & {fetch, weights}
+    wrong: list[str] = []
+    _compare("nothing", rest, wrong)
+    for path, stage in ((next(Path("mine/willow").rglob("*.png")), fetch), (Path("mine/net.pth"), weights)):
+        shutil.copy2(path, "kept")
+        path.write_bytes(path.read_bytes() + b" ")
+        _compare(path.name, rest | {stage}, wrong)
+        shutil.move("kept", path)
+    _compare("back again", rest, wrong)
+    assert not wrong, "\n".join(wrong)
+    assert B not in project.run("git", "status", "--short", "--untracked-files=all")  # links are for this machine
+
+    Path("mine/willow").rename("mine/elsewhere")
+    said = project.run("snakemake", "--cores", "1", expect=1)
+    assert "watched/datasets/toy_willow: links to ../../mine/willow, which is gone. Bring it back" in said
+    assert Path(outputs[0]).exists()
 
 
 def test_every_leaf_is_in_the_matrix(smoke):

@@ -15,7 +15,7 @@ LAYERS = [
     {"geometry", "files"},
     {"provenance", "params", "download", "engines"},
     {"graph"},
-    {"datasets", "backbones", "pck", "runtime", "stale"},
+    {"datasets", "backbones", "pck", "runtime", "stale", "watched"},
     {"store", "matching", "pictures"},
     {"losses"},
     {"tail", "training", "page"},

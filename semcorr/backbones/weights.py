@@ -14,7 +14,7 @@ from semcorr.backbones import build, check
 from semcorr.backbones.base import Backbone
 from semcorr.download import download
 from semcorr.errors import UserError
-from semcorr.files import sha256
+from semcorr.files import project_path, sha256
 from semcorr.params import Backbone as BackboneParams
 from semcorr.params import FileWeights, PackageWeights, RandomBaseline, RandomWeights, TimmWeights, UrlWeights, Weights
 
@@ -48,7 +48,7 @@ def get(spec: BackboneParams, source: Weights | RandomBaseline, folder: Path) ->
             path = download(source.urls, source.sha256, folder / f"{source.sha256[:12]}_{Path(source.urls[0]).name}")
             tensors, origin = read_checkpoint(path), f"{source.urls[0]}, sha256 {source.sha256}"
         case FileWeights():
-            path = Path(source.path).expanduser()
+            path = project_path(source.path)
             tensors, digest = read_checkpoint(path), sha256(path)
             if source.sha256 not in (None, digest):
                 raise UserError(f"{path}: its sha256 is {digest}, params.yaml expects {source.sha256}. It was not used")

@@ -12,6 +12,7 @@ import numpy as np
 from semcorr.datasets.annotations import read_list, read_mat
 from semcorr.datasets.base import Benchmark, Image, Pair, check_pair, image_size
 from semcorr.errors import UserError
+from semcorr.files import project_path
 from semcorr.params import PFWillowDataset
 
 KEYPOINTS = 10
@@ -29,7 +30,7 @@ def find(folder: Path) -> Path | None:
 
 def load(root: Path, spec: PFWillowDataset) -> Benchmark:
     """Read all pairs, or those of the list and the sub-sets that params.yaml names."""
-    whole = read(root, spec.pairs and Path(spec.pairs))
+    whole = read(root, spec.pairs and project_path(spec.pairs))
     if spec.subsets is None:
         return whole
     known = {image.id.split("/")[0] for image in whole.images}

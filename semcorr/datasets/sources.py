@@ -10,7 +10,7 @@ from semcorr.datasets import toy
 from semcorr.datasets.formats import FORMATS
 from semcorr.download import download, is_archive, unpack
 from semcorr.errors import UserError
-from semcorr.files import canonical_json, replacing, sha256
+from semcorr.files import canonical_json, project_path, replacing, sha256
 from semcorr.params import Dataset, PathSource, Source, ToySource, UrlSource
 
 FOLDER = Path("data/sources")  # what was drawn, downloaded or unpacked, beside the datasets; no engine tracks it
@@ -70,7 +70,7 @@ def _folder(source: Source, format_: str) -> Path:
         case ToySource():
             return _draw(source, format_)
         case PathSource():
-            path = Path(source.path).expanduser()
+            path = project_path(source.path)
             if not path.exists():
                 raise NotThere(f"path {path} does not exist")
             return open_path(path)

@@ -16,6 +16,7 @@ from semcorr.engines import claim_for_snakemake
 from semcorr.errors import UserError
 from semcorr.stages.validate import validate
 from semcorr.stale import remove_stale
+from semcorr.watched import files, link
 
 
 def load_experiment():
@@ -33,9 +34,10 @@ def load_experiment():
 
 
 def claim_folder():
-    """Keep DVC out until this Snakemake ends; the run ends where it is at work already."""
+    """Keep DVC out until this Snakemake ends; the run ends where it is at work already, or where data are gone."""
     try:
         claim_for_snakemake()
+        link(EXPERIMENT.params)
     except UserError as error:
         sys.exit(f"semcorr: {error}")
 
