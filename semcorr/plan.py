@@ -1,9 +1,9 @@
 """What would run now, why, and about how long it takes and how much disk it fills.
 
 What would run is read off the outputs: those that are missing, those whose fingerprint is not the one params.yaml asks
-for, those whose code or data on this machine have changed since DVC recorded them, and all that rests on one of these. Times are network
-passes counted in floating point operations, over a rate that is measured on this machine in a second or two; they are
-meant to tell minutes from days, not to be right to the minute.
+for, those whose code or data on this machine have changed since DVC recorded them, and all that rests on one of these.
+Times are network passes counted in floating point operations, over a rate that is measured on this machine in a second
+or two; they are meant to tell minutes from days, not to be right to the minute.
 """
 
 import time
@@ -114,12 +114,11 @@ def _edited() -> dict[str, str]:
     for stage, changes in status.items():
         for change in changes:
             files = change.get("changed deps", {}) if isinstance(change, dict) else {}
-            code = [
-                file for file, how in files.items() if how == "modified" and file.startswith(("semcorr/", "watched/"))
-            ]
-            if code:
+            ours = ("semcorr/", "watched/")
+            edited = [file for file, how in files.items() if how == "modified" and file.startswith(ours)]
+            if edited:
                 verb, _, cell = stage.partition("@")
-                found[" ".join([verb, *cell.split("-")] if cell else [verb])] = code[0]
+                found[" ".join([verb, *cell.split("-")] if cell else [verb])] = edited[0]
     return found
 
 

@@ -44,11 +44,11 @@ def files(reader: Dataset | Backbone) -> list[str]:
     path = local(reader)
     if path is None or path.is_file():
         return [str(path)] if path else []
-    found = []
+    found: list[Path] = []
     for folder, below, names in os.walk(path):
         below[:] = [name for name in below if name != UNWATCHED]
-        found += [os.path.join(folder, name) for name in names]
-    return sorted(found)
+        found += [Path(folder, name) for name in names]
+    return sorted(map(str, found))
 
 
 def _paths(reader: Dataset | Backbone) -> list[Path]:
@@ -62,7 +62,7 @@ def _paths(reader: Dataset | Backbone) -> list[Path]:
 def _enter(entry: Path, paths: list[Path]) -> None:
     links = {path: _target(path, entry.parent) for path in paths}
     to = next((links[path] for path in paths if path.exists()), None)
-    now = os.readlink(entry) if entry.is_symlink() else None
+    now = str(entry.readlink()) if entry.is_symlink() else None
     if to is None and now in links.values():
         raise UserError(
             f"{entry}: links to {now}, which is gone. Bring it back, or remove this link, and the next of the sources "
