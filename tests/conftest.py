@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 from filelock import FileLock
 from hypothesis import settings
 
-from semcorr import params
+from semcorr import cli, graph, params
 
 ROOT = Path(__file__).parents[1]
 settings.register_profile("semcorr", deadline=None, derandomize=True, max_examples=60)
@@ -103,6 +104,31 @@ def finished(clone, shared_folder, tmp_path) -> "Clone":
             project.root.rename(original)
     shutil.copytree(original, tmp_path / "semcorr", symlinks=True)
     return Clone(tmp_path / "semcorr")
+
+
+# Children are forked from a process that has imported everything and computed nothing, so that a kill meets work.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["torchvision", "timm", *(f"semcorr.stages.{stage}" for stage in graph.STAGES)])
+
+
+def fork(folder: Path, *words: str) -> multiprocessing.Process:
+    """Start a command line of semcorr in a folder."""
+    process = FORKS.Process(target=_command, args=[str(folder), words])
+    process.start()
+    return process
+
+
+def _command(folder: str, words: tuple[str, ...]) -> None:
+    os.chdir(folder)
+    cli.main(list(words))
+    os._exit(0)  # without the half second that Python takes to put torch away
+
+
+def run_forked(folder: Path, *words: str) -> None:
+    """Run a command line of semcorr in a folder; it must end well."""
+    process = fork(folder, *words)
+    process.join()
+    assert process.exitcode == 0
 
 
 @pytest.fixture

@@ -1,9 +1,11 @@
 """What goes wrong: after each fault either a clear error or a correct result, never a wrong one, and nothing lost."""
 
 import contextlib
+import copy
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -14,11 +16,11 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Clone, setting
+from conftest import Clone, fork, run_forked, setting, small
 
 from semcorr import cli, graph, params, stale
 from semcorr.errors import UserError
-from semcorr.files import write_json
+from semcorr.files import remove, write_json
 
 IN_THE_WAY = (
     "at work in this folder",
@@ -29,43 +31,103 @@ IN_THE_WAY = (
 ENGINES = {"dvc": ("dvc", "repro"), "snakemake": ("snakemake", "--cores", "1")}
 
 
-def _empty(project: Clone, made: tuple[str, ...]) -> None:
-    """As it was before some folders were made, caches included. How fetch and weights end, tests of their own show."""
-    for name in (*made, ".snakemake", ".dvc/cache", ".dvc/tmp", ".semcorr"):
-        shutil.rmtree(project.root / name, ignore_errors=True)
-    (project.root / "dvc.lock").unlink(missing_ok=True)
-
-
 @pytest.mark.pipeline
-def test_killed_at_random_moments(finished):
-    """SIGKILL of each engine with its stages, and alone, so that its orphan meets what comes next.
+def test_an_engine_killed_in_every_stage(finished):
+    """SIGKILL of DVC and of Snakemake by turns, with their stages or alone, so that an orphan meets what comes next.
 
-    What Snakemake had made undisturbed on all cores at once, it then makes one job at a time, and DVC makes too.
+    They begin with nothing, caches included, and one goes on where the other was killed, until each stage has seen it.
     """
     made = finished.metrics()
-    rng = random.Random(0)
-    phases = {
-        "snakemake": ("features/dinov2_tiny/frozen", "matches", "metrics"),  # training gains nothing from more cores
-        "dvc": ("features", "checkpoints", "matches", "metrics"),
-    }
-    for engine, folders in phases.items():
-        _empty(finished, folders)
-        for alone in (False, True):
-            running, _ = finished.start(*ENGINES[engine])
-            time.sleep(rng.uniform(3, 7))
-            if alone:
-                running.kill()
-            else:
-                os.killpg(running.pid, signal.SIGKILL)
-            running.wait()
-        if engine == "snakemake":
+    ignored = ("data", "features", "checkpoints", "matches", "metrics", "logs")
+    for name in (*ignored, ".snakemake", ".dvc/cache", ".dvc/tmp", ".semcorr"):
+        shutil.rmtree(finished.root / name, ignore_errors=True)
+    (finished.root / "dvc.lock").unlink()
+    rng, turn = random.Random(0), 0
+    left = set(graph.STAGES) - {"validate"}
+    while left:
+        engine = ("snakemake", "dvc")[turn % 2]
+        if engine == "snakemake" and turn:
             finished.run("snakemake", "--unlock")
-        for _ in range(4):  # while an orphan still runs, a stage may say so
-            again, said = finished.start(*ENGINES[engine])
+        running, said = finished.start(*ENGINES[engine])
+        while running.poll() is None and not (stage := left & _started(said.read_text())):
+            time.sleep(0.05)
+        if running.poll() is not None:  # an orphan is still at work
+            assert any(reason in said.read_text() for reason in IN_THE_WAY), said.read_text()
+            continue
+        time.sleep(rng.uniform(0, 4))  # it starts for some 2 s
+        if turn // 2 % 2:
+            running.kill()
+        else:
+            os.killpg(running.pid, signal.SIGKILL)
+        running.wait()
+        left -= stage
+        turn += 1
+    finished.run("snakemake", "--unlock")
+    for command in ENGINES.values():
+        for _ in range(4):
+            again, said = finished.start(*command)
             if again.wait() == 0:
                 break
             assert any(reason in said.read_text() for reason in IN_THE_WAY), said.read_text()
         assert finished.metrics() == made
+
+
+def _started(said: str) -> set[str]:
+    """Stages that an engine says it has started."""
+    return set(re.findall(r"^(?:Running stage '|(?:local)?rule )(\w+)", said, re.MULTILINE))
+
+
+def test_a_stage_killed_at_any_moment(smoke, tmp_path):
+    """Each stage of the small experiment, four times, at random moments: what is there is whole, and ends the same."""
+    values = copy.deepcopy(smoke)
+    small(values)
+    write_json(tmp_path / "params.yaml", values)
+    rng = random.Random(0)
+    tried = set()
+    for job in graph.Graph(params.validate(values, "x")).jobs():
+        words = (job.stage, *job.cell.values())
+        run_forked(tmp_path, *words)
+        if job.stage in tried:
+            continue
+        tried.add(job.stage)
+        made = _content(job, tmp_path)
+        _remove_outputs(job, tmp_path)
+        start = time.monotonic()
+        run_forked(tmp_path, *words)
+        took = time.monotonic() - start
+        _remove_outputs(job, tmp_path)
+        killed = 0
+        for _ in range(40):
+            process = fork(tmp_path, *words)
+            process.join(rng.uniform(0, took))
+            process.kill()
+            process.join()
+            assert _content(job, tmp_path).items() <= made.items()
+            if process.exitcode == -signal.SIGKILL:
+                killed += 1  # the next one meets what this one has left
+            else:
+                assert process.exitcode == 0
+                assert _content(job, tmp_path) == made
+                _remove_outputs(job, tmp_path)
+            if killed == 4:
+                break
+        assert killed == 4, job.stage
+        run_forked(tmp_path, *words)
+        assert _content(job, tmp_path) == made
+    assert tried == graph.STAGES.keys()
+
+
+def _remove_outputs(job: graph.Job, root: Path) -> None:
+    for path in job.outputs.values():
+        remove(root / path)
+    if job.stage == "fetch":
+        remove(root / "data/sources")  # what is drawn once for all splits
+
+
+def _content(job: graph.Job, root: Path) -> dict[Path, bytes]:
+    """All files of a job's outputs."""
+    files = [file for path in job.outputs.values() for file in [root / path, *(root / path).rglob("*")]]
+    return {file: file.read_bytes() for file in files if file.is_file()}
 
 
 @pytest.mark.pipeline

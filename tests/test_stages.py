@@ -1,8 +1,6 @@
 """Stages in one process, on the smoke experiment in a folder of its own."""
 
 import json
-import multiprocessing
-import os
 import random
 import time
 from pathlib import Path
@@ -11,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import fork, run_forked
 
 from semcorr import cli, graph, params, store
 from semcorr.errors import UserError
@@ -57,12 +56,6 @@ def test_extract_gives_the_same_bytes_and_does_not_depend_on_batches(experiment,
             np.testing.assert_allclose(opened.array(image_id), array, rtol=2e-3, atol=2e-3)
 
 
-def _extract(folder: str) -> None:
-    """The stage in a process of its own."""
-    os.chdir(folder)
-    cli.run_stage(cli.parser().parse_args(["extract", "dinov2_tiny", "frozen", "toy_willow"]))
-
-
 def _length(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
@@ -75,13 +68,10 @@ def test_extract_survives_being_killed(experiment, smoke, tmp_path):
     whole = _until_store(experiment, **changes)
     path = tmp_path / "features/dinov2_tiny/frozen/toy_willow.h5"
     path.unlink()
-    # Children are forked from a process that has imported everything and computed nothing.
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["semcorr.stages.extract", "semcorr.backbones.vit"])
+    words = ("extract", "dinov2_tiny", "frozen", "toy_willow")
     rng, journal, reached = random.Random(0), path.with_name(".toy_willow.h5.done"), set()
     for _ in range(10):
-        process = processes.Process(target=_extract, args=[str(tmp_path)])
-        process.start()
+        process = fork(tmp_path, *words)
         before = _length(journal)
         while process.is_alive() and _length(journal) == before:
             time.sleep(0.001)
@@ -93,7 +83,7 @@ def test_extract_survives_being_killed(experiment, smoke, tmp_path):
             path.unlink()
         reached.add(_length(journal))
     assert len(reached) > 3, reached
-    _extract(str(tmp_path))
+    run_forked(tmp_path, *words)
     assert path.read_bytes() == whole
     assert [item.name for item in path.parent.iterdir() if not item.name.endswith(".lock")] == [path.name]
 

@@ -1,7 +1,6 @@
 """Losses against numpy, what an epoch sees, and training runs in one process: stopped, resumed, continued, spoilt."""
 
 import json
-import multiprocessing
 import os
 import shutil
 from itertools import permutations
@@ -11,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import FORKS
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as PillowImage
@@ -403,12 +403,10 @@ def test_training_survives_being_killed(run):
     last.unlink()
     for path in job.outputs.values():
         path.unlink()
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["semcorr.stages.extract", "semcorr.stages.finetune", "semcorr.backbones.vit"])
     rng = np.random.default_rng(0)
     for _ in range(3):
         before = last.stat().st_mtime_ns if last.exists() else 0
-        process = processes.Process(target=_finetune, args=[str(folder)])
+        process = FORKS.Process(target=_finetune, args=[str(folder)])
         process.start()
         while process.is_alive() and (last.stat().st_mtime_ns if last.exists() else 0) == before:
             process.join(0.002)

@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Clone, setting
+from conftest import Clone, run_forked, setting
 
 from semcorr import graph, params
+from semcorr.files import write_json
 from semcorr.stale import remove_stale
 
 ROOT = Path(__file__).parents[1]
@@ -169,17 +170,12 @@ SOFT = _cells(("match", "evaluate"), BOTH, ("softargmax",))
 
 
 @pytest.mark.pipeline
-def test_whole_grid_by_snakemake(clone):
-    """The other family through every stage; then DVC adopts what Snakemake made, without running it again."""
-    project = clone("smoke")
-    for axis, names in {"rules": ["softargmax"], "backbones": ["sam_tiny"]}.items():
-        project.edit(setting("grid", axis, names))  # the others have their turn in the small experiment
-    project.snakemake()
-    _check_whole_grid(project)
-    made = project.metrics()
-    project.run("dvc", "commit", "--force")
-    assert project.dvc() == set()
-    assert project.metrics() == made
+def test_the_whole_smoke_preset(smoke, tmp_path):
+    """Every family through every stage, each in a process of its own; the engines run the small experiment."""
+    write_json(tmp_path / "params.yaml", smoke)
+    for job in graph.Graph(params.validate(smoke, "x")).jobs():
+        run_forked(tmp_path, job.stage, *job.cell.values())
+    _check_whole_grid(Clone(tmp_path))
 
 
 def _check_whole_grid(project: Clone) -> None:
