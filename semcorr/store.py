@@ -25,8 +25,9 @@ from filelock import FileLock, Timeout
 
 from semcorr import provenance
 from semcorr.errors import UserError
-from semcorr.files import canonical_json, unwritable
+from semcorr.files import canonical_json, sha256, unwritable
 from semcorr.geometry import Grid
+from semcorr.graph import Job, code_version
 
 FORMAT = 2
 CHECKSUMS = ".crc32"
@@ -77,7 +78,7 @@ class Writer:
 
 @contextlib.contextmanager
 def create(
-    path: Path, record: dict[str, Any], entries: dict[str, Entry], dtype: str, version: str = ""
+    path: Path, record: dict[str, Any], entries: dict[str, Entry], dtype: str, basis: Any = None
 ) -> Iterator[Writer]:
     """Write a store; it appears under its name when the block ends well and every image is in it.
 
@@ -88,14 +89,14 @@ def create(
         record: its provenance.
         entries: image id -> shape and geometry, of all images.
         dtype: "float16" or "float32".
-        version: of the code that computes the arrays; what another version began is begun anew.
+        basis: what the arrays are computed by and from, as JSON; what was begun on another is begun anew.
 
     Raises:
         UserError: the disk is full, or another process is writing the same store.
     """
     partial, journal, lock = (path.with_name(f".{path.name}.{suffix}") for suffix in ("partial", "done", "lock"))
     shapes = {name: asdict(entry) for name, entry in entries.items()}
-    key = hashlib.sha256(canonical_json([FORMAT, version, record, dtype, shapes]).encode()).hexdigest()
+    key = hashlib.sha256(canonical_json([FORMAT, basis, record, dtype, shapes]).encode()).hexdigest()
     with unwritable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -238,6 +239,22 @@ class Store:
             return self._entries[image_id]
         except KeyError:
             raise UserError(f"{self.path}: holds no image {image_id}. Make it again") from None
+
+
+def basis(job: Job) -> dict[str, str]:
+    """What a job's unfinished work rests on: its code, and the content of each input, by role.
+
+    Fingerprints do not tell contents apart: an image that was edited leaves the parameters as they are.
+    """
+    return {"code": code_version(job.stage)} | {role: _content(job.inputs[role]) for role in job.expects}
+
+
+def _content(path: Path) -> str:
+    """A hash of a file's bytes; of a store, which may be large, the one of its arrays' checksums."""
+    if path.suffix != ".h5":
+        return sha256(path)
+    with h5py.File(path, "r", locking=False) as file:
+        return hashlib.sha256(file[CHECKSUMS][()].tobytes()).hexdigest()
 
 
 def describe(path: Path) -> list[str]:

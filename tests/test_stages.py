@@ -10,8 +10,10 @@ import pandas as pd
 import pytest
 import torch
 from conftest import fork, run_forked
+from PIL import Image, ImageOps
 
 from semcorr import cli, graph, params, store
+from semcorr.datasets import toy
 from semcorr.errors import UserError
 from semcorr.files import write_json
 
@@ -86,6 +88,35 @@ def test_extract_survives_being_killed(experiment, smoke, tmp_path):
     run_forked(tmp_path, *words)
     assert path.read_bytes() == whole
     assert [item.name for item in path.parent.iterdir() if not item.name.endswith(".lock")] == [path.name]
+
+
+def test_what_was_begun_with_other_images_is_begun_anew(experiment, smoke, tmp_path, monkeypatch):
+    """Extract stops half-way and an image is edited; then no array of the old ones is in the store."""
+    datasets = json.loads(json.dumps(smoke["datasets"]))
+    datasets["toy_willow"]["sources"] = [{"kind": "path", "path": "mine"}]
+    toy.write_pfwillow(tmp_path / "mine", 1, {"all": 2})
+    changes = {"datasets": datasets, "runtime": smoke["runtime"] | {"batch_size": 1}}
+    words = ("extract", "dinov2_tiny", "frozen", "toy_willow")
+    old = _until_store(experiment, **changes)
+    add = store.Writer.add
+
+    def stop(writer, *arguments):
+        if len(writer.done) == 3:
+            raise InterruptedError
+        add(writer, *arguments)
+
+    path = _job(*words).outputs["store"]
+    path.unlink()
+    monkeypatch.setattr(store.Writer, "add", stop)
+    with pytest.raises(InterruptedError):
+        experiment(*words, **changes)
+    monkeypatch.setattr(store.Writer, "add", add)
+    assert list(path.parent.glob(".*.partial"))
+    for image in (tmp_path / "mine").rglob("*.png"):
+        ImageOps.invert(Image.open(image).convert("RGB")).save(image)
+    after_stop = _until_store(experiment, **changes)
+    path.unlink()
+    assert _until_store(experiment, **changes) == after_stop != old
 
 
 def test_a_batch_too_large_for_the_gpu_is_halved(experiment, smoke, monkeypatch, caplog):

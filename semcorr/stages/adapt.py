@@ -1,7 +1,7 @@
 """adapt: the features of a tuned backbone, from the cached trunk."""
 
 from semcorr import runtime, store
-from semcorr.graph import Job, code_version
+from semcorr.graph import Job
 from semcorr.params import Params
 from semcorr.provenance import expect, provenance
 from semcorr.tail import Tail
@@ -17,9 +17,8 @@ def adapt(job: Job, params: Params) -> str:
         grids = {image_id: trunk.grid(image_id) for image_id in trunk.ids()}
         channels = tail.network.channels(spec)
         entries = {name: store.Entry(shape=(*grid.shape, channels), grid=grid) for name, grid in grids.items()}
-        version = code_version(job.stage)
         with (
-            store.create(job.outputs["store"], record, entries, spec.precision, version) as writer,
+            store.create(job.outputs["store"], record, entries, spec.precision, store.basis(job)) as writer,
             runtime.autocast(device, spec.compute),
         ):
             ids = [image_id for image_id in grids if image_id not in writer.done]

@@ -29,7 +29,7 @@ from semcorr.backbones.base import Backbone
 from semcorr.datasets.base import Image, read_images
 from semcorr.errors import UserError
 from semcorr.geometry import Grid, resized_size
-from semcorr.graph import Job, code_version
+from semcorr.graph import Job
 from semcorr.params import Params
 from semcorr.provenance import expect, provenance
 
@@ -81,7 +81,7 @@ def encode(job: Job, params: Params, encoder: Encoder) -> str:
     path = job.outputs["store"]
     forward = runtime.compiled(encoder.forward, params)
     with (
-        store.create(path, record, entries, encoder.precision, code_version(job.stage)) as writer,
+        store.create(path, record, entries, encoder.precision, store.basis(job)) as writer,
         tqdm(total=len(images), unit="image", desc=name, disable=None, initial=len(writer.done)) as bar,
         torch.inference_mode(),
         runtime.autocast(device, spec.compute),

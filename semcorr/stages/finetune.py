@@ -24,12 +24,12 @@ from semcorr.datasets.base import Image, Pair, read_images, read_pairs
 from semcorr.errors import UserError
 from semcorr.files import replacing, sha256, write_text
 from semcorr.geometry import Grid
-from semcorr.graph import Job, code_version
+from semcorr.graph import Job
 from semcorr.matching import match_pairs
 from semcorr.params import Argmax, Params
 from semcorr.provenance import expect, provenance
 from semcorr.stages.extract import read_image
-from semcorr.store import Store
+from semcorr.store import Store, basis
 from semcorr.tail import Tail
 from semcorr.training import Augmentation, Batch, Batches, Maps, Tuned, learning_rate, loss
 
@@ -102,7 +102,7 @@ class _Run:
         self.last = job.outputs["tensors"].with_name("last.pt")
         self.key = {  # what a run must share with another to go on with it
             "fingerprint": job.fingerprint,
-            "code": code_version(job.stage),
+            "basis": basis(job),
             "settings": {key: str(value) for key, value in job.settings.items()},
         }
         # What a run has reached; with the tensors and the optimizer's state, all that it needs to go on.
@@ -304,7 +304,9 @@ class _Run:
         if key != ours:
             both = {**key["settings"], **ours["settings"]}
             other = [name for name in both if key["settings"].get(name) != ours["settings"].get(name)]
-            other = other or ["another version of the code" if key["code"] != ours["code"] else "other inputs"]
+            other = other or [
+                role for role, content in ours["basis"].items() if key.get("basis", {}).get(role) != content
+            ]
             logger.warning("%s: not resumed, since it is of another run (%s)", self.last, ", ".join(other))
             return
         if found["state"]["epoch"] > self.tuning.epochs:
