@@ -45,7 +45,7 @@ PartitionName=debug Nodes=ALL Default=YES MaxTime=60 State=UP
 
 @pytest.fixture
 def slurm(tmp_path, monkeypatch):
-    """A Slurm of one node without authentication, and its commands on the PATH, bound to it."""
+    """A Slurm of one node without authentication, its commands on the PATH, and the file of all that they are told."""
     folder = tmp_path / "slurm"
     for name in ("state", "spool", "bin"):
         (folder / name).mkdir(parents=True)
@@ -59,7 +59,7 @@ def slurm(tmp_path, monkeypatch):
     for tool in TOOLS[2:]:  # jobs lose the variable on the way, so each command sets it again
         real = shutil.which(tool, path=PATH)
         wrapper = folder / "bin" / tool
-        wrapper.write_text(f'#!/bin/sh\nSLURM_CONF={conf} exec {real} "$@"\n')
+        wrapper.write_text(f'#!/bin/sh\necho {tool} "$@" >> {folder}/said\nSLURM_CONF={conf} exec {real} "$@"\n')
         wrapper.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}")
     environment = {**os.environ, "SLURM_CONF": str(conf)}
@@ -75,52 +75,62 @@ def slurm(tmp_path, monkeypatch):
             time.sleep(0.5)
         else:
             pytest.fail(f"Slurm's node did not come up: {state!r}")
-        yield
+        yield folder / "said"
     finally:
         for daemon in daemons:
             daemon.terminate()
             daemon.wait(20)
 
 
+def _on_this_node(profile: str, *more: str) -> list[str]:
+    """A run of a profile that ships, asking for less than a cluster has."""
+    networks = [
+        f"{rule}:{what}" for rule in ("extract", "trunk", "finetune", "adapt") for what in ("gpu=0", "mem_mb=1500")
+    ]
+    ask = ["slurm_partition=debug", "mem_mb=1500", "runtime=1", "gpu=0"]
+    options = ["--profile", f"profiles/{profile}", "--cores", "2", "--default-resources", *ask, "--set-resources"]
+    return ["snakemake", *options, *networks, "--retries", "0", "--seconds-between-status-checks", "1", *more]
+
+
+SLURM = ["--slurm-no-account", "--slurm-init-seconds-before-status-checks", "1"]
+
+
+def _lose_scores(project: Clone) -> None:
+    """Take a few jobs' outputs away; each job starts slowly on a cluster."""
+    for folder in ("matches", "metrics/smoke/cells"):
+        shutil.rmtree(project.root / folder / "dinov2_tiny/frozen")
+
+
 @pytest.mark.pipeline
 @needs_slurm
-def test_slurm_gives_the_same_metrics(finished, slurm):
-    """Jobs of a cluster without GPUs, short ones in groups, by the profile that ships."""
+def test_clusters_give_the_same_metrics(finished, slurm):
+    """Jobs of a cluster without GPUs, short ones in groups, by both profiles that ship."""
     made = finished.metrics()
-    for folder in (
-        "matches/dinov2_tiny/frozen",
-        "metrics/smoke/cells/dinov2_tiny/frozen",
-    ):  # a few jobs: each starts slowly
-        shutil.rmtree(finished.root / folder)
-    no_gpu = [f"{rule}:gpu=0" for rule in ("extract", "trunk", "finetune", "adapt")]
-    small = [f"{rule}:mem_mb=1500" for rule in ("extract", "trunk", "finetune", "adapt")]
-    options = [
-        "--slurm-no-account",
-        "--slurm-init-seconds-before-status-checks",
-        "1",
-        "--seconds-between-status-checks",
-        "1",
-    ]
-    said = finished.run(
-        "snakemake",
-        "--profile",
-        "profiles/slurm",
-        "--cores",
-        "2",
-        "--default-resources",
-        "slurm_partition=debug",
-        "mem_mb=1500",
-        "runtime=10",
-        "--set-resources",
-        *no_gpu,
-        *small,
-        "--retries",
-        "0",
-        *options,
-    )
+    _lose_scores(finished)
+    said = finished.run(*_on_this_node("slurm", *SLURM))
     assert finished.metrics() == made
     assert "has been submitted with SLURM jobid" in said
     assert "group_cells" in said
+    _lose_scores(finished)
+    said = finished.run(*_on_this_node("cluster"))
+    assert finished.metrics() == made
+    assert "Submitted group job" in said
+
+
+@pytest.mark.pipeline
+@needs_slurm
+@pytest.mark.parametrize("profile", ["slurm", "cluster"])
+def test_a_network_asks_for_a_gpu(finished, slurm, profile):
+    """As the profile ships: this node has no GPU, so that Slurm refuses, and has been asked for the right things."""
+    (finished.root / "features/dinov2_tiny/frozen/toy_spair_test.h5").unlink()
+    options = ["--seconds-between-status-checks", "1", *(SLURM if profile == "slurm" else [])]
+    finished.run("snakemake", "--profile", f"profiles/{profile}", "--retries", "0", *options, expect=1)
+    asked = [line for line in slurm.read_text().splitlines() if line.startswith("sbatch")]
+    assert len(asked) == 1
+    words = asked[0].replace("=", " ").split()
+    for option, value in (("--gpus", "1"), ("--mem", "16000")):
+        assert words[words.index(option) + 1] == value
+    assert "120" in words  # minutes
 
 
 @pytest.mark.pipeline
