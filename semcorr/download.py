@@ -16,7 +16,7 @@ import requests
 from tqdm import tqdm
 
 from semcorr.errors import UserError
-from semcorr.files import replacing, sha256
+from semcorr.files import replacing, sha256, unwritable
 
 logger = logging.getLogger(__name__)
 
@@ -37,12 +37,13 @@ def download(urls: list[str], digest: str | None, path: Path) -> Path:
     if path.exists() and digest in (None, sha256(path)):
         return path
     pooch.get_logger().setLevel("WARNING")
-    path.parent.mkdir(parents=True, exist_ok=True)
     reasons = []
     for url in urls:
         logger.info("downloading %s", url)
         try:
-            _retrieve(url, digest, path)
+            with unwritable(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _retrieve(url, digest, path)
         except (requests.RequestException, ValueError) as error:
             reasons.append(f"{url}: {_reason(error, digest)}")
             logger.warning("%s", reasons[-1])

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from semcorr.errors import UserError
 
 UNWRITABLE = {
@@ -59,6 +61,23 @@ def unwritable(path: Path) -> Iterator[None]:
             if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
                 raise UserError(f"{path}: cannot be written: {reason}. Nothing was changed; run again") from error
         raise
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Let one process at a time make `path`; the others wait.
+
+    Raises:
+        UserError: there is no room for the lock, or it may not be written.
+    """
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    with unwritable(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def project_path(path: str) -> Path:

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from semcorr.errors import UserError
-from semcorr.files import project_path, remove, write_text
+from semcorr.files import project_path, remove, unwritable, write_text
 from semcorr.params import Backbone, Dataset, FileWeights, Params, PathSource
 
 WATCHED = Path("watched")
@@ -27,11 +27,12 @@ def link(params: Params) -> None:
     networks = {name: params.backbones[name] for name in params.grid.backbones}
     for kind, readers in {"datasets": params.datasets, "weights": networks}.items():
         folder = WATCHED / kind
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, reader in readers.items():
-            _enter(folder / name, _paths(reader))
-        links = sorted(path.name for path in folder.iterdir() if path.is_symlink())
-        _write(folder / ".gitignore", "".join(f"/{name}\n" for name in links))
+        with unwritable(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, reader in readers.items():
+                _enter(folder / name, _paths(reader))
+            links = sorted(path.name for path in folder.iterdir() if path.is_symlink())
+            _write(folder / ".gitignore", "".join(f"/{name}\n" for name in links))
 
 
 def local(reader: Dataset | Backbone) -> Path | None:

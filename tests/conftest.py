@@ -1,5 +1,6 @@
 """Fixtures: small experiments, and clones of the project to run engines in."""
 
+import contextlib
 import hashlib
 import http.server
 import multiprocessing
@@ -133,16 +134,25 @@ def run_forked(folder: Path, *words: str) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path) -> Path:
-    """A file system of 200 kB."""
+    """A file system of 8 MB."""
     if os.geteuid() != 0:
         pytest.skip("mounting a small disk needs root; the limit on file sizes stands in")
     folder = tmp_path / "small"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "none", folder]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "none", folder]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("this machine lets nobody mount; the limit on file sizes stands in")
     yield folder
     subprocess.run(["umount", folder], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Leave no room on a disk; the file that takes it."""
+    filler = disk / "filler"
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    return filler
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Clone, fork, run_forked, setting, small
+from conftest import Clone, fill, fork, run_forked, setting, small
 
 from semcorr import cli, graph, params, stale
 from semcorr.errors import UserError
@@ -292,25 +292,40 @@ def test_a_folder_that_may_not_be_written(smoke, monkeypatch):
 
 
 def test_a_disk_that_is_full_and_one_that_is_read_only(smoke, tmp_path, monkeypatch, small_disk):
-    """features/ on a disk of its own: each time a line that says what is wrong, and nothing in it has changed."""
+    """All outputs on a disk of its own: each stage says in a line what is wrong, and changes nothing there."""
     monkeypatch.chdir(tmp_path)
-    _small_project(smoke, tmp_path)
-    for words in (("fetch", "toy_willow"), ("weights", "dinov2_tiny", "frozen")):
+    values = copy.deepcopy(smoke)
+    small(values)
+    write_json(tmp_path / "params.yaml", values)
+    for name in ("data", "features", "checkpoints", "matches", "metrics"):
+        (small_disk / name).mkdir()
+        (tmp_path / name).symlink_to(small_disk / name)
+
+    def remount(how: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,{how}", small_disk], check=True)
+
+    def files() -> set[Path]:
+        return {path for path in small_disk.rglob("*") if path.is_file() and path.suffix != ".lock"}
+
+    tried = set()
+    for job in graph.Graph(params.load()).jobs():
+        words = (job.stage, *job.cell.values())
+        if job.stage not in tried:
+            tried.add(job.stage)
+            before = files()
+            filler = fill(small_disk)
+            with pytest.raises(UserError, match="cannot be written: the disk is full"):
+                _run(*words)
+            filler.unlink()
+            assert files() == before
+            remount("ro")
+            with pytest.raises(UserError, match="cannot be written: the file system is read-only"):
+                _run(*words)
+            remount("rw")
+            assert files() == before
         _run(*words)
-    (tmp_path / "features").symlink_to(small_disk)
-    extract = ("extract", "dinov2_tiny", "frozen", "toy_willow")
-    filler = small_disk / "filler"
-    filler.write_bytes(bytes(180_000))
-    with pytest.raises(UserError, match=r"toy_willow\.h5: cannot be written: the disk is full"):
-        _run(*extract)
-    filler.unlink()
-    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    with pytest.raises(UserError, match=r"toy_willow\.h5: cannot be written: the file system is read-only"):
-        _run(*extract)
-    assert not [path for path in small_disk.rglob("*") if path.suffix == ".h5"]
-    subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
-    _run(*extract)
-    assert (small_disk / "dinov2_tiny/frozen/toy_willow.h5").exists()
+        assert all(path.exists() for path in job.outputs.values())
+    assert tried == graph.STAGES.keys()
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from conftest import fill
 
 from semcorr import download
 from semcorr.datasets import sources, toy
@@ -281,9 +282,14 @@ def test_a_disk_that_takes_no_more(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zip"]
 
 
-def test_a_disk_that_is_really_full(tmp_path, small_disk):
+def test_a_disk_that_is_really_full(tmp_path, small_disk, server):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
         file.writestr("file.bin", CONTENT)
-    with pytest.raises(UserError, match=r"the disk is full, free some space\. Nothing was changed"):
+    server.files["a.zip"] = (tmp_path / "a.zip").read_bytes()
+    filler = fill(small_disk)
+    full = r"cannot be written: the disk is full, free some space\. Nothing was changed"
+    with pytest.raises(UserError, match=f"out: {full}"):
         download.unpack(tmp_path / "a.zip", small_disk / "out")
-    assert list(small_disk.iterdir()) == []
+    with pytest.raises(UserError, match=rf"b\.zip: {full}"):
+        download.download([server.url("a.zip")], None, small_disk / "b.zip")
+    assert list(small_disk.iterdir()) == [filler]

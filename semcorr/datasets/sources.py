@@ -4,13 +4,11 @@ import hashlib
 import logging
 from pathlib import Path
 
-from filelock import FileLock
-
 from semcorr.datasets import toy
 from semcorr.datasets.formats import FORMATS
 from semcorr.download import download, is_archive, unpack
 from semcorr.errors import UserError
-from semcorr.files import canonical_json, project_path, replacing, sha256
+from semcorr.files import alone, canonical_json, project_path, replacing, sha256
 from semcorr.params import Dataset, PathSource, Source, ToySource, UrlSource
 
 FOLDER = Path("data/sources")  # what was drawn, downloaded or unpacked, beside the datasets; no engine tracks it
@@ -84,8 +82,7 @@ def _fetch(source: UrlSource) -> Path:
     archive = FOLDER / f"{key[:12]}_{source.urls[0].rpartition('/')[2]}"
     if source.sha256 and (folder := _place(source.sha256)).is_dir():
         return folder
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    with FileLock(FOLDER / f".{archive.name}.lock"):  # Snakemake fetches the splits side by side
+    with alone(archive):  # Snakemake fetches the splits side by side
         try:
             download(source.urls, source.sha256, archive)
         except UserError as error:
@@ -104,8 +101,7 @@ def _place(digest: str) -> Path:
 
 def _unpacked(archive: Path, digest: str) -> Path:
     folder = _place(digest)
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    with FileLock(FOLDER / f".{folder.name}.lock"):
+    with alone(folder):
         return folder if folder.is_dir() else unpack(archive, folder)
 
 
@@ -117,8 +113,7 @@ def _draw(source: ToySource, format_: str) -> Path:
     digest = hashlib.sha256(canonical_json([format_, source.model_dump()]).encode())
     digest.update(Path(toy.__file__).read_bytes())  # another version of the pen draws other pictures
     folder = FOLDER / f"toy_{format_}_{digest.hexdigest()[:12]}"
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    with FileLock(FOLDER / f".{folder.name}.lock"):
+    with alone(folder):
         if not folder.exists():
             with replacing(folder) as partial:
                 pens[format_](partial, source.seed, source.images)

@@ -277,7 +277,7 @@ class _Run:
         """Write last.pt, whole or not at all."""
         if not self.group.first:
             return
-        with replacing(self.last) as partial:
+        with replacing(self.last) as partial, partial.open("wb") as file:  # a full disk is told apart by Python alone
             torch.save(
                 {
                     "key": self.key,
@@ -287,7 +287,7 @@ class _Run:
                     "optimizer": self.optimizer.state_dict(),
                     "scaler": self.scaler.state_dict(),
                 },
-                partial,
+                file,
             )
 
     def _resume(self) -> None:
