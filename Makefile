@@ -27,7 +27,7 @@ test: setup
 	@export PATH="$(CURDIR)/$(BIN):$$PATH" && pytest -n 4 --dist worksteal
 
 bench: setup
-	@for name in extract match evaluate willow finetune spair_counts; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	@for name in extract match evaluate willow finetune spair_counts noop; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 check: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from semcorr.errors import UserError
-from semcorr.files import project_path, remove, unwritable, write_text
+from semcorr.files import project_path, remove, replacing, unwritable, write_text
 from semcorr.params import Backbone, Dataset, FileWeights, Params, PathSource
 
 WATCHED = Path("watched")
@@ -54,17 +54,25 @@ def files(reader: Dataset | Backbone) -> list[str]:
 
 def _paths(reader: Dataset | Backbone) -> list[Path]:
     if isinstance(reader, Backbone):
-        paths = [reader.weights.path] if isinstance(reader.weights, FileWeights) else []
-    else:
-        paths = [source.path for source in reader.sources if isinstance(source, PathSource)]
-    return [project_path(path) for path in paths]
+        return [project_path(reader.weights.path)] if isinstance(reader.weights, FileWeights) else []
+    paths = [project_path(source.path) for source in reader.sources if isinstance(source, PathSource)]
+    return [_root(path, reader.format) for path in paths]
+
+
+def _root(path: Path, format_: str) -> Path:
+    """What is read of a path: it may be a folder that holds much else beside the data's own."""
+    if not path.is_dir():
+        return path
+    from semcorr.datasets.formats import FORMATS
+
+    return FORMATS[format_].find(path) or path
 
 
 def _enter(entry: Path, paths: list[Path]) -> None:
     links = {path: _target(path, entry.parent) for path in paths}
     to = next((links[path] for path in paths if path.exists()), None)
     now = str(entry.readlink()) if entry.is_symlink() else None
-    if to is None and now in links.values():
+    if to is None and now and any(f"{now}/".startswith(f"{link}/") for link in links.values()):
         raise UserError(
             f"{entry}: links to {now}, which is gone. Bring it back, or remove this link, and the next of the sources "
             "in params.yaml is taken"
@@ -74,8 +82,8 @@ def _enter(entry: Path, paths: list[Path]) -> None:
             entry.unlink()
         _write(entry, NOTHING)
     elif to != now:
-        remove(entry)
-        entry.symlink_to(to)
+        with replacing(entry) as partial:
+            partial.symlink_to(to)
 
 
 def _target(path: Path, folder: Path) -> str:
