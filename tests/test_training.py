@@ -489,8 +489,8 @@ def test_a_full_disk_leaves_the_checkpoint_before(run, monkeypatch):
     before = last.read_bytes()
     whole = _outputs(job)
 
-    def full(_, path):
-        Path(path).write_bytes(b"half of it")
+    def full(_, file):
+        file.write(b"half of it")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)

@@ -228,9 +228,20 @@ def test_dvc_runs_what_a_change_touches(finished):
     module.write_text(module.read_text() + "# no other result\n")
     assert project.dvc() == _cells(("evaluate",), BOTH)  # the wave ends where the bytes are the same
     assert project.metrics() == first
+    _cache_is_linked_and_whole(project, "matches/dinov2_tiny/frozen/toy_spair_test/softargmax.parquet")
 
     project.edit(setting("evaluat", {}))
     assert "params.yaml: evaluat: unknown key; allowed: preset, grid" in project.run("dvc", "repro", expect=255)
+
+
+def _cache_is_linked_and_whole(project: Clone, output: str) -> None:
+    """What DVC has made is in its cache without a copy, and nothing has written through a link."""
+    kept = {path: path.parent.name + path.name for path in (project.root / ".dvc/cache/files/md5").glob("??/*")}
+    for path, name in kept.items():
+        assert hashlib.md5(path.read_bytes()).hexdigest() == name.removesuffix(".dir")
+    linked = any(path.samefile(project.root / output) for path in kept)
+    reflink = ["cp", "--reflink=always", output, "clone"]  # what DVC takes first, where the file system can do it
+    assert linked or subprocess.run(reflink, cwd=project.root, capture_output=True, check=False).returncode == 0
 
 
 @pytest.mark.pipeline
@@ -279,18 +290,6 @@ def test_what_one_engine_made_is_not_stale_in_the_other(finished):
     temperature(0.5)
     assert project.snakemake() >= SOFT
     assert project.metrics() == under_b
-    _cache_is_linked_and_whole(project)
-
-
-def _cache_is_linked_and_whole(project: Clone) -> None:
-    """A store is in DVC's cache without a copy, and no engine has written through a link."""
-    kept = {path: path.parent.name + path.name for path in (project.root / ".dvc/cache/files/md5").glob("??/*")}
-    for path, name in kept.items():
-        assert hashlib.md5(path.read_bytes()).hexdigest() == name.removesuffix(".dir")
-    store = project.root / "features/dinov2_tiny/frozen/toy_spair_test.h5"
-    linked = any(path.samefile(store) for path in kept)
-    clones = subprocess.run(["cp", "--reflink=always", store, project.root / "clone"], capture_output=True, check=False)
-    assert linked or clones.returncode == 0  # what DVC takes first, where the file system can do it
 
 
 def test_stale_outputs_are_found(tmp_path, monkeypatch, smoke):
