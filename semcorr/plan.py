@@ -19,15 +19,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from semcorr import runtime
 from semcorr.backbones import build
 from semcorr.backbones.base import Backbone
+from semcorr.datasets import toy
 from semcorr.datasets.base import read_images, read_pairs
 from semcorr.errors import UserError
 from semcorr.geometry import resized_size
 from semcorr.graph import Graph, Job
-from semcorr.params import Dataset, ImageBatches, Params
+from semcorr.params import Dataset, ImageBatches, Params, ToySource
 from semcorr.stale import is_stale
 
-START = {"validate": 0.3, "fetch": 2.0, "evaluate": 1.5, "report": 3.0, "draw": 4.0}  # seconds; others load networks
-LOADED = 6.0
+# Seconds until a stage begins its work; where none are given, a network is loaded.
+START = {"validate": 0.3, "fetch": 2.0, "match": 3.0, "evaluate": 1.0, "report": 2.0, "draw": 1.5}
+LOADED = 5.0
 BACKWARD = 2.0  # a backward pass over a forward one
 KEYPOINT_BYTES = 150  # of a row of matches
 SPAIR = {"trn": (990, 53_340, 10_652), "val": (324, 5_384, 1_070), "test": (486, 12_234, 2_438)}  # images, large, small
@@ -136,6 +138,8 @@ def size(dataset: Dataset, index: Job) -> Size | None:
             found = Size(images=images, pairs=pairs, keypoints=round(7.2 * pairs), shape=(375, 500), known=False)
         case "pfwillow":
             found = Size(images=100, pairs=900, keypoints=9_000, shape=(225, 300), known=False)
+        case _ if isinstance(dataset.sources[0], ToySource):
+            found = _toy(dataset, dataset.sources[0])
         case _:
             return None
     if dataset.limit is None or dataset.limit >= found.pairs:
@@ -149,6 +153,14 @@ def size(dataset: Dataset, index: Job) -> Size | None:
         shape=found.shape,
         known=False,
     )
+
+
+def _toy(dataset: Dataset, source: ToySource) -> Size:
+    """How large a drawn dataset is to be: nearly every pair of a category shares enough keypoints."""
+    kinds = len(toy.CATEGORIES if dataset.format == "spair" else toy.WILLOW)
+    each = source.images.get(dataset.split if dataset.format == "spair" else "all", 0)
+    pairs = kinds * each * (each - 1)
+    return Size(images=kinds * each, pairs=pairs, keypoints=10 * pairs, shape=toy.SIZES[-1], known=False)
 
 
 class Costs:
@@ -250,7 +262,7 @@ class Costs:
         return Cost(seconds=4e-8 * dataset.keypoints * self.params.evaluate.bootstrap, disk=50e3)
 
     def _draw(self, job: Job, dataset: Size) -> Cost:
-        return Cost(seconds=2.0, disk=1e6)
+        return Cost(seconds=0.5, disk=1e6)
 
 
 def rate(device: torch.device, compute: str, seconds: float = 1.0) -> float:

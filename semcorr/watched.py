@@ -32,7 +32,7 @@ def link(params: Params) -> None:
             for name, reader in readers.items():
                 _enter(folder / name, _paths(reader))
             links = sorted(path.name for path in folder.iterdir() if path.is_symlink())
-            _write(folder / ".gitignore", "".join(f"/{name}\n" for name in links))
+            _write(folder / ".gitignore", "".join(f"/{name}\n" for name in [".gitignore", *links] if links))
 
 
 def local(reader: Dataset | Backbone) -> Path | None:

@@ -339,7 +339,7 @@ def test_data_and_weights_of_this_machine_are_watched(clone, monkeypatch):
         shutil.move("kept", path)
     _compare("back again", rest, wrong)
     assert not wrong, "\n".join(wrong)
-    assert Path("watched/weights/.gitignore").read_text() == f"/{B}\n"  # links are for this machine alone
+    assert Path("watched/weights/.gitignore").read_text() == f"/.gitignore\n/{B}\n"  # links are for this machine alone
 
     Path("mine/willow").rename("mine/elsewhere")
     said = project.run("snakemake", "--cores", "1", expect=1)

@@ -36,6 +36,7 @@ def test_an_engine_killed_in_every_stage(finished):
     """SIGKILL of DVC and of Snakemake by turns, with their stages or alone, so that an orphan meets what comes next.
 
     They begin with nothing, caches included, and one goes on where the other was killed, until each stage has seen it.
+    What one job at a time gives is what Snakemake had given undisturbed, on all cores at once.
     """
     made = finished.metrics()
     ignored = ("data", "features", "checkpoints", "matches", "metrics", "logs")

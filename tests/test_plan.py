@@ -66,12 +66,25 @@ def test_disk_against_what_is_written(experiment):
         assert costs.of(job).disk == pytest.approx(written, rel=0.35), cell  # images differ in shape; headers
 
 
-def test_on_the_command_line(experiment, capsys):
+def test_sizes_of_drawn_data_before_they_are_drawn(experiment):
+    names = ("toy_willow", "toy_spair_val")
+    before = [plan.Costs(graph.Graph(params.load())).sizes[name] for name in names]
+    for name, expected in zip(names, before, strict=True):
+        _run("fetch", name)
+        drawn = plan.Costs(graph.Graph(params.load())).sizes[name]
+        assert (expected.known, drawn.known) == (False, True)
+        for count in ("images", "pairs", "keypoints"):  # few have no partner that shows as much of the object
+            assert getattr(expected, count) == pytest.approx(getattr(drawn, count), rel=0.2)
+
+
+def test_on_the_command_line(experiment, tmp_path, capsys):
+    experiment["datasets"]["toy_willow"]["sources"] = [{"kind": "path", "path": "mine"}]
+    write_json(tmp_path / "params.yaml", experiment)
     cli.main(["plan", "--tflops", "1"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:12]] == [*(s for s in graph.STAGES if s != "validate"), "all"]
     assert lines[1].split()[1] == "3"
-    assert "*" in lines[3]  # nobody knows how large a toy dataset is before it is drawn
+    assert "*" in lines[3]  # nobody knows how large one's own data are before they are read
     cli.main(["plan", "--tflops", "1", "--jobs"])
     assert "match dinov2_tiny last1 toy_willow argmax" in capsys.readouterr().out
     with pytest.raises(SystemExit):
