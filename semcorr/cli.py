@@ -15,7 +15,7 @@ from semcorr import __version__, graph, params
 from semcorr.engines import claim_for_stage
 from semcorr.errors import UserError
 from semcorr.files import replacing, write_json, write_text
-from semcorr.stale import forget, remember
+from semcorr.stale import remember
 from semcorr.watched import link
 
 SCHEMA = Path("workflow/schemas/params.schema.json")
@@ -132,7 +132,6 @@ def run_stage(options: argparse.Namespace) -> str:
     claim_for_stage()
     if "watched" in job.inputs or job.stage == "validate":
         link(values)
-    forget(job)
     said = stage(job, values)
     if job.stage != "validate":
         remember(job)

@@ -37,11 +37,6 @@ def note(job: Job) -> Path:
     return NOTES / job.stage / f"{'-'.join(job.cell.values()) or 'all'}.json"
 
 
-def forget(job: Job) -> None:
-    """Take a job's note away, before its outputs are written anew."""
-    note(job).unlink(missing_ok=True)
-
-
 def remember(job: Job) -> None:
     """Note the outputs that a job has written: how each looks from outside, and its checksum."""
     there = [path for path in job.outputs.values() if path.exists()]

@@ -170,26 +170,31 @@ def test_truncated_files_are_made_again(finished):
             assert path.stat().st_size > len(half)
 
 
-@pytest.mark.parametrize("stage", ["fetch", "weights", "extract", "match", "evaluate"])
-def test_a_truncated_file_of_any_format_is_stale(smoke, tmp_path, monkeypatch, stage):
-    """What the Snakefile removes before Snakemake looks, and what a stage that reads it refuses."""
+@pytest.mark.pipeline
+def test_a_truncated_file_of_any_format_is_stale(smoke, tmp_path, monkeypatch):
+    """What the Snakefile removes before Snakemake looks, and what a stage that reads it refuses: each stage's file."""
     monkeypatch.chdir(tmp_path)
-    _small_project(smoke, tmp_path)
-    cell = ("dinov2_tiny", "frozen", "toy_willow")
-    words = {"fetch": cell[2:], "weights": cell[:2], "extract": cell, "match": (*cell, "argmax")}
-    words["evaluate"] = words["match"]
-    for one in list(words)[: max(2, list(words).index(stage) + 1)]:
-        _run(one, *words[one])
-    job = graph.Graph(params.load()).job(stage, *words[stage])
-    path = next(iter(job.outputs.values()))
-    assert not stale.is_stale(job)
-    content = path.read_bytes()
-    path.write_bytes(content[: len(content) // 2])
-    assert stale.is_stale(job)
-    after = {"fetch": "extract", "weights": "extract", "extract": "match", "match": "evaluate"}.get(stage)
-    if after:
-        with pytest.raises(UserError, match=f"{path.name}: not a complete file"):
-            _run(after, *words[after])
+    values = copy.deepcopy(smoke)
+    small(values)
+    write_json(tmp_path / "params.yaml", values)
+    jobs = [job for job in graph.Graph(params.load()).jobs() if job.stage != "validate"]
+    tried = set()
+    for job in jobs:
+        _run(job.stage, *job.cell.values())
+    for job in jobs:
+        path = next(iter(job.outputs.values()))
+        if job.stage in tried:
+            continue
+        tried.add(job.stage)
+        assert not stale.is_stale(job)
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+        assert stale.is_stale(job) or job.stage == "report"  # its page says what it is in its first lines
+        assert stale.overwritten(job) == [path]
+        for reader in [one for one in jobs if path in one.inputs.values()][:1]:
+            with pytest.raises(UserError, match=f"{path.name}: not a complete file"):
+                _run(reader.stage, *reader.cell.values())
+        path.write_bytes(content)
 
 
 @pytest.mark.pipeline
@@ -418,5 +423,3 @@ def test_a_hand_is_told_from_dvc(tmp_path, monkeypatch):
     assert stale.overwritten(job) == []  # the md5 of "two"
     path.write_text("three")
     assert stale.overwritten(job) == [Path("out.json")]
-    stale.forget(job)
-    assert stale.overwritten(job) == []
