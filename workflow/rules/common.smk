@@ -10,6 +10,8 @@ import logging
 import sys
 from pathlib import Path
 
+from snakemake.io import _IOFile
+
 from semcorr import graph as stage_graph
 from semcorr import params as experiment
 from semcorr.engines import claim_for_snakemake
@@ -46,6 +48,15 @@ EXPERIMENT = stage_graph.Graph(load_experiment())
 GRID = config["grid"]
 PRESET = config["preset"]
 NAMES = r"[a-z0-9_]+"
+
+
+async def never_protected(self):
+    """DVC takes write permission from what it links into its cache; such a file may be removed and made again."""
+    return False
+
+
+# Snakemake refuses to make a write-protected file again, and has no option for it. Nothing here writes in place.
+_IOFile.protected = never_protected
 
 # One job at a time on the GPU unless told otherwise: --resources gpu=4.
 workflow.global_resources.setdefault("gpu", config["runtime"]["processes"])
