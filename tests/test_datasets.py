@@ -119,7 +119,9 @@ def test_real_spair_annotations(tmp_path):
     """Real annotation files, with images of the annotated sizes made here."""
     root = Path(shutil.copytree(SHARED / "spair-annotation-sample", tmp_path / "spair", copy_function=shutil.copyfile))
     files = sorted((root / "PairAnnotation" / "test").glob("*.json"))
-    (root / "Layout" / "large").mkdir(parents=True, mode=0o755)
+    for folder in (root, *root.rglob("*/")):
+        folder.chmod(0o755)  # real files may be shared, and not to be written
+    (root / "Layout" / "large").mkdir(parents=True)
     (root / "Layout" / "large" / "test.txt").write_text("\n".join(file.stem for file in files))
     for file in files:
         values = json.loads(file.read_text())

@@ -231,13 +231,6 @@ def test_clock_path_and_hands(finished, tmp_path):
     assert project.metrics() == made
     assert project.dvc() == set()
 
-    project.edit(setting("evaluate", "seed", 5))
-    assert "report" in project.snakemake()
-    under_other_seed = project.metrics()
-    assert under_other_seed != made
-    project.dvc()
-    assert project.metrics() == under_other_seed
-
 
 @pytest.mark.pipeline
 def test_experiments_in_temporary_folders(finished):
