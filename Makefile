@@ -24,7 +24,7 @@ demo: setup
 	@export PATH="$(CURDIR)/$(BIN):$$PATH" && dvc repro && semcorr table
 
 test: setup
-	@export PATH="$(CURDIR)/$(BIN):$$PATH" && pytest -n 4 --dist worksteal
+	@export PATH="$(CURDIR)/$(BIN):$$PATH" && pytest -n 4 --maxschedchunk 1
 
 bench: setup
 	@for name in extract match evaluate willow finetune spair_counts noop; do $(BIN)/python benchmarks/$$name.py || exit 1; done

@@ -24,6 +24,11 @@ settings.register_profile("semcorr", deadline=None, derandomize=True, max_exampl
 settings.load_profile("semcorr")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long ones first, so that none runs alone at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("pipeline") is None)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     """Small tensors gain nothing from threads, and the test processes fight over the cores."""
