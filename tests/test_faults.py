@@ -47,8 +47,7 @@ def test_an_engine_killed_in_every_stage(finished):
     left = set(graph.STAGES) - {"validate"}
     while left:
         engine = ("snakemake", "dvc")[turn % 2]
-        if engine == "snakemake" and turn:
-            finished.run("snakemake", "--unlock")
+        shutil.rmtree(finished.root / ".snakemake/locks", ignore_errors=True)  # as `snakemake --unlock`, in no time
         running, said = finished.start(*ENGINES[engine])
         while running.poll() is None and not (stage := left & _started(said.read_text())):
             time.sleep(0.05)
@@ -64,13 +63,13 @@ def test_an_engine_killed_in_every_stage(finished):
         left -= stage
         turn += 1
     finished.run("snakemake", "--unlock")
-    for command in ENGINES.values():
-        for _ in range(4):
-            again, said = finished.start(*command)
-            if again.wait() == 0:
-                break
-            assert any(reason in said.read_text() for reason in IN_THE_WAY), said.read_text()
-        assert finished.metrics() == made
+    for _ in range(4):
+        # Not DVC, which looks at every byte: Snakemake could take what was killed for whole.
+        again, said = finished.start(*ENGINES["snakemake"])
+        if again.wait() == 0:
+            break
+        assert any(reason in said.read_text() for reason in IN_THE_WAY), said.read_text()
+    assert finished.metrics() == made
 
 
 def _started(said: str) -> set[str]:
@@ -236,7 +235,7 @@ def test_clock_path_and_hands(finished, tmp_path):
 def test_experiments_in_temporary_folders(finished):
     """Two queued experiments side by side, in folders of their own; the workspace stays as it is."""
     made = finished.metrics()
-    finished.run("dvc", "exp", "run", "--queue", "-S", "evaluate.bootstrap=150,160")
+    finished.run("dvc", "exp", "run", "--queue", "-S", "grid.rules=[argmax],[softargmax]")
     finished.run("dvc", "queue", "start", "--jobs", "2")
     try:
         for _ in range(40):
@@ -247,12 +246,14 @@ def test_experiments_in_temporary_folders(finished):
         assert status.count("Success") == 2, status
     finally:
         finished.run("dvc", "queue", "stop", "--kill")
-    wanted = "Experiment|.*dinov2_tiny/frozen/argmax.json:pck@0.10$|.*bootstrap$"
+    wanted = "Experiment|.*dinov2_tiny/frozen/argmax.json:pck@0.10$|.*grid.rules$"
     table = finished.run("dvc", "exp", "show", "--md", "--drop", ".*", "--keep", wanted)
     head, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if "|" in line]
     assert head[0] == "Experiment"
-    assert [name.rpartition("/")[2] for name in head[1:]] == ["argmax.json:pck@0.10", "evaluate.bootstrap"]
-    assert {"150", "160"} <= {row[2] for row in rows}
+    assert [name.rpartition("/")[2] for name in head[1:]] == ["argmax.json:pck@0.10", "grid.rules"]
+    shown = {row[2]: row[1] for row in rows}
+    assert shown["['argmax']"] == shown["['argmax', 'softargmax']"]
+    assert shown["['softargmax']"] in ("", "-")
     assert finished.metrics() == made
 
 

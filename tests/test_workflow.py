@@ -172,10 +172,12 @@ SOFT = _cells(("match", "evaluate"), BOTH, ("softargmax",))
 
 
 @pytest.mark.pipeline
-def test_the_whole_smoke_preset(smoke, tmp_path):
-    """Every family through every stage, each in a process of its own; the engines run the small experiment."""
-    write_json(tmp_path / "params.yaml", smoke)
-    for job in graph.Graph(params.validate(smoke, "x")).jobs():
+def test_the_other_families(smoke, tmp_path):
+    """DINOv3 and SAM through every stage, each in a process of its own; the engines run the small experiment."""
+    values = copy.deepcopy(smoke)
+    values["grid"]["backbones"] = ["dinov3_tiny", "sam_tiny"]
+    write_json(tmp_path / "params.yaml", values)
+    for job in graph.Graph(params.validate(values, "x")).jobs():
         run_forked(tmp_path, job.stage, *job.cell.values())
     _check_whole_grid(Clone(tmp_path))
 
