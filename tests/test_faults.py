@@ -393,6 +393,24 @@ def test_one_engine_at_a_time(tmp_path, monkeypatch):
     stop(again)
 
 
+def test_an_image_changed_by_hand(smoke, tmp_path, monkeypatch):
+    """One of a dataset's images is edited, put back, removed: what the Snakefile then removes, to be made again."""
+    monkeypatch.chdir(tmp_path)
+    _small_project(smoke, tmp_path)
+    _run("fetch", "toy_willow")
+    job = graph.Graph(params.load()).job("fetch", "toy_willow")
+    folder = job.outputs["folder"]
+    image = next(folder.rglob("*.png"))
+    content = image.read_bytes()
+    assert stale.overwritten(job) == []
+    image.write_bytes(content + b" ")
+    assert stale.overwritten(job) == [folder]
+    image.write_bytes(content)
+    assert stale.overwritten(job) == []
+    image.unlink()
+    assert stale.overwritten(job) == [folder]
+
+
 def test_a_hand_is_told_from_dvc(tmp_path, monkeypatch):
     """A changed output is what DVC recorded, or it is removed; one that was only touched stays."""
     monkeypatch.chdir(tmp_path)
