@@ -78,7 +78,7 @@ def _started(said: str) -> set[str]:
 
 
 def test_a_stage_killed_at_any_moment(smoke, tmp_path):
-    """Each stage of the small experiment, three times, at random moments: what is there is whole, and ends the same."""
+    """Each stage of the small experiment, twice, at random moments: what is there is whole, and ends the same."""
     values = copy.deepcopy(smoke)
     small(values)
     write_json(tmp_path / "params.yaml", values)
@@ -109,9 +109,9 @@ def test_a_stage_killed_at_any_moment(smoke, tmp_path):
                 assert process.exitcode == 0
                 assert _content(job, tmp_path) == made
                 _remove_outputs(job, tmp_path)
-            if killed == 3:
+            if killed == 2:
                 break
-        assert killed == 3, job.stage
+        assert killed == 2, job.stage
         run_forked(tmp_path, *words)
         assert _content(job, tmp_path) == made
     assert tried == graph.STAGES.keys()
