@@ -40,14 +40,14 @@ def download(urls: list[str], digest: str | None, path: Path) -> Path:
     reasons = []
     for url in urls:
         logger.info("downloading %s", url)
-        try:
-            with unwritable(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
+        with unwritable(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
                 _retrieve(url, digest, path)
-        except (requests.RequestException, ValueError) as error:
-            reasons.append(f"{url}: {_reason(error, digest)}")
-            logger.warning("%s", reasons[-1])
-            continue
+            except (requests.RequestException, ValueError) as error:  # the address's fault, and not the disk's
+                reasons.append(f"{url}: {_reason(error, digest)}")
+                logger.warning("%s", reasons[-1])
+                continue
         return path
     raise UserError(f"{path.name} could not be downloaded: {'; '.join(reasons)}. Or put the file at {path} yourself")
 

@@ -99,8 +99,13 @@ def remove(path: Path) -> None:
 
 def sha256(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
+    return checksum(path, "sha256")
+
+
+def checksum(path: Path, kind: str) -> str:
+    """Hex checksum of a file's bytes, of a kind that hashlib knows."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, kind).hexdigest()
 
 
 def canonical_json(value: Any) -> str:

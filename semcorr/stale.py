@@ -11,7 +11,7 @@ import logging
 from pathlib import Path
 
 from semcorr.errors import UserError
-from semcorr.files import canonical_json, remove, write_json
+from semcorr.files import canonical_json, checksum, remove, write_json
 from semcorr.graph import Graph, Job
 from semcorr.provenance import expect
 
@@ -59,14 +59,9 @@ def _look(path: Path) -> str:
 
 def _checksum(path: Path, kind: str) -> str:
     """A checksum of an output's bytes; that of a folder as DVC forms it, over its files' names and checksums."""
-
-    def of(file: Path) -> str:
-        with file.open("rb") as opened:
-            return hashlib.file_digest(opened, kind).hexdigest()
-
     if not path.is_dir():
-        return of(path)
-    entries = [{kind: of(file), "relpath": file.relative_to(path).as_posix()} for file in _files(path)]
+        return checksum(path, kind)
+    entries = [{kind: checksum(file, kind), "relpath": file.relative_to(path).as_posix()} for file in _files(path)]
     return hashlib.new(kind, json.dumps(entries, sort_keys=True).encode()).hexdigest() + ".dir"
 
 
@@ -74,16 +69,16 @@ def overwritten(job: Job) -> list[Path]:
     """Outputs that hold neither what the job wrote nor what DVC has recorded. A job without a note has none."""
     try:
         noted = dict(json.loads(note(job).read_text(encoding="utf-8")))
-        looks = [(name, look, checksum) for name, (look, checksum) in noted.items()]
+        looks = [(name, look, written) for name, (look, written) in noted.items()]
     except (OSError, ValueError, TypeError):
         return []
     found, touched = [], False
-    for name, look, checksum in looks:
+    for name, look, written in looks:
         path = Path(name)
         if not path.exists() or _look(path) == look:
             continue
-        if _checksum(path, "sha256") == checksum:
-            noted[name], touched = [_look(path), checksum], True
+        if _checksum(path, "sha256") == written:
+            noted[name], touched = [_look(path), written], True
         elif not _is_dvcs(path):
             found.append(path)
     if touched:  # so that a large store is read once after a touch, and not each time

@@ -121,7 +121,7 @@ def test_clusters_give_the_same_metrics(finished, slurm):
 @needs_slurm
 @pytest.mark.parametrize("profile", ["slurm", "cluster"])
 def test_a_network_asks_for_a_gpu(finished, slurm, profile):
-    """As the profile ships: this node has no GPU, so that Slurm refuses, and has been asked for the right things."""
+    """As the profile ships: this node has neither GPU nor memory enough and refuses, but has been asked right."""
     (finished.root / "features/dinov2_tiny/frozen/toy_spair_test.h5").unlink()
     options = ["--seconds-between-status-checks", "1", *(SLURM if profile == "slurm" else [])]
     finished.run("snakemake", "--profile", f"profiles/{profile}", "--retries", "0", *options, expect=1)

@@ -20,7 +20,8 @@ from semcorr.stages import fetch
 SHARED = Path(__file__).parents[2] / "shared" / "datasets"
 shared = pytest.mark.skipif(
     not SHARED.is_dir(),
-    reason="needs real files beside the project: ../shared/datasets/{PF-dataset, spair-annotation-sample}",
+    reason="needs real files (README, Datasets): PF-WILLOW as ../shared/datasets/PF-dataset, and three pairs of "
+    "SPair-71k's test with their annotations as ../shared/datasets/spair-annotation-sample",
 )
 
 

@@ -53,6 +53,7 @@ def test_a_dropped_connection_is_tried_again(server, tmp_path, digest):
     ("fault", "message"),
     [
         ("404", "HTTP 404"),
+        ("403", "HTTP 403"),  # "Permission denied": the server's words, and not the disk's
         ("wrong bytes", f"serves another file .its sha256 is not {DIGEST}.; it was not used"),
         ("no length, half", "serves another file"),
         ("half", "IncompleteRead"),

@@ -35,8 +35,8 @@ def load_experiment():
     return values
 
 
-def claim_folder():
-    """Keep DVC out until this Snakemake ends; the run ends where it is at work already, or where data are gone."""
+def begin():
+    """Keep DVC out until this Snakemake ends, and watch data; the run ends where it is at work or data are gone."""
     try:
         claim_for_snakemake()
         link(EXPERIMENT.params)
@@ -67,7 +67,7 @@ LOOKS |= {"--dag", "--rulegraph", "--filegraph", "--d3dag", "--list-input-change
 if workflow.is_main_process:
     looks_only = workflow.output_settings.dryrun or not LOOKS.isdisjoint(sys.argv)
     if not looks_only:
-        claim_folder()
+        begin()
     remove_stale(EXPERIMENT, dry_run=looks_only)
     if not looks_only:
         # DVC's stage `validate`, so that `dvc commit` can adopt what Snakemake makes.
