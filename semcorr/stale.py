@@ -92,9 +92,10 @@ def _is_dvcs(path: Path) -> bool:
 
     try:
         stages = yaml.load(Path("dvc.lock").read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)["stages"].values()
-    except (OSError, KeyError, TypeError, yaml.YAMLError):
+        outs = [out for stage in stages for out in stage.get("outs", [])]
+        recorded = {out.get("md5") for out in outs if out["path"] == path.as_posix()}
+    except (OSError, KeyError, TypeError, AttributeError, yaml.YAMLError):  # a killed DVC leaves half of it
         return False
-    recorded = {out.get("md5") for stage in stages for out in stage.get("outs", []) if out["path"] == path.as_posix()}
     return _checksum(path, "md5") in recorded
 
 
