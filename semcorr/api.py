@@ -33,7 +33,8 @@ from semcorr.backbones import digest
 from semcorr.backbones.base import IMAGENET_MEAN, IMAGENET_STD, resize, standardise
 from semcorr.backbones.weights import get, overlay
 from semcorr.datasets import ap10k, pfpascal, pfwillow, spair
-from semcorr.datasets.base import Benchmark, Image, Pair, decode
+from semcorr.datasets.base import Benchmark, Image, Pair
+from semcorr.datasets.decode import AGAIN, decode
 from semcorr.datasets.sources import root_of
 from semcorr.errors import UserError, one_of
 from semcorr.geometry import Grid, rescale, resized_size
@@ -121,7 +122,7 @@ class PairDataset(Dataset):
         }
         for side, name in (("src", "source"), ("tgt", "target")):
             image_id = getattr(pair, name)
-            picture = decode(self.folder / self.image(image_id).file)
+            picture = decode(self.folder / self.image(image_id).file, upright=False, remedy=AGAIN)
             pixels = resize(picture, self.long_side, self.resample)
             old, new = (picture.height, picture.width), tuple(pixels.shape[1:])
             points = np.array(getattr(pair, f"{name}_keypoints"), float).reshape(-1, 2)

@@ -188,7 +188,7 @@ def check(options: argparse.Namespace) -> None:
         spec = datasets[options.dataset]
         folder = provide(spec, options.dataset)
     print("\n".join(fetch.check(spec, folder)))
-    print("All of it was verified.")
+    print(fetch.conclusion(spec, folder))
 
 
 def store(options: argparse.Namespace) -> None:

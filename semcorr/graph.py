@@ -57,7 +57,7 @@ GALLERY = "metrics/{preset}/galleries/{backbone}/{weights}/{dataset}.json"
 CHECKED = "data/params.checked"
 UNMARKED = ("params", "checked", "watched")  # roles of inputs that carry no fingerprint
 
-_DATASETS = ("semcorr/datasets/base.py",)
+_DATASETS = ("semcorr/datasets/base.py", "semcorr/datasets/decode.py")
 _STORES = ("semcorr/store.py", "semcorr/geometry.py", "semcorr/runtime.py", *_DATASETS)
 _NETWORKS = ("semcorr/backbones", *_STORES)
 _FILES = ("semcorr/files.py", "semcorr/provenance.py")

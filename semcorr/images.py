@@ -10,28 +10,26 @@ Points are (x, y) in pixels of an image as it is shown: turned upright where its
 """
 
 import hashlib
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image as PillowImage
-from PIL import ImageOps
 from torch import Tensor
 
 from semcorr import graph, params, pictures, runtime
 from semcorr.api import Recent
 from semcorr.backbones import build, load
 from semcorr.backbones.base import Backbone
+from semcorr.datasets.decode import Source, decode
 from semcorr.errors import UserError, one_of
 from semcorr.geometry import Grid
 from semcorr.matching import heatmaps, match_points, normalise, sample
 from semcorr.provenance import expect
 
-Source = str | Path | BinaryIO | PillowImage.Image
 SIDE = 512  # pixels of each image in a picture
 KEPT = 8  # images whose features a Matcher remembers
 STRONGEST = 40  # mutual nearest neighbours that a picture shows
@@ -43,36 +41,7 @@ def open_image(source: Source) -> PillowImage.Image:
     Raises:
         UserError: there is no such file, or it is no image that can be read.
     """
-    name = source if isinstance(source, str | Path) else "the image"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PillowImage.DecompressionBombWarning)
-            image = source if isinstance(source, PillowImage.Image) else PillowImage.open(source)
-            image.load()
-            return _rgb(ImageOps.exif_transpose(image))
-    except FileNotFoundError:
-        raise UserError(f"{name}: no such file") from None
-    except PillowImage.DecompressionBombError:
-        limit = 2 * PillowImage.MAX_IMAGE_PIXELS
-        raise UserError(f"{name}: has over {limit / 1e6:,.0f} million pixels. Shrink it first") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        reason = str(error).partition(" <_io")[0]  # not where in memory it was
-        raise UserError(f"{name}: not a readable image ({reason})") from None
-
-
-def _rgb(image: PillowImage.Image) -> PillowImage.Image:
-    if image.mode.startswith(("I", "F")):  # Pillow would clip 16 bits at 255
-        values = np.asarray(image, np.float64)
-        if not np.isfinite(values).all() or values.min() < 0:
-            raise ValueError(f"its values are {values.min()} to {values.max()}, not those of an image")
-        top = next((top for top in (1.0, 255.0, 65535.0) if values.max() <= top), float(values.max()))
-        if image.mode.startswith("I"):
-            top = max(top, 65535.0)
-        image = PillowImage.fromarray(np.round(values * (255 / top)).astype(np.uint8))
-    if "A" in image.mode or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        image = PillowImage.alpha_composite(PillowImage.new("RGBA", layer.size, "white"), layer)
-    return image.convert("RGB")
+    return decode(source, upright=True)
 
 
 class Matcher:

@@ -193,7 +193,6 @@ class Augmentation:
 
     def image(self, image: PillowImage.Image) -> PillowImage.Image:
         """One image of the batch."""
-        image = image.convert("RGB")
         for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
             factor = 1 + self._augment.photometric * self._rng.uniform(-1, 1)
             image = change(image).enhance(factor) if self._augment.photometric else image

@@ -22,9 +22,15 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def resize(image: PillowImage.Image, long_side: int, resample: PillowImage.Resampling) -> Tensor:
-    """An image of any size and mode as (3, H, W) float32 RGB in [0, 1], its longer side `long_side` pixels."""
+    """An RGB image of any size as (3, H, W) float32 in [0, 1], its longer side `long_side` pixels.
+
+    Raises:
+        ValueError: it is of another mode, whose colours `semcorr.datasets.decode` knows to read.
+    """
+    if image.mode != "RGB":
+        raise ValueError(f"the image's mode is {image.mode}, expected RGB; see semcorr.datasets.decode.decode")
     size = resized_size((image.height, image.width), long_side)
-    small = image.convert("RGB").resize(size[::-1], resample)
+    small = image.resize(size[::-1], resample)
     # numpy and not torch, whose own threads would fight over the cores with the network's where this runs beside it.
     return torch.from_numpy(np.ascontiguousarray(np.asarray(small).transpose(2, 0, 1), np.float32) / np.float32(255))
 
@@ -79,7 +85,7 @@ class Backbone(nn.Module, ABC):
         """Resize, normalise and pad an image.
 
         Args:
-            image: of any size and mode.
+            image: RGB, of any size.
             long_side: pixels of its longer side as the network sees it.
 
         Returns:

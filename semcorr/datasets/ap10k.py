@@ -3,14 +3,16 @@
 JPEGImages/<family>/<species>/<image>.jpg, ImageAnnotation/<family>/<species>/<image>.json (width, height, bbox as
 x y w h, and `keypoints`, 17 times x y visibility), and one JSON a pair, with the two annotations' paths, in
 PairAnnotation/<split><suffix>/<source>-<target>:<group>.json. The suffix says who is paired: none for two animals of
-one species, `_cross_species` for one family, `_cross_family` for two. The group is the species, the family, or `all`.
+one species, `_cross_species` for one family, `_cross_family` for two. The group is the species, the family, or `all`;
+it is taken from the annotations' paths, since file names lose their colon on Windows.
 """
 
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from semcorr.datasets.base import Benchmark, Image, Pair, check_pair, common_keypoints, image_size
+from semcorr.datasets.base import Benchmark, Image, Pair, check_pair, common_keypoints
+from semcorr.datasets.decode import image_size, other_size
 from semcorr.errors import UserError
 from semcorr.files import read_json
 from semcorr.params import AP10KDataset
@@ -37,8 +39,25 @@ def parts(root: Path, spec: AP10KDataset) -> list[AP10KDataset]:
         spec.model_copy(update={"split": split, "subset": subset, "limit": None})
         for split in SPLITS
         for subset, suffix in SUFFIXES.items()
-        if (root / "PairAnnotation" / f"{split}{suffix}").is_dir()
+        if next((root / "PairAnnotation" / f"{split}{suffix}").glob("*.json"), None)
     ]
+
+
+def rest(root: Path) -> list[Path]:
+    """Every image file; every annotation is read and held against its image.
+
+    Raises:
+        UserError: an annotation is damaged, or about an image of another size.
+    """
+    for path in sorted(root.glob("ImageAnnotation/*/*/*.json")):
+        _read_annotation(root, path.relative_to(root / "ImageAnnotation").as_posix())
+    return sorted(path for path in root.glob("JPEGImages/*/*/*.jpg") if not path.name.startswith("."))
+
+
+def absent(root: Path) -> list[str]:
+    """The folders of pairs that are not there, or are empty."""
+    names = [f"PairAnnotation/{split}{suffix}" for split in SPLITS for suffix in SUFFIXES.values()]
+    return [name for name in names if not next((root / name).glob("*.json"), None)]
 
 
 def verify(root: Path, spec: AP10KDataset) -> list[str]:
@@ -79,9 +98,10 @@ def read(root: Path, split: str, subset: str) -> Benchmark:
         if not common["keypoint_ids"]:
             empty += 1
             continue
+        category = _group(named, subset, path)
         pair = Pair(
-            id=path.stem,
-            category=path.stem.rpartition(":")[2],
+            id=f"{PurePosixPath(source).name}-{PurePosixPath(target).name}:{category}",
+            category=category,
             source=source,
             target=target,
             source_bbox=source_bbox,
@@ -102,9 +122,23 @@ def read(root: Path, split: str, subset: str) -> Benchmark:
     )
 
 
+def _group(named: list[str], subset: str, path: Path) -> str:
+    """What the two animals have in common: the species, the family, or nothing (`all`)."""
+    (first_family, first, _), (second_family, second, _) = (one.split("/") for one in named)
+    if subset == "intra_species" and (first_family, first) == (second_family, second):
+        return first
+    if subset == "cross_species" and first_family == second_family and first != second:
+        return first_family
+    if subset == "cross_family" and first_family != second_family:
+        return "all"
+    raise UserError(
+        f"{path}: pairs {first_family}/{first} with {second_family}/{second}, which is not {subset.replace('_', ' ')}"
+    )
+
+
 def _below(path: str) -> str:
     """An annotation's path below ImageAnnotation; it is written relative to where its author stood."""
-    parts = PurePosixPath(path).parts
+    parts = PurePosixPath(path.replace("\\", "/")).parts
     below = parts[parts.index("ImageAnnotation") + 1 :]
     if len(below) != 3 or ".." in below:
         raise ValueError(path)
@@ -126,9 +160,7 @@ def _read_annotation(root: Path, relative: str) -> tuple[Image, dict[str, list[f
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}: not an annotation of AP-10K ({error})") from None
     if said != size:
-        raise UserError(
-            f"{path}: says that {id_}.jpg has {said[1]} x {said[0]} pixels, but it has {size[1]} x {size[0]}"
-        )
+        raise other_size(path, root / "JPEGImages" / f"{id_}.jpg", said, size)
     image = Image(id=id_, file=f"{id_}.jpg", category=id_.split("/")[1], height=size[0], width=size[1])
     return image, points, [x, y, x + width, y + height]
 

@@ -4,14 +4,13 @@ Keypoints are (x, y) in pixels of the original image, (0, 0) the centre of its t
 keypoints that are annotated in both of its images.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image as PillowImage
 
 from semcorr import provenance
 from semcorr.errors import UserError
@@ -155,40 +154,6 @@ def _read_rows(path: Path, schema: pa.Schema) -> list[dict[str, Any]]:
     if not table.schema.equals(schema):
         raise UserError(f"{path}: its columns are {table.schema.names}, expected {schema.names}. Fetch it again")
     return table.to_pylist()
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """Size (height, width) of an image file, from its header.
-
-    Raises:
-        UserError: the file is missing or no image.
-    """
-    return read_picture(path, lambda image: (image.height, image.width))
-
-
-def decode(path: Path) -> PillowImage.Image:
-    """An image file, wholly decoded.
-
-    Raises:
-        UserError: the file is missing, truncated or no image.
-    """
-
-    def load(image: PillowImage.Image) -> PillowImage.Image:
-        image.load()
-        return image
-
-    return read_picture(path, load)
-
-
-def read_picture(path: Path, read: Callable[[PillowImage.Image], Any]) -> Any:
-    """What `read` makes of an image file; its errors name the file."""
-    try:
-        with PillowImage.open(path) as image:
-            return read(image)
-    except FileNotFoundError:
-        raise UserError(f"{path}: the image is missing. Get the dataset again") from None
-    except (OSError, SyntaxError, ValueError, PillowImage.DecompressionBombError) as error:
-        raise UserError(f"{path}: not a readable image ({error}). Get the dataset again") from None
 
 
 def common_keypoints(first: dict[str, list[float]], second: dict[str, list[float]]) -> dict[str, list]:

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from semcorr.datasets.annotations import read_list, read_mat
-from semcorr.datasets.base import Benchmark, Image, Pair, check_pair, common_keypoints, image_size
+from semcorr.datasets.base import Benchmark, Image, Pair, check_pair, common_keypoints
+from semcorr.datasets.decode import image_size
 from semcorr.errors import UserError
 from semcorr.params import PFPascalDataset
 
@@ -51,16 +52,40 @@ def load(root: Path, spec: PFPascalDataset) -> Benchmark:
 
 def parts(root: Path, spec: PFPascalDataset) -> list[PFPascalDataset]:
     """The dataset's whole splits."""
-    there = [split for split, names in LISTS.items() if any((root / name).exists() for name in names)]
-    return [spec.model_copy(update={"split": split, "limit": None}) for split in there]
+    return [
+        spec.model_copy(update={"split": split, "limit": None})
+        for split in LISTS
+        if _find_list(root, split) is not None
+    ]
+
+
+def rest(root: Path) -> list[Path]:
+    """Every image file; every annotation is read.
+
+    Raises:
+        UserError: an annotation is damaged.
+    """
+    for path in sorted(root.glob("Annotations/*/*.mat")):
+        read_annotation(path)
+    return sorted(path for path in root.glob("JPEGImages/*.jpg") if not path.name.startswith("."))
+
+
+def absent(root: Path) -> list[str]:
+    """The lists of pairs that are not there."""
+    return [" or ".join(names) for split, names in LISTS.items() if _find_list(root, split) is None]
 
 
 def verify(root: Path, spec: PFPascalDataset) -> list[str]:
-    """Count the pairs of each list; PF-PASCAL itself (`expect: pfpascal`) has 308 in val and 299 in test.
+    """Count the pairs of each list; PF-PASCAL itself (`expect: pfpascal`) has three, with 308 in val and 299 in test.
 
     Raises:
         UserError: it is something else.
     """
+    if spec.expect == "pfpascal" and (missing := absent(root)):
+        raise UserError(
+            f"{root}: holds no {', no '.join(missing)}, which PF-PASCAL has. Get the field's lists of pairs, or say "
+            f"`expect: any` if it is data of your own"
+        )
     counts = {part.split: len(read_list(_list(root, part.split))) for part in parts(root, spec)}
     wrong = {split: count for split, count in counts.items() if count != PAIRS.get(split, count)}
     if spec.expect == "pfpascal" and wrong:
@@ -68,7 +93,8 @@ def verify(root: Path, spec: PFPascalDataset) -> list[str]:
             f"{root}: pairs {wrong}, PF-PASCAL has {PAIRS}. Get the lists again, or say `expect: any` if it is data of "
             f"your own"
         )
-    return ["pairs listed: " + ", ".join(f"{split} {count:,}" for split, count in counts.items())]
+    listed = ", ".join(f"{split} {count:,}" for split, count in counts.items())
+    return [f"pairs listed: {listed or 'none'}"]
 
 
 def read(root: Path, split: str) -> Benchmark:
@@ -87,10 +113,10 @@ def read(root: Path, split: str) -> Benchmark:
     def annotation(category: str, name: str) -> tuple[dict[str, list[float]], list[float]]:
         return read_annotation(root / "Annotations" / category / f"{name}.mat")
 
-    for number, row in enumerate(read_list(path), start=2):
+    for number, row in read_list(path):
         where = f"{path}:{number}"
-        source, target, category, rest = _parse(row, where)
-        if split == "trn" and rest == ["1"]:
+        source, target, category, further = _parse(row, where)
+        if split == "trn" and len(further) == 1 and _is_one(further[0]):
             mirrored += 1
             continue
         for name in (source, target):
@@ -109,8 +135,8 @@ def read(root: Path, split: str) -> Benchmark:
         )
         if pair.id in pairs:
             raise UserError(f"{where}: pair {source}, {target} stands here twice")
-        if len(rest) == 4:
-            _compare(where, rest, pair)
+        if len(further) == 4:
+            _compare(where, further, pair)
         pairs[pair.id] = check_pair(pair, sizes, where)
     images = [
         Image(id=name, file=f"{name}.jpg", category=categories[name], height=sizes[name][0], width=sizes[name][1])
@@ -130,10 +156,13 @@ def read_annotation(path: Path) -> tuple[dict[str, list[float]], list[float]]:
     return {str(number): points[number].tolist() for number in np.flatnonzero(visible)}, bbox.tolist()
 
 
+def _find_list(root: Path, split: str) -> Path | None:
+    return next((root / name for name in LISTS[split] if (root / name).exists()), None)
+
+
 def _list(root: Path, split: str) -> Path:
-    for name in LISTS[split]:
-        if (root / name).exists():
-            return root / name
+    if (path := _find_list(root, split)) is not None:
+        return path
     raise UserError(f"{root}: holds neither {' nor '.join(LISTS[split])}, the list of {split}'s pairs")
 
 
@@ -147,6 +176,13 @@ def _parse(row: list[str], where: str) -> tuple[str, str, str, list[str]]:
     except (ValueError, IndexError) as error:
         raise UserError(f"{where}: not source image, target image, class 1 to {len(CATEGORIES)} ({error})") from None
     return source, target, CATEGORIES[number - 1], row[3:]
+
+
+def _is_one(cell: str) -> bool:
+    try:
+        return float(cell) == 1
+    except ValueError:
+        return False
 
 
 def _compare(where: str, columns: list[str], pair: Pair) -> None:

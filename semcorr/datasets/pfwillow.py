@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from semcorr.datasets.annotations import read_list, read_mat
-from semcorr.datasets.base import Benchmark, Image, Pair, check_pair, image_size
+from semcorr.datasets.base import Benchmark, Image, Pair, check_pair
+from semcorr.datasets.decode import image_size
 from semcorr.errors import UserError
 from semcorr.files import project_path
 from semcorr.params import PFWillowDataset
@@ -46,6 +47,23 @@ def load(root: Path, spec: PFWillowDataset) -> Benchmark:
 def parts(root: Path, spec: PFWillowDataset) -> list[PFWillowDataset]:
     """The whole dataset."""
     return [spec.model_copy(update={"limit": None, "subsets": None})]
+
+
+def rest(root: Path) -> list[Path]:
+    """Every image file; each one's .mat file is read.
+
+    Raises:
+        UserError: a .mat file is missing or damaged.
+    """
+    files = [folder / f"{name}.png" for folder in _folders(root) for name in _names(folder)]
+    for path in files:
+        read_keypoints(path.with_suffix(".mat"))
+    return files
+
+
+def absent(root: Path) -> list[str]:
+    """Nothing: each image has its .mat file, and the pairs follow from the folders."""
+    return []
 
 
 def verify(root: Path, spec: PFWillowDataset) -> list[str]:
@@ -115,7 +133,7 @@ def read(root: Path, pairs: Path | None = None) -> Benchmark:
 def _read_list(path: Path, keypoints: dict[str, list[list[float]]]) -> list[tuple[str, str]]:
     """Source and target of each pair of the field's CSV: two image names, then x and y of each image's points."""
     listed: dict[tuple[str, str], int] = {}
-    for number, row in enumerate(read_list(path), start=2):
+    for number, row in read_list(path):
         where = f"{path}:{number}"
         if len(row) != 2 + 4 * KEYPOINTS:
             raise UserError(f"{where}: {len(row)} columns, expected two images and {4 * KEYPOINTS} coordinates")

@@ -12,7 +12,9 @@ from typing import Any
 
 from PIL import Image as PillowImage
 
-from semcorr.datasets.base import Benchmark, Image, Pair, check_pair, decode, image_size
+from semcorr.datasets.annotations import COLONS
+from semcorr.datasets.base import Benchmark, Image, Pair, check_pair
+from semcorr.datasets.decode import decode_labels, image_size, other_size
 from semcorr.errors import UserError
 from semcorr.files import read_json
 from semcorr.params import SpairDataset
@@ -38,9 +40,32 @@ def load(root: Path, spec: SpairDataset) -> Benchmark:
 
 
 def parts(root: Path, spec: SpairDataset) -> list[SpairDataset]:
-    """The dataset's whole splits, which together are the folder."""
-    there = [split for split in SPLITS if (root / "Layout/large" / f"{split}.txt").exists()]
-    return [spec.model_copy(update={"split": split, "layout": "large", "limit": None}) for split in there]
+    """The dataset's whole splits, which together are the folder; by the small lists where there are no large ones."""
+    layouts = {split: next((one for one in LAYOUTS if _layout(root, split, one).exists()), None) for split in SPLITS}
+    return [
+        spec.model_copy(update={"split": split, "layout": layout, "limit": None})
+        for split, layout in layouts.items()
+        if layout
+    ]
+
+
+def rest(root: Path) -> list[Path]:
+    """Every image file; each one's annotation, where there is one, is read and held against it.
+
+    Raises:
+        UserError: an annotation is damaged, or about an image of another size.
+    """
+    files = _image_files(root)
+    for path in files:
+        read_image(root, f"{path.parent.name}/{path.stem}", image_size(path))
+    return files
+
+
+def absent(root: Path) -> list[str]:
+    """What SPair-71k has and this folder has not."""
+    lists = [_layout(root, split, layout) for layout in LAYOUTS for split in SPLITS]
+    folders = [root / name for name in ("ImageAnnotation", "Segmentation")]
+    return [str(path.relative_to(root)) for path in (*lists, *folders) if not path.exists()]
 
 
 def verify(root: Path, spec: SpairDataset) -> list[str]:
@@ -58,7 +83,7 @@ def verify(root: Path, spec: SpairDataset) -> list[str]:
         (layout, split): read_layout(root, split, layout)
         for layout in LAYOUTS
         for split in SPLITS
-        if strict or (root / "Layout" / layout / f"{split}.txt").exists()
+        if strict or _layout(root, split, layout).exists()
     }
     report = []
     for layout in LAYOUTS:
@@ -70,7 +95,7 @@ def verify(root: Path, spec: SpairDataset) -> list[str]:
     for (layout, split), lines in lists.items():
         strangers = set(lines) - set(lists.get(("large", split), lines))
         if layout == "small" and strangers:
-            path = root / "Layout/small" / f"{split}.txt"
+            path = _layout(root, split, "small")
             raise UserError(f"{path}: {min(strangers)} is not in the large list, of which the small one is part")
         for line in lines:
             _, source, target, category = _parse(line)
@@ -84,7 +109,7 @@ def verify(root: Path, spec: SpairDataset) -> list[str]:
 def _verify_files(root: Path, used: set[str], spec: SpairDataset) -> str:
     """Check that each image has its annotation and its mask, and count them by category."""
     strict = spec.expect == "spair71k"
-    files = [path for path in root.glob("JPEGImages/*/*.jpg") if not path.name.startswith(".")]
+    files = _image_files(root)
     known = {f"{path.parent.name}/{path.stem}" for path in files}
     if missing := used - known:
         raise UserError(f"{root / 'JPEGImages' / min(missing)}.jpg: the image is missing. Get the dataset again")
@@ -107,6 +132,14 @@ def _verify_files(root: Path, used: set[str], spec: SpairDataset) -> str:
     )
 
 
+def _layout(root: Path, split: str, layout: str) -> Path:
+    return root / "Layout" / layout / f"{split}.txt"
+
+
+def _image_files(root: Path) -> list[Path]:
+    return sorted(path for path in root.glob("JPEGImages/*/*.jpg") if not path.name.startswith("."))
+
+
 def _custom(spec: SpairDataset) -> str:
     return ". Get it again, or say `expect: any` if it is data of your own"
 
@@ -118,7 +151,7 @@ def read_mask(root: Path, image_id: str, size: tuple[int, int]) -> PillowImage.I
         UserError: it is missing or damaged, or has another size.
     """
     path = root / "Segmentation" / f"{image_id}.png"
-    mask = decode(path)
+    mask = decode_labels(path)
     if (mask.height, mask.width) != size:
         raise UserError(f"{path}: the mask has another size than its image, {size[1]} x {size[0]}")
     return mask
@@ -160,7 +193,7 @@ def read_image(root: Path, image_id: str, size: tuple[int, int]) -> Image:
         except (TypeError, ValueError) as error:
             raise UserError(f"{path}: not an image annotation of SPair-71k ({error})") from None
         if said != size:
-            raise _other_size(path, image_id, said, size)
+            raise other_size(path, root / "JPEGImages" / f"{image_id}.jpg", said, size)
     category = image_id.split("/")[0]
     height, width = size
     return Image(
@@ -170,7 +203,7 @@ def read_image(root: Path, image_id: str, size: tuple[int, int]) -> Image:
 
 def read_layout(root: Path, split: str, layout: str) -> list[str]:
     """The pair names of a split, in order, each once."""
-    path = root / "Layout" / layout / f"{split}.txt"
+    path = _layout(root, split, layout)
     try:
         lines = path.read_text(encoding="utf-8").split()
     except FileNotFoundError:
@@ -204,20 +237,13 @@ def read_image_annotation(root: Path, image_id: str) -> dict[str, Any] | None:
     return read_json(path) if path.exists() else None
 
 
-def _other_size(path: Path, image_id: str, said: tuple[int, int], size: tuple[int, int]) -> UserError:
-    return UserError(
-        f"{path}: says that {image_id}.jpg has {said[1]} x {said[0]} pixels, but it has {size[1]} x {size[0]}. "
-        f"Get the dataset again"
-    )
-
-
 def read_pair(root: Path, split: str, line: str, sizes: dict[str, tuple[int, int]]) -> Pair:
     """Read the annotation of one line of a layout; `sizes` collects (height, width) by image id.
 
     Raises:
         UserError: it is missing or damaged, or its images are; the message names the file.
     """
-    path = root / "PairAnnotation" / split / f"{line}.json"
+    path = _pair_file(root / "PairAnnotation" / split, line)
     values = read_json(path)
     try:
         pair = _to_pair(values, line)
@@ -228,12 +254,18 @@ def read_pair(root: Path, split: str, line: str, sizes: dict[str, tuple[int, int
             if id_ not in sizes:
                 sizes[id_] = image_size(root / "JPEGImages" / f"{id_}.jpg")
             if sizes[id_] != (height, width):
-                raise _other_size(path, id_, (height, width), sizes[id_])
+                raise other_size(path, root / "JPEGImages" / f"{id_}.jpg", (height, width), sizes[id_])
     except KeyError as error:
         raise UserError(f"{path}: key {error} is missing") from None
     except (TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: not an annotation of SPair-71k ({error})") from None
     return check_pair(pair, sizes, path)
+
+
+def _pair_file(folder: Path, line: str) -> Path:
+    """A pair's annotation; Windows allows no colon in a name, so that unpackers there write something else."""
+    names = [f"{line.replace(':', instead)}.json" for instead in COLONS]
+    return next((folder / name for name in names if (folder / name).exists()), folder / names[0])
 
 
 def _to_pair(values: dict[str, Any], line: str) -> Pair:

@@ -10,7 +10,8 @@ from PIL import Image as PillowImage
 from tqdm import tqdm
 
 from semcorr import pck, pictures
-from semcorr.datasets.base import decode, read_images
+from semcorr.datasets.base import read_images
+from semcorr.datasets.decode import AGAIN, decode
 from semcorr.files import write_json
 from semcorr.geometry import Grid
 from semcorr.graph import Job
@@ -62,7 +63,8 @@ def ranked(part: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def _pictures(rows: pd.DataFrame, files: dict[str, Path]) -> tuple[PillowImage.Image, PillowImage.Image]:
-    source, target = (decode(files[rows[f"{side}_image"].iloc[0]]) for side in ("source", "target"))
+    paths = [files[rows[f"{side}_image"].iloc[0]] for side in ("source", "target")]
+    source, target = (decode(path, upright=False, remedy=AGAIN) for path in paths)
     return source, target
 
 

@@ -27,6 +27,7 @@ from semcorr import runtime, store
 from semcorr.backbones import build, load
 from semcorr.backbones.base import Backbone
 from semcorr.datasets.base import Image, read_images
+from semcorr.datasets.decode import decode
 from semcorr.errors import UserError
 from semcorr.geometry import Grid, resized_size
 from semcorr.graph import Job
@@ -192,15 +193,11 @@ def read_image(folder: Path, image: Image) -> PillowImage.Image:
     Raises:
         UserError: it is missing, damaged or another.
     """
-    path = folder / image.file
+    path, remedy = folder / image.file, f"Run: dvc repro (or delete {folder.parent})"
     try:
         content = path.read_bytes()
-        if hashlib.sha256(content).hexdigest() != image.sha256:
-            raise UserError(f"{path}: changed since it was fetched. Run: dvc repro (or delete {folder.parent})")
-        decoded = PillowImage.open(io.BytesIO(content))
-        decoded.load()
     except FileNotFoundError:
-        raise UserError(f"{path}: the image is missing. Run: dvc repro (or delete {folder.parent})") from None
-    except OSError as error:
-        raise UserError(f"{path}: not a readable image ({error})") from None
-    return decoded
+        raise UserError(f"{path}: the image is missing. {remedy}") from None
+    if hashlib.sha256(content).hexdigest() != image.sha256:
+        raise UserError(f"{path}: changed since it was fetched. {remedy}")
+    return decode(io.BytesIO(content), upright=False, name=path, remedy=remedy)

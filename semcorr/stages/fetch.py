@@ -2,13 +2,16 @@
 
 import hashlib
 import os
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from tqdm import tqdm
 
-from semcorr.datasets.base import IMAGE_SCHEMA, PAIR_SCHEMA, Benchmark, Image, decode, write_index
+from semcorr.datasets.base import IMAGE_SCHEMA, PAIR_SCHEMA, Benchmark, Image, write_index
+from semcorr.datasets.decode import AGAIN, decode, stored_orientation
 from semcorr.datasets.formats import FORMATS
 from semcorr.datasets.sources import provide, root_of
 from semcorr.errors import UserError
@@ -16,6 +19,8 @@ from semcorr.files import replacing
 from semcorr.graph import Job
 from semcorr.params import Dataset, Params, dataset
 from semcorr.provenance import provenance
+
+T, R = TypeVar("T"), TypeVar("R")
 
 # What `check` asks of a folder that no entry of params.yaml describes.
 WHOLE = {
@@ -41,22 +46,25 @@ def fetch(job: Job, params: Params) -> str:
     return f"{name}: {summary(benchmark)}"
 
 
-def verified_images(benchmark: Benchmark, folder: Path | None) -> list[Image]:
-    """The images with their checksums, each decoded once to see that it is whole; copied where `folder` is given."""
+def verified_images(benchmark: Benchmark, folder: Path) -> list[Image]:
+    """The images with their checksums, each decoded once to see that it is whole, and copied to `folder`."""
 
     def verify(image: Image) -> Image:
         path = benchmark.root / image.file
-        decode(path)
+        decode(path, upright=False, remedy=AGAIN)
         content = path.read_bytes()
-        if folder is not None:
-            copy = folder / image.file
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            copy.write_bytes(content)
+        copy = folder / image.file
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(content)
         return replace(image, sha256=hashlib.sha256(content).hexdigest())
 
+    return _each(verify, benchmark.images)
+
+
+def _each(verify: Callable[[T], R], images: Sequence[T]) -> list[R]:
+    """What `verify` says of each image, in order; several at once, with a bar."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        answers = pool.map(verify, benchmark.images)
-        return list(tqdm(answers, total=len(benchmark.images), unit="image", desc="verifying", disable=None))
+        return list(tqdm(pool.map(verify, images), total=len(images), unit="image", desc="verifying", disable=None))
 
 
 def summary(benchmark: Benchmark) -> str:
@@ -67,19 +75,37 @@ def summary(benchmark: Benchmark) -> str:
 
 
 def check(spec: Dataset, folder: Path) -> list[str]:
-    """Verify the whole of a dataset's folder, all of its splits; lines that say what is there.
+    """Verify the whole of a dataset's folder, every image, annotation and list of pairs; lines that say what is there.
 
     Raises:
         UserError: something is missing or damaged, or contradicts something else; the message names it.
     """
     root = root_of(folder, spec.format)
     module = FORMATS[spec.format]
-    lines = [f"{root}: format {spec.format}", *module.verify(root, spec)]
+    lines = module.verify(root, spec)
     for part in module.parts(root, spec):
-        benchmark = module.load(root, part)
-        verified_images(benchmark, None)
-        lines.append(f"{getattr(part, 'split', 'all')}: {summary(benchmark)}")
-    return lines
+        lines.append(f"{getattr(part, 'split', 'all')}: {summary(module.load(root, part))}")
+    files = module.rest(root)
+
+    def turned(path: Path) -> bool:
+        decode(path, upright=False, remedy=AGAIN)
+        return stored_orientation(path) != 1
+
+    if count := sum(_each(turned, files)):
+        lines.append(
+            f"{count:,} images have an EXIF orientation other than 1: their pixels count as they are stored, as "
+            f"benchmarks annotate them, and not as viewers turn them"
+        )
+    return [f"{root}: format {spec.format}, {len(files):,} image files, each decoded", *lines]
+
+
+def conclusion(spec: Dataset, folder: Path) -> str:
+    """Whether what `check` verified is all that the benchmark has, in a line."""
+    root = root_of(folder, spec.format)
+    missing = FORMATS[spec.format].absent(root)
+    if not missing:
+        return "All of it was verified."
+    return f"What stands above was verified. Absent, and so not verified: {', '.join(missing)}"
 
 
 def recognise(folder: Path, expect: str) -> Dataset:
