@@ -49,7 +49,7 @@ def matches() -> pd.DataFrame:
 
 def by_scipy(table: pd.DataFrame, settings: dict) -> None:
     """The intervals of the three averages."""
-    correct = pck.is_correct(pck.errors(table), table["bbox"].to_numpy(), settings["thresholds"])
+    correct = pck.is_correct(*pck.errors(table, "bbox", "table"), settings["thresholds"])
     hits, counts = pck.by_pair(correct, pd.factorize(table["pair"])[0])
     category = pd.factorize(table.drop_duplicates("pair")["category"])[0]
 

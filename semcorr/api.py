@@ -13,9 +13,11 @@ one in a dataset's item, whatever image is given to `match`. A point of the orig
 """
 
 import hashlib
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
@@ -28,7 +30,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from semcorr import params, pck, provenance
+from semcorr import params, pck, provenance, runtime
 from semcorr.backbones import digest
 from semcorr.backbones.base import IMAGENET_MEAN, IMAGENET_STD, resize, standardise
 from semcorr.backbones.weights import get, overlay
@@ -37,8 +39,9 @@ from semcorr.datasets.base import Benchmark, Image, Pair
 from semcorr.datasets.decode import AGAIN, decode
 from semcorr.datasets.sources import root_of
 from semcorr.errors import UserError, one_of
+from semcorr.finite import rounded, unit
 from semcorr.geometry import Grid, rescale, resized_size
-from semcorr.matching import match_points, normalise
+from semcorr.matching import match_points
 
 T = TypeVar("T")
 THRESHOLDS = (0.05, 0.10, 0.15, 0.20)
@@ -311,6 +314,7 @@ class UnifiedBackbone(nn.Module):
         layer: 0-based block whose output is the features, a list of them, or "neck" of SAM; None takes the last block.
         facet: "token", or "query", "key", "value" of the block's attention.
         norm: apply the final norm to them.
+        compute: "float32", or "bfloat16", "float16" for mixed precision.
         precision: the features are rounded to it, as a feature store does.
         overrides: of the architecture, as in params.yaml.
 
@@ -331,6 +335,7 @@ class UnifiedBackbone(nn.Module):
         layer: int | list[int] | Literal["neck"] | None = None,
         facet: str = "token",
         norm: bool = False,
+        compute: str = "float32",
         precision: str = "float16",
         overrides: dict[str, Any] | None = None,
     ):
@@ -349,6 +354,7 @@ class UnifiedBackbone(nn.Module):
             facet=facet,
             norm=norm,
             debias=None,
+            compute=compute,
             precision=precision,
             device=device,
         )
@@ -374,8 +380,7 @@ class UnifiedBackbone(nn.Module):
         spec = known[name]
         self = cls.__new__(cls)
         nn.Module.__init__(self)
-        fields = ("family", "model", "overrides", "weights", "layer", "facet", "norm", "debias", "precision")
-        self._setup(**{field: getattr(spec, field) for field in fields}, device=device)
+        self._setup(**{field: getattr(spec, field) for field in params.Backbone.model_fields}, device=device)
         if checkpoint_dir is not None:
             self._adopt_tuned(Path(checkpoint_dir))
         return self
@@ -383,7 +388,7 @@ class UnifiedBackbone(nn.Module):
     def _setup(self, *, layer: int | list[int] | str | None, device: str | torch.device | None, **entry: Any) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         # The last layer is known once the network is; the long side is the images' here.
-        values = entry | {"image_size": 518, "layer": 0 if layer is None else layer, "compute": "float32"}
+        values = {"image_size": 518} | entry | {"layer": 0 if layer is None else layer}
         try:
             spec = params.Backbone.model_validate(values)
         except ValidationError as error:
@@ -428,7 +433,8 @@ class UnifiedBackbone(nn.Module):
             (B, h, w, C) float32, the cells that the image covers.
 
         Raises:
-            ValueError: the image has another shape, or no pixels.
+            ValueError: the image has another shape, no pixels, or pixels that are no numbers.
+            UserError: the features overflow `precision`.
         """
         if image.ndim != 4 or image.shape[1] != 3 or 0 in image.shape:
             raise ValueError(f"image is {tuple(image.shape)}, expected (B, 3, H, W)")
@@ -436,9 +442,17 @@ class UnifiedBackbone(nn.Module):
         pixels = image.to(self.device, torch.float32)
         if grid.resized_size != grid.image_size:
             pixels = nn.functional.interpolate(pixels, grid.resized_size, mode="bilinear", antialias=True)
-        features = self.network.features(self.network.pad(pixels), self.spec)
+        if not torch.isfinite(pixels).all():
+            raise ValueError("image holds NaN or infinite values")
+        pixels = self.network.pad(pixels)
+        with runtime.autocast(self.device, self.spec.compute):
+            features = self.network.features(pixels, self.spec)
         height, width = grid.shape
-        return features.permute(0, 2, 3, 1)[:, :height, :width].to(self.precision).float()
+        features = features.permute(0, 2, 3, 1)[:, :height, :width]
+        stop, precision = self.network.stop(self.spec), self.spec.precision
+        what = f"{self.network.name}: image of {image.shape[3]} x {image.shape[2]} pixels"
+        why = partial(self.network.overflow_in, pixels[:1], stop, key="precision", precision=precision)
+        return rounded(features, precision, what, why).float()
 
     forward = extract_features
 
@@ -519,7 +533,8 @@ class CorrespondenceMatcher:
         if not ((points >= -slack) & (points <= (width + slack, height + slack))).all():
             raise ValueError(f"a keypoint lies outside the source image of {width} x {height} pixels")
         (source, source_grid), (target, target_grid) = self._features(src_img), self._features(tgt_img)
-        found, _ = match_points(points, (normalise(source), source_grid), (normalise(target), target_grid), self.rule)
+        maps = (unit(source, "src_img"), source_grid), (unit(target, "tgt_img"), target_grid)
+        found, _ = match_points(points, *maps, self.rule)
         return torch.from_numpy(found).float()
 
     def _features(self, image: Tensor) -> tuple[Tensor, Grid]:
@@ -534,9 +549,11 @@ class CorrespondenceMatcher:
 def compute_pck(
     pred_kps: Tensor | np.ndarray,
     gt_kps: Tensor | np.ndarray,
-    image_size: tuple[float, float] | None = None,
-    bbox_size: tuple[float, float] | None = None,
+    image_size: Sequence[float] | None = None,
+    bbox_size: Sequence[float] | None = None,
     thresholds: Iterable[float] = THRESHOLDS,
+    *,
+    reference: float | None = None,
 ) -> dict[str, tuple[Any, float]]:
     """PCK of the keypoints of one image.
 
@@ -546,30 +563,56 @@ def compute_pck(
         image_size: (H, W).
         bbox_size: (H, W); it wins where both are given.
         thresholds: fractions of the longer side; a distance equal to the limit is correct.
+        reference: the length itself that a threshold multiplies, in place of the sizes.
 
     Returns:
         "PCK@0.10" -> which keypoints are correct (N,) bool, a tensor where `pred_kps` is one, and their fraction in
         [0, 1], NaN where N is 0.
 
     Raises:
-        ValueError: neither size is given, or one is not positive; the points' shapes differ.
+        ValueError: no size and no reference is given, or both; a size is not two positive numbers; a threshold is not
+            positive; the points' shapes differ, or one of them is no number.
     """
-    size = bbox_size if bbox_size is not None else image_size
-    if size is None:
-        raise ValueError("give image_size or bbox_size, as (height, width)")
-    side = float(max(size))
-    if not side > 0:
-        raise ValueError(f"the size {tuple(size)} is not positive")
+    side = _side(image_size, bbox_size, reference)
     predicted, true = (np.asarray(p.cpu() if isinstance(p, Tensor) else p, float) for p in (pred_kps, gt_kps))
     if predicted.shape != true.shape or predicted.ndim != 2 or predicted.shape[1] != 2:
         raise ValueError(f"pred_kps is {predicted.shape}, gt_kps {true.shape}, expected (N, 2) both")
-    limits = list(thresholds)
+    for name, points in (("pred_kps", predicted), ("gt_kps", true)):
+        if not np.isfinite(points).all():
+            raise ValueError(f"{name} holds NaN or infinite values; leave out keypoints that are not there")
+    limits = [float(threshold) for threshold in np.ravel(list(thresholds))]
+    if not all(0 < limit < math.inf for limit in limits):
+        raise ValueError(f"thresholds are {limits}, expected positive numbers")
     correct = pck.is_correct(pck.distances(predicted, true), np.full(len(true), side), limits)
     result = {}
     for column, threshold in zip(correct.T, limits, strict=True):
         mask = torch.from_numpy(column.copy()) if isinstance(pred_kps, Tensor) else column.copy()
         result[pck.threshold_key(threshold)] = (mask, float(column.mean()) if len(column) else float("nan"))
     return result
+
+
+def _side(image_size: Any, bbox_size: Any, reference: float | None) -> float:
+    """The length that thresholds multiply."""
+    sizes = {}
+    for name, size in (("image_size", image_size), ("bbox_size", bbox_size)):
+        if size is None:
+            continue
+        values = np.asarray(size.cpu() if isinstance(size, Tensor) else size)
+        if values.shape != (2,) or values.dtype.kind not in "iuf":
+            raise ValueError(f"{name} is {size}, expected two numbers (height, width); one length goes to reference=")
+        if not (np.isfinite(values) & (values > 0)).all():
+            raise ValueError(f"{name} is {size}, and a height or width is not positive")
+        sizes[name] = float(values.max())
+    if (reference is not None) == bool(sizes):
+        raise ValueError("give image_size or bbox_size, as (height, width), or reference, a length; not both")
+    if reference is not None:
+        if np.ndim(reference) or not 0 < float(reference) < math.inf:
+            raise ValueError(f"reference is {reference}, expected a positive number")
+        return float(reference)
+    side = sizes.get("bbox_size", sizes.get("image_size"))
+    if side < 1 < sizes.get("image_size", 0):
+        raise ValueError(f"bbox_size is {bbox_size}, less than a pixel; thresholds are given as thresholds=")
+    return side
 
 
 class UnifiedEvaluator:
@@ -618,7 +661,8 @@ class UnifiedEvaluator:
             "PCK@0.10" -> mean, std; references: the overall averages under each reference that is known.
 
         Raises:
-            ValueError: there is no pair with a keypoint, or the reference is not known for each.
+            ValueError: there is no pair with a keypoint; the reference is not known for each, or zero; the matcher
+                gives another number of points than it was asked for, or points that are not finite.
         """
         total = num_samples
         if total is None:
@@ -638,6 +682,8 @@ class UnifiedEvaluator:
                 predicted, true = (
                     _rescale(p.cpu().double().numpy(), *sizes) for p in (predicted, item["tgt_kps"][seen])
                 )
+                if not (np.isfinite(predicted).all() and np.isfinite(true).all()):
+                    raise ValueError(f"pair {item['pair_id']}: a predicted or true keypoint is not finite")
                 distances.append(pck.distances(predicted, true))
                 lengths.append(pck.references(true, bbox=item.get("tgt_bbox"), image_size=sizes[1]))
                 categories.append(item["category"])

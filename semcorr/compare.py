@@ -29,7 +29,10 @@ def compare(first: str, second: str, params: Params) -> list[dict[str, Any]]:
         raise UserError(f"{first} and {second} were not made on the same keypoints, so they cannot be compared")
     dataset = first.rpartition(":")[2].split("/")[2]
     reference = settings.references[params.datasets[dataset].format][0]
-    correct = [_correct(matches, reference, settings.thresholds) for matches in (one, other)]
+    correct = [
+        pck.is_correct(*pck.errors(matches, reference, name), settings.thresholds)
+        for name, matches in ((first, one), (second, other))
+    ]
     rows = []
     for name in ["all", *sorted(one["category"].unique())]:
         some = np.full(len(one), True) if name == "all" else (one["category"] == name).to_numpy()
@@ -75,10 +78,6 @@ def read(name: str, params: Params) -> pd.DataFrame:
 
 def _sorted(matches: pd.DataFrame) -> pd.DataFrame:
     return matches.sort_values(KEY, kind="stable").reset_index(drop=True)
-
-
-def _correct(matches: pd.DataFrame, reference: str, thresholds: list[float]) -> np.ndarray:
-    return pck.is_correct(pck.errors(matches), matches[reference].to_numpy(float), thresholds)
 
 
 def table(rows: list[dict[str, Any]], threshold: str) -> str:

@@ -59,7 +59,7 @@ UNMARKED = ("params", "checked", "watched")  # roles of inputs that carry no fin
 
 _DATASETS = ("semcorr/datasets/base.py", "semcorr/datasets/decode.py")
 _STORES = ("semcorr/store.py", "semcorr/geometry.py", "semcorr/runtime.py", *_DATASETS)
-_NETWORKS = ("semcorr/backbones", *_STORES)
+_NETWORKS = ("semcorr/backbones", "semcorr/finite.py", *_STORES)
 _FILES = ("semcorr/files.py", "semcorr/provenance.py")
 
 STAGES: dict[str, Stage] = {
@@ -87,6 +87,7 @@ STAGES: dict[str, Stage] = {
         code=(
             "semcorr/stages/weights.py",
             "semcorr/backbones",
+            "semcorr/finite.py",
             "semcorr/geometry.py",
             "semcorr/download.py",
             *_FILES,
@@ -157,6 +158,7 @@ STAGES: dict[str, Stage] = {
         code=(
             "semcorr/stages/match.py",
             "semcorr/matching.py",
+            "semcorr/finite.py",
             "semcorr/pck.py",
             *_STORES,
             *_FILES,

@@ -26,8 +26,9 @@ from semcorr.backbones import build, load
 from semcorr.backbones.base import Backbone
 from semcorr.datasets.decode import Source, decode
 from semcorr.errors import UserError, one_of
+from semcorr.finite import rounded, unit
 from semcorr.geometry import Grid
-from semcorr.matching import heatmaps, match_points, normalise, sample
+from semcorr.matching import heatmaps, match_points, sample
 from semcorr.provenance import expect
 
 SIDE = 512  # pixels of each image in a picture
@@ -83,7 +84,7 @@ class Matcher:
                     f"(or snakemake --cores all {job.outputs['tensors']})"
                 )
             expect(files[-1], job.fingerprint)
-        self.device = runtime.device(values)
+        self.device = runtime.pick(values)
         self.network: Backbone = load(build(self.spec), *files).to(self.device)
 
         self._seen: Recent[tuple[Tensor, Grid]] = Recent(KEPT)
@@ -96,11 +97,18 @@ class Matcher:
 
     def _compute(self, image: PillowImage.Image) -> tuple[Tensor, Grid]:
         pixels, grid = self.network.preprocess(image, self.spec.image_size)
+        pixels = pixels[None].to(self.device)
         with runtime.autocast(self.device, self.spec.compute):
-            found = self.network.features(pixels[None].to(self.device), self.spec)
+            found = self.network.features(pixels, self.spec)
         height, width = grid.shape
-        found = found[0].permute(1, 2, 0)[:height, :width].to(getattr(torch, self.spec.precision))
-        return normalise(found.float()), grid
+        found = found[0].permute(1, 2, 0)[:height, :width]
+
+        def why() -> str:
+            key, stop = f"backbones.{self.backbone}.precision", self.network.stop(self.spec)
+            return self.network.overflow_in(pixels, stop, key=key, precision=self.spec.precision)
+
+        what = f"{self.backbone} {self.weights}: an image of {image.width} x {image.height} pixels"
+        return unit(rounded(found, self.spec.precision, what, why), what), grid
 
 
 @dataclass(frozen=True, kw_only=True)

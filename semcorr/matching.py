@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from semcorr.datasets.base import Pair
+from semcorr.errors import UserError
+from semcorr.finite import unit
 from semcorr.geometry import Grid
 from semcorr.params import Rule
 
@@ -116,8 +118,17 @@ def match_points(
 
 
 def _strongest(maps: Tensor) -> np.ndarray:
-    """The highest similarity (N,) of each heatmap."""
-    return maps.flatten(1).amax(dim=1).cpu().double().numpy()
+    """The highest similarity (N,) of each heatmap.
+
+    Raises:
+        UserError: a heatmap holds what is no number, so that its readout would be no answer.
+    """
+    highest = maps.flatten(1).amax(dim=1).cpu().double().numpy()
+    if not np.isfinite(highest).all():
+        raise UserError(
+            f"the similarity of {(~np.isfinite(highest)).sum()} keypoints is not finite: no answer is made of it"
+        )
+    return highest
 
 
 def match_pairs(
@@ -139,6 +150,9 @@ def match_pairs(
 
     Returns:
         For each pair, predicted keypoints (N, 2), x y in original pixels of the target, and their similarity (N,).
+
+    Raises:
+        UserError: an image's features are not finite; the message names it.
     """
     by_source: dict[str, list[int]] = defaultdict(list)
     by_target: dict[str, list[int]] = defaultdict(list)
@@ -159,13 +173,13 @@ def match_pairs(
             descriptors = raw.new_empty(len(points), raw.shape[2], dtype=torch.float32)
         keypoints = [np.array(pairs[number].source_keypoints, float).reshape(-1, 2) for number in numbers]
         cells = torch.from_numpy(grid.pixels_to_cells(np.concatenate(keypoints)))
-        found = sample(normalise(raw.float()), cells.to(raw.device), rule.sampling)
+        found = sample(unit(raw, image_id), cells.to(raw.device), rule.sampling)
         for number, part in zip(numbers, found.split([len(points) for points in keypoints]), strict=True):
             descriptors[rows[number]] = part
     for image_id in progress(list(by_target)):
         numbers = by_target[image_id]
         raw, grid = features(image_id)
-        target = normalise(raw.float())
+        target = unit(raw, image_id)
         first, last = rows[numbers[0]].start, rows[numbers[-1]].stop
         for start in range(first, last, CHUNK):
             some = slice(start, min(start + CHUNK, last))

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from semcorr.errors import UserError
+
 AVERAGES = ("keypoint", "image", "category")
 CURVE = (np.arange(61) / 200).tolist()  # thresholds 0 to 0.3 of the error distribution
 
@@ -32,13 +34,41 @@ def headline(thresholds: list[float]) -> float:
 
 
 def distances(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """Euclidean distance (N,) between points (N, 2)."""
+    """Euclidean distance (N,) between points (N, 2).
+
+    Raises:
+        ValueError: the two do not have the same shape.
+    """
+    if np.shape(predicted) != np.shape(true):
+        raise ValueError(
+            f"predicted points are {np.shape(predicted)}, true ones {np.shape(true)}, expected (N, 2) both"
+        )
     return np.hypot(*(np.asarray(predicted, float) - np.asarray(true, float)).T)
 
 
-def errors(matches: Any) -> np.ndarray:
-    """Distance (N,) of each prediction to the truth, in pixels, from a table of matches (a data frame)."""
-    return distances(matches[["predicted_x", "predicted_y"]], matches[["true_x", "true_y"]])
+def errors(matches: Any, reference: str, where: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Each keypoint's distance to the truth and its reference length, both (N,), in pixels.
+
+    Args:
+        matches: a table of matches, as the stage match writes it (a data frame).
+        reference: "bbox", "bbox_kp" or "image".
+        where: the table's name in errors.
+
+    Raises:
+        UserError: a point is no number, or a pair's reference is not known or zero; the message names the pair.
+    """
+    distance = distances(matches[["predicted_x", "predicted_y"]], matches[["true_x", "true_y"]])
+    lengths = matches[reference].to_numpy(float)
+    wrong = {
+        "a predicted or true keypoint is not finite. Make the matches again": ~np.isfinite(distance),
+        f"reference {reference!r} is not known for it; see evaluate.references": ~np.isfinite(lengths),
+        f"reference {reference!r} is zero: all its target keypoints are one point, or its box is empty. Leave the "
+        "pair out of the dataset, or take another of evaluate.references": lengths <= 0,
+    }
+    for what, rows in wrong.items():
+        if rows.any():
+            raise UserError(f"{where}: pair {matches['pair'].iloc[int(rows.argmax())]}: {what}")
+    return distance, lengths
 
 
 def is_correct(distance: np.ndarray, reference: np.ndarray, thresholds: list[float]) -> np.ndarray:

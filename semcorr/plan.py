@@ -265,9 +265,9 @@ class Costs:
         return Cost(seconds=0.5, disk=1e6)
 
 
-def rate(device: torch.device, compute: str, seconds: float = 1.0) -> float:
+def rate(device: torch.device, compute: str, threads: int, seconds: float = 1.0) -> float:
     """Operations a second that this machine reaches on products of the size that networks are made of."""
-    kind = getattr(torch, compute) if device.type == "cuda" else torch.float32
+    kind, before = getattr(torch, compute), torch.get_num_threads()
     left, right = torch.randn(2048, 768, device=device, dtype=kind), torch.randn(768, 3072, device=device, dtype=kind)
 
     def run() -> None:
@@ -275,13 +275,18 @@ def rate(device: torch.device, compute: str, seconds: float = 1.0) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize()
 
-    run()
-    count, start = 0, time.perf_counter()
-    while time.perf_counter() - start < seconds:
+    torch.set_num_threads(threads)
+    try:
         run()
-        count += 1
+        count, start = 0, time.perf_counter()
+        while time.perf_counter() - start < seconds:
+            run()
+            count += 1
+        took = time.perf_counter() - start
+    finally:
+        torch.set_num_threads(before)
     # A network reaches about half of what its products alone do: normalisation, softmax, copies, decoding.
-    return 0.5 * count * 2 * 2048 * 768 * 3072 / (time.perf_counter() - start)
+    return 0.5 * count * 2 * 2048 * 768 * 3072 / took
 
 
 def steps(params: Params) -> list[Step]:
@@ -346,8 +351,8 @@ def plan(params: Params, *, tflops: float | None, every: bool) -> list[str]:
     if tflops is not None:
         speed, where = tflops * 1e12, f"at {tflops:g} TFLOP/s as you say"
     else:
-        device = runtime.device(params)
+        device = runtime.pick(params)
         compute = params.backbones[params.grid.backbones[0]].compute
-        speed = rate(device, compute)
+        speed = rate(device, compute, params.threads)
         where = f"at {speed / 1e12:.2g} TFLOP/s as measured on this machine ({device.type})"
     return describe(params, steps(params), speed, where, every)

@@ -1,7 +1,7 @@
 """What the machine gives: the device, the number of threads, and how they are kept from changing results."""
 
 import contextlib
-import getpass
+import functools
 import logging
 import os
 import tempfile
@@ -17,75 +17,138 @@ from semcorr.params import Params
 
 logger = logging.getLogger(__name__)
 
+LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")  # what torch's launcher sets, all of it
+
 _leases: list[FileLock] = []  # held until the process ends
 
 
 def device(params: Params) -> torch.device:
-    """Set up torch as params.yaml says and return the device to compute on.
+    """Set up torch for a stage, whose process is its own, as params.yaml says; the device to compute on.
 
     The engines hand over different OMP_NUM_THREADS, and training on a CPU depends on it: it is set here. Of several
-    GPUs a process takes one for itself: the one that a scheduler gave it (CUDA_VISIBLE_DEVICES), else a free one.
+    GPUs that this process may see it takes one for itself.
 
     Raises:
         UserError: runtime.device is cuda and there is none.
     """
     torch.set_num_threads(params.threads)
-    wanted = params.runtime.device
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError("params.yaml: runtime.device: cuda, but torch sees no GPU; allowed here: cpu, auto")
-    chosen = torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+    chosen = pick(params)
     if chosen.type == "cuda":
-        count = torch.cuda.device_count()
+        count = _count()
         if launched():
             chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % count)
             torch.cuda.set_device(chosen)
-        elif count > 1 and "CUDA_VISIBLE_DEVICES" not in os.environ:
+        elif count > 1:
             chosen = torch.device("cuda", lease(range(count)))
             torch.cuda.set_device(chosen)
         # On the CPU algorithms are deterministic anyway, and asking costs 2.6 s of imports.
         torch.use_deterministic_algorithms(True, warn_only=True)
-    if wanted == "auto":
+    if params.runtime.device == "auto":
         logger.info("computing on %s (runtime.device: auto), %d threads", chosen, params.threads)
     return chosen
+
+
+def pick(params: Params) -> torch.device:
+    """The device that params.yaml asks for; of several GPUs the one that is the caller's now. Nothing is changed.
+
+    Raises:
+        UserError: runtime.device is cuda and there is none.
+    """
+    wanted, there = params.runtime.device, torch.cuda.is_available()
+    if wanted == "cuda" and not there:
+        raise UserError("params.yaml: runtime.device: cuda, but torch sees no GPU; allowed here: cpu, auto")
+    return torch.device("cuda" if wanted != "cpu" and there else "cpu")
 
 
 def lease(ids: Iterable[int], folder: Path | None = None, poll: float = 1.0) -> int:
     """A GPU that no other process of this user holds, for as long as this process lives; waits until one is free.
 
+    A process that holds one of them already is given that one again.
+
     Args:
-        ids: of the GPUs.
+        ids: of the GPUs, as this process counts them.
         folder: holds one lock file a GPU; None takes one in the machine's temporary folder.
         poll: seconds between looks.
     """
-    folder = folder or Path(tempfile.gettempdir()) / f"semcorr-gpus-{getpass.getuser()}"
+    return leases(ids, 1, folder, poll)[0]
+
+
+def leases(ids: Iterable[int], count: int, folder: Path | None = None, poll: float = 1.0) -> list[int]:
+    """Several GPUs at once, as `lease` gives one: all of them or, while fewer are free, none."""
+    folder = folder or Path(tempfile.gettempdir()) / f"semcorr-gpus-{os.getuid()}"
     folder.mkdir(exist_ok=True)
-    locks = {number: FileLock(folder / f"{number}.lock") for number in ids}
+    locks = {number: FileLock(folder / f"{_gpu(number)}.lock") for number in ids}
+    held = {lock.lock_file for lock in _leases if lock.is_locked}
+    ours = [number for number, lock in locks.items() if lock.lock_file in held]
+    if len(ours) >= count:
+        return ours[:count]
+    waiting = False
     while True:
-        for number, lock in locks.items():
-            with contextlib.suppress(Timeout):
-                lock.acquire(timeout=0)
-                _leases.append(lock)
-                return number
-        logger.info("all %d GPUs are in use, waiting", len(locks))
+        taken = {}
+        with FileLock(folder / "choosing.lock"):  # else two that want two each would hold one each for ever
+            for number, lock in locks.items():
+                if len(taken) < count:
+                    with contextlib.suppress(Timeout):
+                        lock.acquire(timeout=0)
+                        taken[number] = lock
+            if len(taken) == count:
+                _leases.extend(taken.values())
+                return list(taken)
+            for lock in taken.values():
+                lock.release()
+        if not waiting:
+            logger.info("all %d GPUs are in use, waiting", len(locks))
+        waiting = True
         time.sleep(poll)
 
 
+def _visible() -> list[str] | None:
+    """The GPUs that a scheduler has given this process, by CUDA's names; None where it has said nothing."""
+    said = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return None if said is None else said.split(",")
+
+
+def _count() -> int:
+    """How many GPUs this process may use."""
+    count, given = torch.cuda.device_count(), _visible()
+    return count if given is None else min(count, len(given))
+
+
+def _gpu(number: int) -> str:
+    """A name of a GPU that is the same for all processes, however each counts those that it sees."""
+    try:
+        return str(torch.cuda.get_device_properties(number).uuid)
+    except (RuntimeError, AssertionError, AttributeError):
+        given = _visible()
+        return str(number) if given is None or number >= len(given) else given[number]
+
+
 def visible(params: Params, count: int) -> dict[str, str]:
-    """What tells `count` processes to come which GPUs are theirs: nothing where a scheduler has said so."""
-    wanted = params.runtime.device != "cpu" and torch.cuda.is_available()
-    if not wanted or "CUDA_VISIBLE_DEVICES" in os.environ:
+    """What tells `count` processes to come which GPUs are theirs; nothing where a scheduler gave just so many."""
+    if pick(params).type == "cpu":
         return {}
-    if torch.cuda.device_count() < count:
-        raise UserError(f"params.yaml: runtime.processes: {count} processes, {torch.cuda.device_count()} GPUs")
-    ids = [lease(range(torch.cuda.device_count())) for _ in range(count)]
-    return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, ids))}
+    there, given = _count(), _visible()
+    if there < count:
+        raise UserError(f"params.yaml: runtime.processes: {count} processes, {there} GPUs")
+    if given is not None and there == count:
+        return {}
+    chosen = leases(range(there), count)
+    return {"CUDA_VISIBLE_DEVICES": ",".join(str(number) if given is None else given[number] for number in chosen)}
 
 
 def autocast(where: torch.device, compute: str) -> contextlib.AbstractContextManager:
-    """Mixed precision on a GPU, where a backbone's `compute` asks for it; a CPU computes in float32."""
-    if where.type != "cuda" or compute == "float32":
+    """Mixed precision, where a backbone's `compute` asks for it, on every device."""
+    if compute == "float32":
         return contextlib.nullcontext()
+    if (where.type, compute) == ("cpu", "float16"):
+        _say_slow()
     return torch.autocast(where.type, dtype=getattr(torch, compute))
+
+
+@functools.cache
+def _say_slow() -> None:
+    """Once a process."""
+    logger.warning("compute: float16 is slow on a CPU; bfloat16 and float32 are faster there")
 
 
 def compiled(function: Callable, params: Params) -> Callable:
@@ -105,7 +168,7 @@ class Group:
         return self.rank == 0
 
     def close(self) -> None:
-        """Part from the others."""
+        """Leave the group."""
         if self.size > 1:
             torch.distributed.destroy_process_group()
 
@@ -130,8 +193,8 @@ class Group:
 
 
 def launched() -> bool:
-    """Whether torch's launcher started this process as one of a group."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    """Whether torch's launcher started this process as one of a group; schedulers set some of these names too."""
+    return all(name in os.environ for name in LAUNCHED)
 
 
 def group(where: torch.device) -> Group:

@@ -70,6 +70,13 @@ class Tail:
             found[image_id] = features[:height, :width], grids[image_id]
         return found
 
+    def overflow(self, trunk: Store, image_id: str, key: str) -> str:
+        """Where an image's features leave the backbone's precision, which `key` of params.yaml sets."""
+        canvas, stride = self.network.canvas(trunk.grid(image_id).resized_size), self.network.stride
+        entering = torch.from_numpy(trunk.array(image_id))[None].to(self.device)
+        cells, stop = (canvas[0] // stride, canvas[1] // stride), self.network.stop(self.spec)
+        return self.network.overflow(entering, cells, self.first, stop, key=key, precision=self.spec.precision)
+
     @torch.inference_mode()
     def features(self, trunk: Store, ids: list[str], batch_size: int) -> Iterator[tuple[str, Tensor, Grid]]:
         """Feature maps of many images, in order, without gradients."""

@@ -12,7 +12,7 @@ from semcorr import cli, graph
 PACKAGE = Path(__file__).parents[1] / "semcorr"
 LAYERS = [
     {"errors"},
-    {"geometry", "files"},
+    {"geometry", "files", "finite"},
     {"provenance", "params", "download", "engines"},
     {"graph"},
     {"datasets", "backbones", "pck", "runtime", "stale"},

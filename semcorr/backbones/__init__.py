@@ -12,6 +12,7 @@ from semcorr import provenance
 from semcorr.backbones.base import Backbone
 from semcorr.errors import UserError
 from semcorr.files import replacing
+from semcorr.finite import require_finite
 from semcorr.params import Backbone as BackboneParams
 
 # Family in params.yaml -> module and class; imported when used, since timm alone takes seconds.
@@ -21,14 +22,19 @@ FAMILIES = {
 }
 
 
-def build(spec: BackboneParams) -> Backbone:
+def build(spec: BackboneParams, seed: int = 0) -> Backbone:
     """The network of one entry of params.yaml's `backbones`, with tensors as the architecture initialises them.
+
+    The caller's random state stays as it is.
 
     Raises:
         UserError: there is no such network, or it has no such layer.
     """
     module, name = FAMILIES[spec.family]
-    network = getattr(importlib.import_module(module), name)(spec.model, spec.overrides)
+    family = getattr(importlib.import_module(module), name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = family(spec.model, spec.overrides)
     network.stop(spec)
     return network.eval().requires_grad_(False)
 
@@ -68,7 +74,7 @@ def digest(tensors: dict[str, torch.Tensor]) -> str:
 
 
 def check(tensors: dict[str, torch.Tensor], network: Backbone, where: str) -> None:
-    """Refuse tensors that are not exactly those of the network."""
+    """Refuse tensors that are not exactly those of the network, or hold what is no number."""
     wanted = {name: tuple(tensor.shape) for name, tensor in network.net.state_dict().items()}
     given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     problems = [f"missing {name} {wanted[name]}" for name in wanted.keys() - given.keys()]
@@ -78,6 +84,8 @@ def check(tensors: dict[str, torch.Tensor], network: Backbone, where: str) -> No
         for name in wanted.keys() & given.keys()
         if wanted[name] != given[name]
     ]
+    problems += [f"{name} is {tensor.dtype}" for name, tensor in tensors.items() if not tensor.is_floating_point()]
     if problems:
         shown = "; ".join(sorted(problems)[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
         raise UserError(f"{where}: not the tensors of this network: {shown}")
+    require_finite({name: tensor.float() for name, tensor in tensors.items()}, where)

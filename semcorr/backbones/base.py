@@ -6,6 +6,7 @@ trunk can be computed once and a tail be trained on what it gave. Which activati
 in params.yaml says (`layer`, `facet`, `norm`, `debias`).
 """
 
+import math
 from abc import ABC, abstractmethod
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from semcorr.errors import UserError
+from semcorr.finite import limit
 from semcorr.geometry import Grid, resized_size
 from semcorr.params import Backbone as Spec
 
@@ -173,15 +175,17 @@ class Backbone(nn.Module, ABC):
                 maps.append(self.facet(activations, cells, block, spec.facet))
         if len(maps) == 1:
             return maps[0]
-        return torch.cat([nn.functional.normalize(one, dim=1) for one in maps], dim=1)
+        with torch.autocast(maps[0].device.type, enabled=False):
+            return torch.cat([nn.functional.normalize(one.float(), dim=1) for one in maps], dim=1)
 
     def features(self, images: Tensor, spec: Spec) -> Tensor:
         """(B, 3, H, W) images to features (B, C, h, w), less what a blank image shows too if `spec.debias` says so."""
         features = self.tail(self.embed(images), self.cells(images), 0, spec)
         if spec.debias is None:
             return features
-        basis = self.positional_basis((images.shape[2], images.shape[3]), spec)
-        return features - torch.einsum("kc,kd,bdhw->bchw", basis, basis, features)
+        basis, features = self.positional_basis((images.shape[2], images.shape[3]), spec), features.float()
+        with torch.autocast(features.device.type, enabled=False):
+            return features - torch.einsum("kc,kd,bdhw->bchw", basis, basis, features)
 
     def positional_basis(self, canvas: tuple[int, int], spec: Spec) -> Tensor:
         """The directions (K, C) in which the features of a blank image of this size vary most, orthonormal.
@@ -198,3 +202,42 @@ class Backbone(nn.Module, ABC):
             _, _, directions = torch.linalg.svd(cells - cells.mean(dim=0), full_matrices=False)
             self._bases[key] = directions[: spec.debias.components]
         return self._bases[key]
+
+    @torch.no_grad()
+    def overflow(
+        self, activations: Tensor, cells: tuple[int, int], first: int, stop: int, *, key: str, precision: str
+    ) -> str:
+        """Where values that a precision does not hold come from, and what to do.
+
+        Args:
+            activations: of one image, as they enter block `first`.
+            cells: the padded grid (h, w).
+            first: block.
+            stop: the block after the last one that runs.
+            key: of params.yaml that sets the precision.
+            precision: "float16" or "float32".
+        """
+        remedy = "its tensors are damaged, or their training went astray"
+        with torch.autocast(activations.device.type, enabled=False):
+            activations = activations.float()
+            if not torch.isfinite(activations).all():
+                return f"what enters block {first} is not finite already; see the image, and what was cached of it"
+            for block in range(first, stop):
+                activations = self.run(activations, cells, block, block + 1)
+                patches = self.read(activations, cells, norm=False, neck=False)
+                largest, bound = patches.abs().max().item(), limit(precision, patches.shape[1])
+                if not math.isfinite(largest):
+                    return f"the output of block {block} is {largest}: {remedy}"
+                if largest > bound:
+                    remedy = f"Set {key}: float32" if precision == "float16" else remedy
+                    return f"the output of block {block} reaches {largest:.3g}, and {bound:.3g} is the most. {remedy}"
+        return (
+            f"no block's output is too large in float32, but what is made of block {stop - 1} is. "
+            f"Set compute: float32, and {key}: float32 if that does not help"
+        )
+
+    def overflow_in(self, images: Tensor, stop: int, *, key: str, precision: str) -> str:
+        """The same of one image (1, 3, H, W), from block 0 on."""
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            entering = self.embed(images)
+        return self.overflow(entering, self.cells(images), 0, stop, key=key, precision=precision)

@@ -15,6 +15,7 @@ from semcorr.backbones.base import Backbone
 from semcorr.download import download
 from semcorr.errors import UserError
 from semcorr.files import project_path, sha256
+from semcorr.finite import require_finite
 from semcorr.params import Backbone as BackboneParams
 from semcorr.params import FileWeights, PackageWeights, RandomBaseline, RandomWeights, TimmWeights, UrlWeights, Weights
 
@@ -32,8 +33,7 @@ def get(spec: BackboneParams, source: Weights | RandomBaseline, folder: Path) ->
     Raises:
         UserError: the tensors cannot be had, or are not exactly those of the network.
     """
-    torch.manual_seed(getattr(source, "seed", 0))
-    network = build(spec)
+    network = build(spec, getattr(source, "seed", 0))
     match source:
         case RandomWeights() | RandomBaseline():
             return network, f"random, seed {source.seed}"
@@ -106,6 +106,7 @@ def overlay(network: Backbone, path: Path, base: str) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         if name not in own or own[name].shape != tensor.shape:
             raise UserError(f"{path}: {name} is no tensor of this network")
+    require_finite(tensors, str(path))
     network.net.load_state_dict(own | tensors)
     return tensors
 

@@ -1,6 +1,9 @@
 """adapt: the features of a tuned backbone, from the cached trunk."""
 
+from functools import partial
+
 from semcorr import runtime, store
+from semcorr.finite import rounded
 from semcorr.graph import Job
 from semcorr.params import Params
 from semcorr.provenance import expect, provenance
@@ -23,5 +26,7 @@ def adapt(job: Job, params: Params) -> str:
         ):
             ids = [image_id for image_id in grids if image_id not in writer.done]
             for image_id, features, _ in tail.features(trunk, ids, params.runtime.batch_size):
-                writer.add(image_id, features.cpu().numpy().astype(spec.precision))
+                why = partial(tail.overflow, trunk, image_id, f"backbones.{job.cell['backbone']}.precision")
+                kept = rounded(features, spec.precision, f"adapt {' '.join(job.cell.values())}: {image_id}", why)
+                writer.add(image_id, kept.cpu().numpy())
     return f"{' '.join(job.cell.values())}: {len(grids):,} images"

@@ -30,7 +30,7 @@ def draw(job: Job, params: Params) -> str:
     settings = params.evaluate
     reference = settings.references[params.datasets[job.cell["dataset"]].format][0]
     threshold = pck.headline(settings.thresholds)
-    distance, lengths = pck.errors(matches), matches[reference].to_numpy(float)
+    distance, lengths = pck.errors(matches, reference, job.inputs["matches"])
     matches = matches.assign(correct=pck.is_correct(distance, lengths, [threshold])[:, 0], error=distance / lengths)
     folder = job.inputs["images"].parent / "images"
     files = {image.id: folder / image.file for image in read_images(job.inputs["images"])}

@@ -32,7 +32,7 @@ def evaluate(job: Job, params: Params) -> str:
     pair, first = _pairs(matches)
     scores, correct = {}, {}
     for name in names:
-        correct[name] = pck.is_correct(*_errors(matches, name, path), settings.thresholds)
+        correct[name] = pck.is_correct(*pck.errors(matches, name, path), settings.thresholds)
         scores[name] = _overall(correct[name], pair, first, params)
     headline = correct[names[0]]
     cell = {
@@ -58,7 +58,7 @@ def evaluate(job: Job, params: Params) -> str:
             if matches[name].notna().any()
         },
         "per_subset": _per_group(headline, matches["subset"], settings.thresholds),
-        "error_distribution": _distribution(*_errors(matches, names[0], path)),
+        "error_distribution": _distribution(*pck.errors(matches, names[0], path)),
         "references": scores,
         "provenance": record,
     }
@@ -81,14 +81,6 @@ def _left_out(matches: dict[str, Any]) -> dict[str, int]:
     counts = dict(matches["inputs"]["pairs"].get("left_out", {}))
     empty = matches.get("pairs_without_keypoints", 0)
     return counts | ({"pairs without keypoints": empty} if empty else {})
-
-
-def _errors(matches: pd.DataFrame, reference: str, path: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Each keypoint's distance to the truth and its reference length (N,), in pixels."""
-    lengths = matches[reference].to_numpy(float)
-    if not (np.isfinite(lengths) & (lengths > 0)).all():
-        raise UserError(f"{path}: reference {reference!r} is not known for every pair; see evaluate.references")
-    return pck.errors(matches), lengths
 
 
 def _overall(correct: np.ndarray, pair: np.ndarray, first: pd.DataFrame, params: Params) -> dict[str, Any]:

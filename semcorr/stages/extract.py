@@ -14,10 +14,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image as PillowImage
 from torch import Tensor
@@ -29,6 +29,7 @@ from semcorr.backbones.base import Backbone
 from semcorr.datasets.base import Image, read_images
 from semcorr.datasets.decode import decode
 from semcorr.errors import UserError
+from semcorr.finite import rounded
 from semcorr.geometry import Grid, resized_size
 from semcorr.graph import Job
 from semcorr.params import Params
@@ -47,12 +48,16 @@ class Encoder:
         forward: network and (B, 3, H, W) images -> (B, ...) arrays.
         shape: network and the grid's padded cells (h, w) -> shape of one image's array.
         precision: of the store, "float16" or "float32".
+        key: of params.yaml that sets it.
+        stop: network -> the block after the last one that runs.
         valid_only: cut (B, h, w, C) to the cells that see the image.
     """
 
     forward: Callable[[Backbone, Tensor], Tensor]
     shape: Callable[[Backbone, tuple[int, int]], tuple[int, ...]]
     precision: str
+    key: str
+    stop: Callable[[Backbone], int]
     valid_only: bool
 
 
@@ -63,6 +68,8 @@ def extract(job: Job, params: Params) -> str:
         forward=lambda network, images: network.features(images, spec).permute(0, 2, 3, 1),
         shape=lambda network, cells: (*cells, network.channels(spec)),
         precision=spec.precision,
+        key=f"backbones.{job.cell['backbone']}.precision",
+        stop=lambda network: network.stop(spec),
         valid_only=True,
     )
     return encode(job, params, encoder)
@@ -81,6 +88,11 @@ def encode(job: Job, params: Params, encoder: Encoder) -> str:
     entries = {image.id: _entry(network, image, spec.image_size, encoder) for image in images}
     path = job.outputs["store"]
     forward = runtime.compiled(encoder.forward, params)
+
+    def why(shown: Tensor) -> str:
+        stop = encoder.stop(network)
+        return network.overflow_in(shown[None].to(device), stop, key=encoder.key, precision=encoder.precision)
+
     with (
         store.create(path, record, entries, encoder.precision, store.basis(job)) as writer,
         tqdm(total=len(images), unit="image", desc=name, disable=None, initial=len(writer.done)) as bar,
@@ -90,12 +102,11 @@ def encode(job: Job, params: Params, encoder: Encoder) -> str:
     ):
         for batch, pixels in _batches(network, images, folder, spec.image_size, params, writer.done):
             arrays = _halving(lambda part: forward(network, part.to(device)), pixels)
-            arrays = arrays.to(getattr(torch, encoder.precision)).cpu().numpy()
-            for image, array in zip(batch, arrays, strict=True):
-                if not np.isfinite(array).all():
-                    raise UserError(f"{name}: features of {image.id} are not finite in {encoder.precision}")
+            for image, shown, array in zip(batch, pixels, arrays, strict=True):
                 height, width = entries[image.id].grid.shape
-                behind.put(image.id, array[:height, :width] if encoder.valid_only else array)
+                array = array[:height, :width] if encoder.valid_only else array
+                kept = rounded(array, encoder.precision, f"{name}: {image.id}", partial(why, shown))
+                behind.put(image.id, kept.cpu().numpy())
             bar.update(len(batch))
     return f"{' '.join(job.cell.values())}: {len(images):,} images, {path.stat().st_size / 1e6:,.0f} MB"
 

@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,8 @@ from semcorr.backbones import save
 from semcorr.backbones.weights import overlay
 from semcorr.datasets.base import Image, Pair, read_images, read_pairs
 from semcorr.errors import UserError
-from semcorr.files import replacing, sha256, write_text
+from semcorr.files import project_path, replacing, sha256, write_text
+from semcorr.finite import rounded
 from semcorr.geometry import Grid
 from semcorr.graph import Job
 from semcorr.matching import match_pairs
@@ -95,10 +95,9 @@ class _Run:
         self.steps = self.batches.count()
         rate, decay = self.tuning.learning_rate, self.tuning.weight_decay
         self.optimizer = torch.optim.AdamW(self.tuned.tensors.values(), lr=rate, weight_decay=decay)
-        self.scaler = torch.amp.GradScaler(
-            self.device.type, enabled=self.device.type == "cuda" and self.spec.compute == "float16"
-        )
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.spec.compute == "float16")
         self.ema = self.tuned.values() if self.tuning.ema else None
+        self.warned = False  # of features that the backbone's precision does not hold
         self.last = job.outputs["tensors"].with_name("last.pt")
         self.key = {  # what a run must share with another to go on with it
             "fingerprint": job.fingerprint,
@@ -166,20 +165,19 @@ class _Run:
         for batch in batches[self.group.rank :: self.group.size]:
             with runtime.autocast(self.device, self.spec.compute):
                 maps, move = self._maps(trunk, batch)
-                value = loss({key: (one.float(), grid) for key, (one, grid) in maps.items()}, batch, self.tuning, move)
-                value = value / len(batches)
+            # Outside, since inside the similarity's product would be computed in the lower precision again.
+            maps = {image_id: (features.float(), grid) for image_id, (features, grid) in maps.items()}
+            value = loss(maps, batch, self.tuning, move) / len(batches)
             self.scaler.scale(value).backward()
             total += value.detach()
         value = self.group.sum([total])[0].item()
-        if not np.isfinite(value):
-            raise UserError(
-                f"{self.name}: the loss is {value} at step {state['step'] + 1} (epoch {state['epoch']}). Lower "
-                f"tunings.{self.job.cell['tuning']}.learning_rate. {self.last} keeps what was reached before"
-            )
+        self._require_finite("loss", value)
         tensors = list(self.tuned.tensors.values())
         self.group.sum_gradients(tensors)
         self.scaler.unscale_(self.optimizer)
-        torch.nn.utils.clip_grad_norm_(tensors, self.tuning.gradient_clip)
+        norm = torch.nn.utils.clip_grad_norm_(tensors, self.tuning.gradient_clip)
+        if not self.scaler.is_enabled():  # the scaler leaves such a step out, and goes on with a smaller scale
+            self._require_finite("gradient's norm", norm.item())
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.ema is not None:
@@ -189,6 +187,13 @@ class _Run:
         state["step"] += 1
         state["steps"].append([state["step"], value, factor * self.tuning.learning_rate])
         return value
+
+    def _require_finite(self, what: str, value: float) -> None:
+        if not np.isfinite(value):
+            raise UserError(
+                f"{self.name}: the {what} is {value} at step {self.state['step'] + 1} (epoch {self.state['epoch']}). "
+                f"Lower tunings.{self.job.cell['tuning']}.learning_rate. {self.last} keeps what was reached before"
+            )
 
     def _maps(self, trunk: Store, batch: Batch) -> tuple[Maps, Any]:
         """The features of a batch's images, from the cached trunk, or live where they are augmented."""
@@ -230,11 +235,10 @@ class _Run:
         """PCK@0.10 per keypoint, against the box where there is one, else the keypoints' range."""
         pairs = self.validation
         ids = sorted({image_id for pair in pairs for image_id in (pair.source, pair.target)})
+        found: dict[str, tuple[Tensor, Grid]] = {}
         with runtime.autocast(self.device, self.spec.compute):
-            found: dict[str, tuple[Tensor, Grid]] = {
-                image_id: (features.to(getattr(torch, self.spec.precision)), grid)
-                for image_id, features, grid in self.tail.features(held_out, ids, self.params.runtime.batch_size)
-            }
+            for image_id, features, grid in self.tail.features(held_out, ids, self.params.runtime.batch_size):
+                found[image_id] = self._as_stored(features, image_id, held_out), grid
         correct = []
         with torch.inference_mode():
             answers = match_pairs(pairs, found.__getitem__, VALIDATION_RULE)
@@ -245,6 +249,17 @@ class _Run:
             limits = np.full(len(true), length)
             correct.append(pck.is_correct(pck.distances(predicted, true), limits, [VALIDATION_THRESHOLD]))
         return float(np.concatenate(correct).mean())
+
+    def _as_stored(self, features: Tensor, image_id: str, held_out: Store) -> Tensor:
+        """Features rounded as `adapt` will; where it will refuse to, as they are, so that training is not lost."""
+        key = f"backbones.{self.job.cell['backbone']}.precision"
+        try:
+            return rounded(features, self.spec.precision, image_id, lambda: self.tail.overflow(held_out, image_id, key))
+        except UserError as error:
+            if not self.warned:
+                logger.warning("%s: adapt will refuse these tensors as they are now: %s", self.name, error)
+            self.warned = True
+            return features.float()
 
     def _validation_pairs(self) -> list[Pair]:
         pairs = [pair for pair in read_pairs(self.job.inputs["validate_pairs"]) if pair.keypoint_ids]
@@ -261,7 +276,7 @@ class _Run:
         start = self.tuning.start
         if start is None:
             return
-        path, key = Path(start.path), f"tunings.{self.job.cell['tuning']}.start"
+        path, key = project_path(start.path), f"tunings.{self.job.cell['tuning']}.start"
         if not path.exists():
             raise UserError(f"{path}: no such checkpoint ({key}). Train that tuning first")
         if (actual := sha256(path)) != start.sha256:
@@ -291,7 +306,7 @@ class _Run:
             )
 
     def _resume(self) -> None:
-        """Go on with last.pt, if it is of this very job and not at its end; say so if it is of another."""
+        """Go on with last.pt, if it is of this very job, be it at its end; say so if it is of another."""
         if not self.last.exists():
             return
         try:
@@ -309,8 +324,6 @@ class _Run:
             ]
             logger.warning("%s: not resumed, since it is of another run (%s)", self.last, ", ".join(other))
             return
-        if found["state"]["epoch"] > self.tuning.epochs:
-            return  # it has ended
         self.tuned.put(found["tensors"])
         self.optimizer.load_state_dict(found["optimizer"])
         self.scaler.load_state_dict(found["scaler"])

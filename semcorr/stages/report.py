@@ -102,17 +102,23 @@ def _summary(cells: dict[str, Any]) -> dict[str, Any]:
         backbone, weights, dataset, rule = name.split("/")
         place = summary.setdefault(dataset, {}).setdefault(backbone, {}).setdefault(weights, {})
         place[rule] = {
-            average: {key: value["mean"] for key, value in cell[f"overall_{average}"].items()}
+            f"per_{average}": {key: value["mean"] for key, value in cell[f"overall_{average}"].items()}
             for average in pck.AVERAGES
         }
     return summary
 
 
 def _headline_file(cell: dict[str, Any], params: Params) -> dict[str, float]:
-    """A row of `dvc metrics show`; keys in lower case sort as they should."""
+    """A row of `dvc metrics show`, keys in lower case, which sort as they should.
+
+    Per keypoint and against the first reference, where a key does not say `per_image` or `reference_<another>`.
+    """
     key = headline(params)
-    means = {threshold.lower(): value["mean"] for threshold, value in cell["overall_keypoint"].items()}
-    return means | {f"{key.lower()}_image": cell["overall_image"][key]["mean"]}
+    row = {threshold.lower(): value["mean"] for threshold, value in cell["overall_keypoint"].items()}
+    row[f"{key.lower()}_per_image"] = cell["overall_image"][key]["mean"]
+    for other in list(cell["references"])[1:]:
+        row[f"{key.lower()}_reference_{other}"] = cell["references"][other]["overall_keypoint"][key]["mean"]
+    return row
 
 
 def _numbers(cells: dict[str, Any], params: Params) -> list[dict[str, Any]]:
@@ -126,8 +132,9 @@ def _numbers(cells: dict[str, Any], params: Params) -> list[dict[str, Any]]:
         row |= {"pck": lead["mean"], "low": lead["ci95"][0], "high": lead["ci95"][1]}
         for average in pck.AVERAGES:
             for threshold, value in cell[f"overall_{average}"].items():
-                row[f"{average}_{threshold}"] = value["mean"]
-                row[f"{average}_{threshold}_low"], row[f"{average}_{threshold}_high"] = value["ci95"]
+                column = f"per_{average}_{threshold}"
+                row[column] = value["mean"]
+                row[f"{column}_low"], row[f"{column}_high"] = value["ci95"]
         rows.append(row)
     return rows
 
@@ -171,7 +178,7 @@ def _markdown(boards: dict[str, list[dict[str, Any]]], cells: dict[str, Any], pa
         rows = sorted(board, key=lambda row: names.index(row["name"]))
         heads = ["backbone", "weights", "rule", *(pck.threshold_key(t) for t in params.evaluate.thresholds)]
         heads += [f"95 % interval of {key}", f"{key} per image", f"{key} per category"]
-        heads += [f"{key} ({name})" for name in rows[0]["others"]]
+        heads += [f"{key}, reference {name}" for name in rows[0]["others"]]
         lines = [
             f"### {dataset}",
             "",

@@ -12,6 +12,8 @@ def trunk(job: Job, params: Params) -> str:
         forward=lambda network, images: network.trunk(images, network.stop(spec) - params.trunk.blocks),
         shape=lambda network, cells: network.activation_shape(cells),
         precision=params.trunk.precision,
+        key="trunk.precision",
+        stop=lambda network: network.stop(spec) - params.trunk.blocks,
         valid_only=False,
     )
     return encode(job, params, encoder)

@@ -12,7 +12,6 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 
 if "ipykernel" not in sys.modules:
     matplotlib.use("Agg")
@@ -20,6 +19,7 @@ import matplotlib.pyplot as plt
 
 from semcorr import compare, graph, matching, params, pck, pictures
 from semcorr.datasets.base import read_images
+from semcorr.datasets.decode import decode
 from semcorr.store import Store
 
 experiment = params.load()
@@ -44,7 +44,8 @@ print(compare.table(compare.compare(worst, best, experiment), ranked["threshold"
 # %%
 matches = compare.read(best, experiment)
 reference = scores.set_index("name").loc[best, "reference"]
-error = pck.errors(matches) / matches[reference]
+distance, length = pck.errors(matches, reference, best)
+error = pd.Series(distance / length, matches.index)
 figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
 axes.ecdf(error)
 axes.set(xlim=(0, 0.3), xlabel=f"error over {reference}", ylabel="fraction of keypoints", title=best)
@@ -60,7 +61,7 @@ pair = error.groupby(matches["pair"]).median().idxmax()
 rows = matches[matches["pair"] == pair]
 images = plan.job("fetch", dataset).outputs["images"]
 files = {image.id: images.parent / "images" / image.file for image in read_images(images)}
-source, target = (Image.open(files[rows[f"{side}_image"].iloc[0]]) for side in ("source", "target"))
+source, target = (decode(files[rows[f"{side}_image"].iloc[0]], upright=False) for side in ("source", "target"))
 points = {side: rows[[f"{side}_x", f"{side}_y"]].to_numpy() for side in ("source", "predicted", "true")}
 drawn = pictures.matches(source, target, points["source"], points["predicted"], side=400, true=points["true"])
 drawn

@@ -22,6 +22,8 @@ rule match:
     log:
         "logs/match/{backbone}/{weights}/{dataset}/{rule}.log",
     threads: config["threads"]
+    resources:
+        gpu=1,
     params:
         settings=settings("match"),
     shell:
