@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 
 from semcorr import __version__, graph, params
@@ -106,6 +107,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> None:
     """Run one verb; exit code 2 with one line per problem where the user can mend it."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    warnings.filterwarnings("ignore", module="PIL")  # of odd tags and large images, in the middle of our own words
     options = parser().parse_args(arguments)
     try:
         if options.verb in graph.STAGES:

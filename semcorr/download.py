@@ -1,5 +1,6 @@
 """Files from elsewhere: downloaded whole or not at all, verified, and unpacked without trusting the names in them."""
 
+import contextlib
 import logging
 import os
 import shutil
@@ -36,7 +37,6 @@ def download(urls: list[str], digest: str | None, path: Path) -> Path:
     """
     if path.exists() and digest in (None, sha256(path)):
         return path
-    pooch.get_logger().setLevel("WARNING")
     reasons = []
     for url in urls:
         logger.info("downloading %s", url)
@@ -57,12 +57,24 @@ def _retrieve(url: str, digest: str | None, path: Path) -> None:
     known = digest and f"sha256:{digest}"
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            pooch.retrieve(url, known, fname=path.name, path=path.parent, downloader=downloader)
+            with _quiet(pooch.get_logger()):
+                pooch.retrieve(url, known, fname=path.name, path=path.parent, downloader=downloader)
             return
         except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError):
             if attempt == ATTEMPTS:
                 raise
             logger.warning("%s: the connection broke, trying again", url)
+
+
+@contextlib.contextmanager
+def _quiet(talker: logging.Logger) -> Iterator[None]:
+    """Warnings alone, while the block runs."""
+    before = talker.level
+    talker.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        talker.setLevel(before)
 
 
 def _reason(error: Exception, digest: str | None) -> str:

@@ -4,6 +4,7 @@ Feature maps are (h, w, C), valid cells only. Points are (x, y) in cells here, a
 says keypoints.
 """
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
@@ -18,6 +19,9 @@ from semcorr.geometry import Grid
 from semcorr.params import Rule
 
 CHUNK = 2048  # keypoints whose heatmaps are in memory at once
+FLAT = 1e-6  # a range of similarity that is rounding
+
+logger = logging.getLogger(__name__)
 
 
 def normalise(features: Tensor) -> Tensor:
@@ -118,17 +122,24 @@ def match_points(
 
 
 def _strongest(maps: Tensor) -> np.ndarray:
-    """The highest similarity (N,) of each heatmap.
+    """The highest similarity (N,) of each heatmap; where one is flat, so that its readout says nothing, a warning.
 
     Raises:
         UserError: a heatmap holds what is no number, so that its readout would be no answer.
     """
-    highest = maps.flatten(1).amax(dim=1).cpu().double().numpy()
-    if not np.isfinite(highest).all():
-        raise UserError(
-            f"the similarity of {(~np.isfinite(highest)).sum()} keypoints is not finite: no answer is made of it"
-        )
-    return highest
+    highest = maps.flatten(1).amax(dim=1)
+    wrong = (~torch.isfinite(highest)).sum().item()
+    if wrong:
+        raise UserError(f"the similarity of {wrong} keypoints is not finite: no answer is made of it")
+    # Two corners first: nearly always they tell, and the lowest of all need not be looked for.
+    flat = (highest - maps[:, 0, 0] < FLAT) & (highest - maps[:, -1, -1] < FLAT)
+    if maps.shape[1:].numel() > 1 and flat.any():
+        count = (highest[flat] - maps[flat].flatten(1).amin(dim=1) < FLAT).sum().item()
+        if count:
+            logger.warning(
+                "%d keypoints are as similar to every cell of their target: their answers say nothing", count
+            )
+    return highest.cpu().double().numpy()
 
 
 def match_pairs(

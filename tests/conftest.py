@@ -308,3 +308,14 @@ class Clone:
             for path in sorted((self.root / "metrics").rglob("*"))
             if path.is_file() and path.name not in (".gitignore", ".snakemake_timestamp")
         }
+
+
+def rewrite(path: Path, table) -> None:
+    """Put another data frame into a table of ours, its provenance kept."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    metadata = pq.read_metadata(path).metadata
+    record = {key: metadata[key] for key in metadata if key.startswith(b"semcorr")}
+    path.unlink()
+    pq.write_table(pa.Table.from_pandas(table, preserve_index=False).replace_schema_metadata(record), path)

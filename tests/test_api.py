@@ -332,3 +332,97 @@ def test_the_official_networks_are_the_presets(preset):
     for choice, official in OFFICIAL.items():
         spec = next(entry for name, entry in backbones.items() if name.startswith(choice))
         assert {key: spec[key] for key in official} == official
+
+
+def test_compute_pck_takes_no_thresholds_for_a_size():
+    predicted, true = np.array([[10.0, 0.0], [0.0, 10.1]]), np.zeros((2, 2))
+    by_reference = semcorr.compute_pck(predicted, true, reference=100.0, thresholds=[0.1])
+    assert by_reference["PCK@0.10"][1] == 0.5
+    assert semcorr.compute_pck(predicted, true, (50, 100), None, [0.1])["PCK@0.10"][1] == 0.5
+    for size in (100.0, [0.05, 0.1, 0.15, 0.2], (100,), (100, -1), (100, float("nan")), "ab"):
+        for name in ("image_size", "bbox_size"):
+            with pytest.raises(ValueError, match=f"{name} is "):
+                semcorr.compute_pck(predicted, true, **{name: size})
+    with pytest.raises(ValueError, match="image_size is 100"):
+        semcorr.compute_pck(predicted, true, 100.0, [0.05, 0.1])
+    with pytest.raises(ValueError, match="less than a pixel; thresholds are given as thresholds="):
+        semcorr.compute_pck(predicted, true, (100, 100), [0.05, 0.1])
+    for reference in (0, -1.0, float("nan"), (1, 2)):
+        with pytest.raises(ValueError, match="reference is "):
+            semcorr.compute_pck(predicted, true, reference=reference)
+    with pytest.raises(ValueError, match="not both"):
+        semcorr.compute_pck(predicted, true, (100, 100), reference=100)
+    with pytest.raises(ValueError, match="thresholds are"):
+        semcorr.compute_pck(predicted, true, (100, 100), thresholds=[0.1, -0.1])
+
+
+def test_points_that_are_no_numbers_are_no_answer(spair_root, tiny):
+    true = np.zeros((2, 2))
+    for name in ("pred_kps", "gt_kps"):
+        points = {"pred_kps": true, "gt_kps": true} | {name: np.array([[0.0, np.nan], [0.0, 0.0]])}
+        with pytest.raises(ValueError, match=f"{name} holds NaN"):
+            semcorr.compute_pck(**points, reference=1)
+    dataset = semcorr.SPairDataset(spair_root, "test", long_side=112)
+    loader = torch.utils.data.DataLoader(dataset, batch_size=1)
+
+    class Lost(semcorr.CorrespondenceMatcher):
+        def match(self, source, target, points):
+            return torch.full(points.shape, float("nan"))
+
+    class One(semcorr.CorrespondenceMatcher):
+        def match(self, source, target, points):
+            return points[:1]
+
+    for kind, said in ((Lost, "a predicted or true keypoint is not finite"), (One, r"predicted points are \(1, 2\)")):
+        with pytest.raises(ValueError, match=said):
+            semcorr.UnifiedEvaluator(loader).evaluate(kind(tiny), "x", show_progress=False)
+
+
+def test_the_library_leaves_its_host_as_it_found_it(pipeline, monkeypatch):
+    """Random state, threads, deterministic algorithms, and loggers' levels, whatever is built and matched."""
+    import logging
+    import random
+
+    monkeypatch.chdir(pipeline)
+
+    def state() -> tuple:
+        loggers = {name: logging.getLogger(name).level for name in ("", "pooch", "PIL", "semcorr")}
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        dtype, filters = torch.get_default_dtype(), list(__import__("warnings").filters)
+        return torch.get_num_threads(), deterministic, dtype, loggers, filters, torch.is_grad_enabled()
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)  # params.yaml says 1
+    try:
+        as_found, drawn = state(), []
+        for seed in (999, 5):
+            torch.manual_seed(seed)
+            np.random.seed(seed)
+            random.seed(seed)
+            expected = (torch.rand(1).item(), np.random.rand(), random.random())
+            torch.manual_seed(seed)
+            np.random.seed(seed)
+            random.seed(seed)
+            backbone = semcorr.UnifiedBackbone.from_params("dinov2_tiny", "checkpoints/dinov2_tiny/last1", device="cpu")
+            semcorr.CorrespondenceMatcher(backbone).match(*[torch.randn(3, 56, 56)] * 2, [[1.0, 2.0]])
+            torch.manual_seed(seed)
+            picture = Image.new("RGB", (30, 20), "red")
+            semcorr.match_images(picture, picture, [(3, 4)], weights="last1")
+            found = (torch.rand(1).item(), np.random.rand(), random.random())
+            assert found == expected
+            drawn.append(found)
+        assert drawn[0] != drawn[1]
+        assert state() == as_found
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_building_a_network_draws_nothing(tiny):
+    torch.manual_seed(999)
+    expected = torch.rand(1)
+    torch.manual_seed(999)
+    random = {"kind": "random", "seed": 1}
+    again = semcorr.UnifiedBackbone("dinov2", weights=random, model=tiny.spec.model, overrides=TINY, device="cpu")
+    assert torch.equal(torch.rand(1), expected)
+    for one, other in zip(again.parameters(), tiny.parameters(), strict=True):
+        assert torch.equal(one, other)

@@ -160,6 +160,7 @@ MODULES: dict[str, set[str]] = {
     "templates/report.html": REPORT,
     "pictures.py": DRAW,
     "pck.py": FINETUNE | MATCH,
+    "finite.py": WEIGHTS,
     "matching.py": FINETUNE | cells("match") | SCORE | DRAW,
     "losses.py": FINETUNE,
     "training.py": FINETUNE,

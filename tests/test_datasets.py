@@ -629,3 +629,83 @@ def test_damaged_ap10k(ap10k_root, case):
     damage(ap10k_root)
     with pytest.raises(UserError, match=message):
         ap10k.read(ap10k_root, "test", "intra_species")
+
+
+@pytest.mark.parametrize("head", [True, False])
+def test_lists_with_and_without_a_header(willow_root, pascal_root, tmp_path, head):
+    """All pairs count, be there a header or none; as spreadsheets save lists, too."""
+
+    def rewrite(path: Path) -> int:
+        lines = path.read_text().splitlines()[0 if head else 1 :]
+        path.write_text("\ufeff" + "\r\n".join(lines) + "\r\n\r\n")
+        return len(lines) - head
+
+    _willow_list(willow_root, tmp_path / "list.csv")
+    assert len(pfwillow.read(willow_root, tmp_path / "list.csv").pairs) == rewrite(tmp_path / "list.csv")
+    assert len(pfwillow.read(willow_root, tmp_path / "list.csv").pairs) == 5
+    for split, name in (("test", "test_pairs_pf_pascal.csv"), ("trn", "train_pairs_pf_pascal.csv")):
+        rewrite(pascal_root / name)
+        assert len(pfpascal.read(pascal_root, split).pairs) == 6
+
+
+def _said(capsys, *arguments: object, code: int = 0) -> str:
+    if code:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["check", *map(str, arguments)])
+        assert ended.value.code == code
+        return capsys.readouterr().err
+    cli.main(["check", *map(str, arguments)])
+    return capsys.readouterr().out
+
+
+def test_check_says_what_was_absent(toy_root, spair_root, pascal_root, ap10k_root, capsys):
+    """“All of it” is said where all of it is there; elsewhere, what is not there and so was not verified."""
+    assert "All of it was verified." in _said(capsys, toy_root / "spair")
+    assert "All of it was verified." in _said(capsys, pascal_root)
+    for path in pascal_root.glob("*.csv"):
+        path.unlink()
+    said = _said(capsys, pascal_root)
+    assert "All of it" not in said
+    assert "not verified: train_pairs_pf_pascal.csv or trn_pairs.csv, val_pairs" in said
+    assert "holds no train_pairs_pf_pascal.csv" in _said(capsys, pascal_root, "--expect", "pfpascal", code=2)
+    (pascal_root / "JPEGImages/any.jpg").write_text("x\n")
+    assert "any.jpg: not a readable image" in _said(capsys, pascal_root, code=2)
+
+    shutil.rmtree(ap10k_root / "PairAnnotation/test")
+    said = _said(capsys, ap10k_root)
+    assert "All of it" not in said
+    assert said.rstrip().endswith("PairAnnotation/test")
+    (ap10k_root / "JPEGImages/Canidae/dog/000000000005.jpg").write_bytes(b"")
+    assert "000000000005.jpg: not a readable image" in _said(capsys, ap10k_root, code=2)
+
+    shutil.rmtree(spair_root / "Layout/large")
+    said = _said(capsys, spair_root)
+    counts = {split: len(spair.read_layout(spair_root, split, "small")) for split in spair.SPLITS}
+    assert all(f"{split}: " in said and f", {count} pairs" in said for split, count in counts.items())
+    assert "not verified: Layout/large/trn.txt, Layout/large/val.txt, Layout/large/test.txt" in said
+    name = spair.read_layout(spair_root, "val", "small")[0]
+    (spair_root / "PairAnnotation/val" / f"{name}.json").write_text("{")
+    assert "not valid JSON" in _said(capsys, spair_root, code=2)
+
+
+@pytest.mark.parametrize("instead", ["_", "\uf03a"])
+def test_pairs_unpacked_on_windows(ap10k_root, spair_root, instead):
+    """No colon may stand in a file's name there: the same pairs, ids and categories all the same."""
+    before = {subset: ap10k.read(ap10k_root, "test", subset).pairs for subset in ap10k.SUFFIXES}
+    splits = {split: spair.read(spair_root, split, "large").pairs for split in spair.SPLITS}
+    for root in (ap10k_root, spair_root):
+        for path in sorted(root.rglob("*:*.json")):
+            path.rename(path.with_name(path.name.replace(":", instead)))
+    for path in ap10k_root.rglob("PairAnnotation/test/*.json"):  # written there too
+        values = json.loads(path.read_text())
+        path.write_text(json.dumps({key: value.replace("/", "\\") for key, value in values.items()}))
+    assert {subset: ap10k.read(ap10k_root, "test", subset).pairs for subset in ap10k.SUFFIXES} == before
+    assert {pair.category for pair in before["intra_species"]} == {"cat", "lion", "dog"}
+    assert {split: spair.read(spair_root, split, "large").pairs for split in spair.SPLITS} == splits
+
+
+def test_a_pair_that_is_not_what_its_folder_says(ap10k_root):
+    animals = [f"ImageAnnotation/Felidae/{name}.json" for name in ("cat/000000000000", "lion/000000000002")]
+    _ap10k_pair(ap10k_root, src_json_path=animals[0], trg_json_path=animals[1])
+    with pytest.raises(UserError, match="pairs Felidae/cat with Felidae/lion, which is not intra species"):
+        ap10k.read(ap10k_root, "test", "intra_species")

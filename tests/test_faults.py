@@ -83,12 +83,18 @@ def test_an_engine_killed_in_every_stage(finished):
 
 
 TORN = "'./dvc.lock' validation failed"
+EMPTY = "JSON structure is corrupted"
 
 
 def _mend(project: Clone, said: Path) -> None:
-    """What README says to do where an engine says why it did not begin: an orphan is at work, or dvc.lock is torn."""
+    """What README says to do where an engine says why it did not begin.
+
+    An orphan is at work, or what DVC writes in place was not written whole: dvc.lock, or its table of who is at work.
+    """
     if TORN in said.read_text():
         (project.root / "dvc.lock").unlink()
+    elif EMPTY in said.read_text():
+        (project.root / ".dvc/tmp/rwlock").unlink()
     else:
         assert any(reason in said.read_text() for reason in IN_THE_WAY), said.read_text()
 
@@ -107,6 +113,12 @@ def test_a_lock_file_that_was_being_written(finished):
     assert "Running stage" not in finished.run("dvc", "repro")
     assert finished.metrics() == made
     assert lock.read_text() == whole
+    table = finished.root / ".dvc/tmp/rwlock"
+    table.write_text("")
+    assert EMPTY in finished.run("dvc", "repro", expect=255)
+    table.unlink()
+    assert "Running stage" not in finished.run("dvc", "repro")
+    assert finished.metrics() == made
 
 
 def _at_work(said: Path) -> str | None:

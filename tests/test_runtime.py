@@ -72,10 +72,15 @@ def test_a_gpu_that_is_not_there(smoke, monkeypatch):
         runtime.device(values)
 
 
-def test_mixed_precision_is_a_gpus():
-    assert not isinstance(runtime.autocast(torch.device("cpu"), "bfloat16"), torch.autocast)
-    assert isinstance(runtime.autocast(torch.device("cuda"), "bfloat16"), torch.autocast)
-    assert not isinstance(runtime.autocast(torch.device("cuda"), "float32"), torch.autocast)
+def test_mixed_precision_is_on_every_device(caplog):
+    runtime._say_slow.cache_clear()
+    for where in ("cpu", "cuda"):
+        assert isinstance(runtime.autocast(torch.device(where), "bfloat16"), torch.autocast)
+        assert not isinstance(runtime.autocast(torch.device(where), "float32"), torch.autocast)
+    assert caplog.text == ""
+    for _ in range(3):
+        runtime.autocast(torch.device("cpu"), "float16")
+    assert caplog.text.count("float16 is slow on a CPU") == 1
 
 
 @pytest.mark.usefixtures("gpus")
@@ -89,3 +94,73 @@ def test_processes_of_one_training_share_the_machines_gpus(smoke, monkeypatch, t
     assert runtime.visible(values, 2) == {}
     for lock in runtime._leases:
         lock.release()
+    runtime._leases.clear()
+
+
+# Takes several GPUs, says which, and holds them until its stdin is closed.
+HOLD_SEVERAL = HOLD.replace("runtime.lease(range(int(sys.argv[2])),", "runtime.leases(range(int(sys.argv[2])), 2,")
+
+
+def test_several_gpus_are_taken_together_or_not_at_all(tmp_path):
+    """Three jobs that want two of two GPUs each, at the same time: one after another, none waits for ever."""
+    command = [sys.executable, "-c", HOLD_SEVERAL, str(tmp_path), "2"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    waiting = [subprocess.Popen(command, text=True, **pipes) for _ in range(3)]
+    while waiting:
+        ready, _, _ = select.select([process.stdout for process in waiting], [], [], 60)
+        assert len(ready) == 1, "none of the jobs was given its GPUs, or two were"
+        [done] = [process for process in waiting if process.stdout is ready[0]]
+        assert done.stdout.readline() == "[0, 1]\n"
+        assert select.select([p.stdout for p in waiting if p is not done], [], [], 0.3)[0] == []
+        done.communicate("")
+        waiting.remove(done)
+
+
+@pytest.mark.usefixtures("gpus")
+def test_each_job_of_an_allocation_has_a_gpu_of_its_own(smoke, monkeypatch, tmp_path):
+    """CUDA_VISIBLE_DEVICES=4,5,6,7: the next free of these, and the same one however often this process asks."""
+    values = params.validate({**smoke, "runtime": smoke["runtime"] | {"device": "auto"}}, "smoke")
+    monkeypatch.setattr(runtime.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    others = _hold_first_of(tmp_path)
+    try:
+        assert [runtime.device(values) for _ in range(3)] == [torch.device("cuda", 1)] * 3
+        assert len(runtime._leases) == 1
+    finally:
+        others.communicate("")
+        for lock in runtime._leases:
+            lock.release()
+        runtime._leases.clear()
+
+
+def _hold_first_of(folder: Path) -> subprocess.Popen:
+    """Another process, which the scheduler gave one GPU more to see, holds GPU 4."""
+    code = HOLD.replace("range(int(sys.argv[2])), Path(sys.argv[1]),", "[1],").replace(
+        "import logging",
+        f"import os; os.environ['CUDA_VISIBLE_DEVICES'] = '3,4'; os.environ['TMPDIR'] = '{folder}'; import logging",
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, "-c", code], text=True, **pipes)
+    assert process.stdout.readline() == "1\n", process.stderr.read()
+    return process
+
+
+@pytest.mark.usefixtures("gpus")
+def test_the_library_leases_no_gpu(smoke, monkeypatch):
+    """Own images and `plan` compute where the caller does, beside whoever is at work there."""
+    values = params.validate({**smoke, "runtime": smoke["runtime"] | {"device": "auto"}}, "smoke")
+    monkeypatch.setattr(runtime, "leases", lambda *_: pytest.fail("a GPU was leased"))
+    assert runtime.pick(values) == torch.device("cuda")
+
+
+def test_a_schedulers_rank_alone_is_no_launch(monkeypatch):
+    """Some set RANK and WORLD_SIZE for reasons of their own: that is one process, and no KeyError."""
+    for name in runtime.LAUNCHED:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert not runtime.launched()
+    assert runtime.group(torch.device("cpu")).size == 1
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    assert runtime.launched()

@@ -355,7 +355,7 @@ def test_a_stopped_run_ends_with_the_same_bytes(run, monkeypatch, name):
     changes = VARIANTS[name] | {"epochs": 3}
     whole = _outputs(run(**changes))
     last = Path("checkpoints/dinov2_tiny/last1/last.pt")
-    assert _outputs(run(**changes)) == whole  # one that has ended is not resumed, and is the same again
+    assert _outputs(run(**changes)) == whole  # one that has ended is written again
     update = finetune._Run._update
     calls: list[int] = []
     moment = 0
@@ -417,6 +417,28 @@ def test_training_survives_being_killed(run):
     assert _outputs(job) == whole
 
 
+ENDED = {
+    "all epochs": {"epochs": 3, "ema": 0.9},
+    "patience": {"epochs": 9, "learning_rate": 1.0e-12, "patience": 2},
+}
+
+
+@pytest.mark.parametrize("name", ENDED)
+def test_a_run_that_was_stopped_at_its_end_is_not_trained_again(run, monkeypatch, name):
+    """The last save was made, and then the disk was full, or the process was killed: the next run just writes."""
+    job = run(**ENDED[name])
+    whole = _outputs(job)
+    for path in job.outputs.values():
+        path.unlink()
+
+    def training(*_):
+        raise AssertionError("it trains again")
+
+    monkeypatch.setattr(finetune._Run, "_update", training)
+    monkeypatch.setattr(finetune._Run, "_score", training)
+    assert _outputs(run(**ENDED[name])) == whole
+
+
 def test_the_last_checkpoint_of_another_run_is_not_used(run, caplog):
     whole = _outputs(run(epochs=1))
     for changes, message in (
@@ -464,6 +486,62 @@ def test_continuing_from_another_tunings_tensors(run):
     )
     with pytest.raises(UserError, match=r"foreign\.safetensors: was tuned from other tensors \(elsewhere\)"):
         run(epochs=1, start={"path": "foreign.safetensors", "sha256": sha256(Path("foreign.safetensors"))})
+
+
+def test_start_is_found_from_an_experiment_in_a_temporary_folder(run, monkeypatch):
+    """`dvc exp` runs queued experiments below .dvc/tmp/exps, where nothing is that git does not hold."""
+    first = run(epochs=1)
+    start = first.outputs["tensors"].rename("start.safetensors")
+    source = {"path": start.name, "sha256": sha256(start)}
+    expected = _outputs(run(epochs=1, start=source))
+    project = Path.cwd()
+    queued = project / ".dvc/tmp/exps/standalone/tmp123"
+    queued.mkdir(parents=True)
+    for name in ("data", "features", "params.yaml"):
+        (shutil.copytree if (project / name).is_dir() else shutil.copy)(project / name, queued / name)
+    monkeypatch.chdir(queued)
+    cli.run_stage(cli.parser().parse_args(["finetune", "dinov2_tiny", "last1"]))
+    assert _outputs(graph.Graph(params.load()).job("finetune", "dinov2_tiny", "last1")) == expected
+
+
+@pytest.mark.parametrize("compute", ["bfloat16", "float16"])
+def test_the_loss_is_computed_in_float32(run, monkeypatch, smoke, compute):
+    """Whatever the network computes in: the loss of its maps is that of float32, which inside autocast it is not."""
+    seen = []
+
+    def watched(*arguments):
+        value = training.loss(*arguments)
+        seen.append((arguments, value.item()))
+        return value
+
+    monkeypatch.setattr(finetune, "loss", watched)
+    values = _values(smoke)
+    values["backbones"]["dinov2_tiny"]["compute"] = compute
+    write_json(Path("params.yaml"), values)
+    for dataset in ("toy_spair_trn", "toy_spair_val"):
+        cli.run_stage(cli.parser().parse_args(["trunk", "dinov2_tiny", dataset]))
+    cli.run_stage(cli.parser().parse_args(["finetune", "dinov2_tiny", "last1"]))
+    arguments, value = seen[0]
+    maps = {image_id: (features.detach(), grid) for image_id, (features, grid) in arguments[0].items()}
+    exact = training.loss({key: (one.double(), grid) for key, (one, grid) in maps.items()}, *arguments[1:]).item()
+    with torch.autocast("cpu", dtype=getattr(torch, compute)):
+        inside = training.loss(maps, *arguments[1:]).item()
+    assert value == pytest.approx(exact, rel=1e-5)
+    assert inside != pytest.approx(exact, rel=1e-5)
+
+
+def test_a_gradient_that_is_no_number_stops_the_run(run, monkeypatch):
+    """Finite losses, and a gradient that is not: clipped by its norm it would make every tensor NaN."""
+    real, calls = finetune.loss, []
+
+    def steep(*arguments):
+        value = real(*arguments)
+        calls.append(1)
+        return value + (value * 0).sqrt() if len(calls) == 5 else value  # finite, its slope is not
+
+    monkeypatch.setattr(finetune, "loss", steep)
+    with pytest.raises(UserError, match=r"the gradient's norm is nan at step 5"):
+        run(epochs=3)
 
 
 def test_a_loss_that_is_no_number_stops_the_run(run, monkeypatch):
@@ -538,7 +616,7 @@ def test_two_processes_train_what_one_does(run):
     """Two batches a step, both in one process or one in each (gloo): the same up to rounding."""
     alone = run(epochs=2, accumulate=2)
     one, curve = read_checkpoint(alone.outputs["tensors"]), pd.read_csv(alone.outputs["steps"])
-    for path in alone.outputs.values():
+    for path in (*alone.outputs.values(), alone.outputs["tensors"].with_name("last.pt")):
         path.unlink()
     together = run(epochs=2, accumulate=2, runtime={"processes": 2})
     other = read_checkpoint(together.outputs["tensors"])

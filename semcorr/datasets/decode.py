@@ -4,7 +4,6 @@ Pixels are upright 8-bit RGB in the end, whatever a file holds. A benchmark anno
 its images are read with `upright=False`; a photograph of one's own is turned as its EXIF data say.
 """
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -110,12 +109,10 @@ def _opened(source: Source, read: Callable[[PillowImage.Image], Any], name: str 
         name = source if isinstance(source, str | Path) else "the image"
     then = f". {remedy}" if remedy else ""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PillowImage.DecompressionBombWarning)
-            if isinstance(source, PillowImage.Image):
-                return read(source)
-            with PillowImage.open(source) as image:
-                return read(image)
+        if isinstance(source, PillowImage.Image):
+            return read(source)
+        with PillowImage.open(source) as image:
+            return read(image)
     except FileNotFoundError:
         raise UserError(f"{name}: {'the image is missing' if remedy else 'no such file'}{then}") from None
     except PillowImage.DecompressionBombError:
