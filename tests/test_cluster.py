@@ -85,7 +85,9 @@ def slurm(tmp_path, monkeypatch):
 def _on_this_node(profile: str, *more: str) -> list[str]:
     """A run of a profile that ships, asking for less than a cluster has."""
     networks = [
-        f"{rule}:{what}" for rule in ("extract", "trunk", "finetune", "adapt") for what in ("gpu=0", "mem_mb=1500")
+        f"{rule}:{what}"
+        for rule in ("extract", "trunk", "finetune", "adapt", "match")
+        for what in ("gpu=0", "mem_mb=1500")
     ]
     ask = ["slurm_partition=debug", "mem_mb=1500", "runtime=1", "gpu=0"]
     options = ["--profile", f"profiles/{profile}", "--cores", "2", "--default-resources", *ask, "--set-resources"]
