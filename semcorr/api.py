@@ -438,6 +438,8 @@ class UnifiedBackbone(nn.Module):
         """
         if image.ndim != 4 or image.shape[1] != 3 or 0 in image.shape:
             raise ValueError(f"image is {tuple(image.shape)}, expected (B, 3, H, W)")
+        if not image.is_floating_point():
+            raise ValueError(f"image is {image.dtype}, expected standardised RGB in floats")
         grid = self.grid((image.shape[2], image.shape[3]))
         pixels = image.to(self.device, torch.float32)
         if grid.resized_size != grid.image_size:
@@ -511,11 +513,11 @@ class CorrespondenceMatcher:
         self._seen: Recent[Tensor] = Recent(max(2, cache))
 
     @torch.inference_mode()
-    def match(self, src_img: Tensor, tgt_img: Tensor, src_kps: Tensor | np.ndarray) -> Tensor:
+    def match(self, src_img: Tensor | np.ndarray, tgt_img: Tensor | np.ndarray, src_kps: Tensor | np.ndarray) -> Tensor:
         """Predict the target keypoints.
 
         Args:
-            src_img: (3, H, W) or (1, 3, H, W), standardised RGB, of any size.
+            src_img: (3, H, W) or (1, 3, H, W), standardised RGB, of any size and float type; a tensor or an array.
             tgt_img: the same.
             src_kps: (N, 2), x y in pixels of `src_img`.
 
@@ -523,9 +525,10 @@ class CorrespondenceMatcher:
             (N, 2) float32 on the CPU, x y in pixels of `tgt_img`.
 
         Raises:
-            ValueError: a keypoint lies outside the source image, or an argument has another shape.
+            ValueError: a keypoint lies outside the source image, or an argument has another shape or type.
         """
-        points = np.asarray(src_kps.cpu() if isinstance(src_kps, Tensor) else src_kps, float)
+        points = _numbers(src_kps)
+        src_img, tgt_img = (_one_image(name, one) for name, one in (("src_img", src_img), ("tgt_img", tgt_img)))
         height, width = src_img.shape[-2:]
         if points.ndim != 2 or points.shape[1] != 2:
             raise ValueError(f"src_kps is {points.shape}, expected (N, 2)")
@@ -538,9 +541,8 @@ class CorrespondenceMatcher:
         return torch.from_numpy(found).float()
 
     def _features(self, image: Tensor) -> tuple[Tensor, Grid]:
-        """The feature map (h, w, C) of one image, from the cache where the same pixels were seen before."""
-        image = image[None] if image.ndim == 3 else image
-        key = hashlib.sha256(image.detach().cpu().contiguous().numpy()).digest() + bytes(str(image.shape), "ascii")
+        """The feature map (h, w, C) of an image (1, 3, H, W), from the cache where these pixels were seen before."""
+        key = hashlib.sha256(image.cpu().contiguous().numpy()).digest() + bytes(str(image.shape), "ascii")
         # The backbone has rounded to this precision already, so nothing is lost.
         found = self._seen.get(key, lambda: self.backbone.extract_features(image)[0].to(self.backbone.precision))
         return found.float(), self.backbone.grid((image.shape[2], image.shape[3]))
@@ -574,7 +576,7 @@ def compute_pck(
             positive; the points' shapes differ, or one of them is no number.
     """
     side = _side(image_size, bbox_size, reference)
-    predicted, true = (np.asarray(p.cpu() if isinstance(p, Tensor) else p, float) for p in (pred_kps, gt_kps))
+    predicted, true = _numbers(pred_kps), _numbers(gt_kps)
     if predicted.shape != true.shape or predicted.ndim != 2 or predicted.shape[1] != 2:
         raise ValueError(f"pred_kps is {predicted.shape}, gt_kps {true.shape}, expected (N, 2) both")
     for name, points in (("pred_kps", predicted), ("gt_kps", true)):
@@ -752,6 +754,22 @@ class UnifiedEvaluator:
             pck.threshold_key(threshold): {"mean": float(column.mean()), "std": float(column.std())}
             for threshold, column in zip(self.thresholds, rows.T, strict=True)
         }
+
+
+def _numbers(points: Tensor | np.ndarray) -> np.ndarray:
+    """Points of any type, as floats."""
+    return points.detach().cpu().double().numpy() if isinstance(points, Tensor) else np.asarray(points, float)
+
+
+def _one_image(name: str, image: Tensor | np.ndarray) -> Tensor:
+    """One image (1, 3, H, W) in float32."""
+    image = torch.as_tensor(image).detach()
+    image = image[None] if image.ndim == 3 else image
+    if image.ndim != 4 or image.shape[:2] != (1, 3):
+        raise ValueError(f"{name} is {tuple(image.shape)}, expected (3, H, W) or (1, 3, H, W)")
+    if not image.is_floating_point():
+        raise ValueError(f"{name} is {image.dtype}, expected standardised RGB in floats")
+    return image.float()
 
 
 def _rescale(points: np.ndarray, old: tuple[float, ...], new: tuple[float, ...]) -> np.ndarray:

@@ -123,6 +123,11 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
+    except OSError as error:  # a folder that may not be read, a name that is too long
+        if error.filename is None:
+            raise
+        print(f"semcorr {options.verb}: {error.filename}: {error.strerror}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def run_stage(options: argparse.Namespace) -> str:

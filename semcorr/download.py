@@ -7,9 +7,7 @@ import shutil
 import sys
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
-from lzma import LZMAError
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import pooch
@@ -23,7 +21,8 @@ logger = logging.getLogger(__name__)
 
 ATTEMPTS = 3  # at one address, where the connection breaks
 TIMEOUT = 60  # seconds without a byte
-DAMAGE = (tarfile.ReadError, zipfile.BadZipFile, zlib.error, LZMAError, EOFError, OSError)
+ENCRYPTED = 1  # bit of a zip member's flags
+METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}
 
 
 def download(urls: list[str], digest: str | None, path: Path) -> Path:
@@ -103,8 +102,10 @@ def unpack(archive: Path, folder: Path) -> Path:
             members = _zip_members if zipfile.is_zipfile(archive) else _tar_members
             for extract in tqdm(members(archive), unit="file", desc=f"unpacking {archive.name}", disable=None):
                 extract(partial)
-    except DAMAGE as error:
-        reason = " ".join(str(error).split())
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # whatever a damaged archive makes of the libraries that read it
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{archive}: damaged or truncated archive ({reason}). Delete it and get it again") from None
     return folder
 
@@ -148,9 +149,18 @@ def _put(archive: Path, file: tarfile.TarFile, member: tarfile.TarInfo, folder: 
 
 def _zip_members(archive: Path) -> Iterator[Callable[[Path], None]]:
     with zipfile.ZipFile(archive) as file:
-        for name in file.namelist():
-            _check_name(archive, name)
-            yield lambda folder, name=name: file.extract(name, folder)
+        for member in file.infolist():
+            _check_name(archive, member.filename)
+            if member.flag_bits & ENCRYPTED:
+                raise UserError(f"{archive}: needs its password removed: {member.filename} is encrypted")
+            if member.compress_type not in METHODS:
+                raise UserError(
+                    f"{archive}: {member.filename} is compressed by a method that Python cannot read (number "
+                    f"{member.compress_type}; 9 is Deflate64, 93 Zstandard). Unpack it yourself and give the folder as "
+                    f"path, or re-pack it with plain Deflate"
+                )
+            member.filename = member.filename.replace("\\", "/")  # as Windows' packers separate folders
+            yield lambda folder, member=member: file.extract(member, folder)
 
 
 def _check_name(archive: Path, name: str) -> None:

@@ -5,14 +5,17 @@ the moment it plans; stages that DVC runs hold it together, since DVC keeps orde
 """
 
 import fcntl
+import logging
 import os
 from pathlib import Path
 from typing import IO
 
 from semcorr.errors import UserError
-from semcorr.files import unwritable
+from semcorr.files import has_no_locks, unwritable
 
 LOCK = Path(".semcorr/engine.lock")
+
+logger = logging.getLogger(__name__)
 
 _held: list[IO[str]] = []  # until the process ends
 
@@ -45,4 +48,10 @@ def _take(kind: int, other: str) -> None:
     except BlockingIOError:
         file.close()
         raise UserError(f"{other} is at work in this folder. Wait until it has ended, then run again") from None
+    except OSError as error:
+        file.close()
+        if not has_no_locks(error):
+            raise UserError(f"{LOCK}: cannot be locked ({error.strerror})") from None
+        logger.warning("this file system has no locks: start no second engine in this folder, it would not be noticed")
+        return
     _held.append(file)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import BaseFileLock, FileLock, SoftFileLock
 
 from semcorr.errors import UserError
 
@@ -26,6 +26,9 @@ UNWRITABLE = {
     errno.EACCES: "you may not write there, see its permissions",
     errno.EPERM: "you may not write there, see its permissions",
 }
+
+
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 @contextlib.contextmanager
@@ -70,14 +73,49 @@ def alone(path: Path) -> Iterator[None]:
     Raises:
         UserError: there is no room for the lock, or it may not be written.
     """
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
     with unwritable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        lock = take_lock(path.with_name(f".{path.name}.lock"))
     try:
         yield
     finally:
         lock.release()
+
+
+def take_lock(path: Path, timeout: float = -1) -> BaseFileLock:
+    """A lock of the system's, or a file that stands for one where the file system has none; taken.
+
+    Args:
+        path: of the lock's file.
+        timeout: seconds to wait for another process; -1 waits for as long as it takes.
+
+    Raises:
+        filelock.Timeout: another process holds it.
+    """
+    lock: BaseFileLock = FileLock(path)
+    try:
+        lock.acquire(timeout)
+    except (OSError, NotImplementedError) as error:
+        if not has_no_locks(error):
+            raise
+        lock = SoftFileLock(path.with_name(f"{path.name}.soft"))
+        lock.acquire(timeout)
+    return lock
+
+
+@contextlib.contextmanager
+def locked(path: Path, timeout: float = -1) -> Iterator[None]:
+    """Hold a lock, as `take_lock` takes it, while the block runs."""
+    lock = take_lock(path, timeout)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def has_no_locks(error: Exception) -> bool:
+    """Whether an error says that a file system has no locks, as some network file systems have not."""
+    return isinstance(error, NotImplementedError) or getattr(error, "errno", None) in NO_LOCKS
 
 
 def project_path(path: str) -> Path:
@@ -86,7 +124,10 @@ def project_path(path: str) -> Path:
     DVC runs queued experiments in temporary folders inside it, where nothing that git does not hold would be found.
     """
     project, in_experiment, _ = str(Path.cwd()).partition("/.dvc/tmp/exps/")
-    return Path(project if in_experiment else "") / Path(path).expanduser()
+    try:
+        return Path(project if in_experiment else "") / Path(path).expanduser()
+    except RuntimeError as error:  # no such user, or one without a home
+        raise UserError(f"{path}: {error}") from None
 
 
 def remove(path: Path) -> None:
@@ -125,14 +166,16 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
+    """Read a JSON file; Python takes NaN, Infinity and 1e999 for numbers, so values may be those.
 
     Raises:
         UserError: it is missing or not JSON; the message names the file.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise UserError(f"{path}: not valid JSON ({error})") from None

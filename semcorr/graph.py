@@ -66,7 +66,7 @@ STAGES: dict[str, Stage] = {
     "validate": Stage(
         inputs={"params": "params.yaml"},
         outputs={"checked": CHECKED},
-        code=("semcorr/params.py",),
+        code=("semcorr/params.py", "semcorr/architectures.py"),
     ),
     "fetch": Stage(
         axes=("dataset",),

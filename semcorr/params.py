@@ -4,6 +4,7 @@ A value that changes a result has its only home in params.yaml: no field below h
 refused, and types are not coerced. Values under `runtime` change speed alone and are hashed by nobody.
 """
 
+import json
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -522,11 +523,55 @@ def read_yaml(path: Path) -> Any:
         UserError: it is missing, or not YAML, or holds a key twice.
     """
     try:
-        return YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        values = YAML(typ="safe").load(text)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file. Run semcorr in the project's folder, or: semcorr preset demo") from None
-    except YAMLError as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 ({error.reason} at byte {error.start}). Save it as UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except (YAMLError, ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    _require_one_reading(values, text, path)
+    return values
+
+
+def _require_one_reading(values: Any, text: str, path: Path) -> None:
+    """Refuse what Snakemake, which reads YAML 1.1, reads as something else than DVC, which reads YAML 1.2.
+
+    Raises:
+        UserError: the first such key, and how to write it.
+    """
+    try:
+        other = json.loads(text)  # as Snakemake does, before it tries YAML
+    except ValueError:
+        import yaml
+
+        try:
+            other = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+            raise UserError(
+                f"{path}: not valid YAML 1.1, as Snakemake reads it: {' '.join(str(error).split())}"
+            ) from None
+    if (found := _difference(values, other)) is not None:
+        key, ours, theirs = found
+        raise UserError(
+            f"{path}: {key}: DVC reads {ours!r} there, Snakemake {theirs!r}. Write numbers as 1.0e-4, not 1e-4, and as "
+            f"10, not 010; true and false, not yes and no; texts that look like one of these in quotes"
+        )
+
+
+def _difference(one: Any, other: Any, key: str = "") -> tuple[str, Any, Any] | None:
+    """The first place at which two readings differ, and what stands there."""
+    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+        parts = (_difference(one[name], other[name], f"{key}.{name}".lstrip(".")) for name in one)
+    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        parts = (_difference(*pair, f"{key}.{at}") for at, pair in enumerate(zip(one, other, strict=True)))
+    else:
+        same = type(one) is type(other) and (one == other or (one != one and other != other))
+        return None if same else (key or "the whole file", one, other)
+    return next((part for part in parts if part is not None), None)
 
 
 def load(path: Path = PARAMS_FILE) -> Params:

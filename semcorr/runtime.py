@@ -10,16 +10,17 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, Timeout
 
 from semcorr.errors import UserError
+from semcorr.files import locked, take_lock
 from semcorr.params import Params
 
 logger = logging.getLogger(__name__)
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")  # what torch's launcher sets, all of it
 
-_leases: list[FileLock] = []  # held until the process ends
+_leases: list[BaseFileLock] = []  # held until the process ends
 
 
 def device(params: Params) -> torch.device:
@@ -77,27 +78,26 @@ def leases(ids: Iterable[int], count: int, folder: Path | None = None, poll: flo
     """Several GPUs at once, as `lease` gives one: all of them or, while fewer are free, none."""
     folder = folder or Path(tempfile.gettempdir()) / f"semcorr-gpus-{os.getuid()}"
     folder.mkdir(exist_ok=True)
-    locks = {number: FileLock(folder / f"{_gpu(number)}.lock") for number in ids}
-    held = {lock.lock_file for lock in _leases if lock.is_locked}
-    ours = [number for number, lock in locks.items() if lock.lock_file in held]
+    files = {number: folder / f"{_gpu(number)}.lock" for number in ids}
+    held = {lock.lock_file.removesuffix(".soft") for lock in _leases if lock.is_locked}
+    ours = [number for number, file in files.items() if str(file) in held]
     if len(ours) >= count:
         return ours[:count]
     waiting = False
     while True:
         taken = {}
-        with FileLock(folder / "choosing.lock"):  # else two that want two each would hold one each for ever
-            for number, lock in locks.items():
+        with locked(folder / "choosing.lock"):  # else two that want two each would hold one each for ever
+            for number, file in files.items():
                 if len(taken) < count:
                     with contextlib.suppress(Timeout):
-                        lock.acquire(timeout=0)
-                        taken[number] = lock
+                        taken[number] = take_lock(file, timeout=0)
             if len(taken) == count:
                 _leases.extend(taken.values())
                 return list(taken)
             for lock in taken.values():
                 lock.release()
         if not waiting:
-            logger.info("all %d GPUs are in use, waiting", len(locks))
+            logger.info("all %d GPUs are in use, waiting", len(files))
         waiting = True
         time.sleep(poll)
 

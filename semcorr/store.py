@@ -21,11 +21,11 @@ from typing import Any
 
 import h5py
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from semcorr import provenance
 from semcorr.errors import UserError
-from semcorr.files import canonical_json, sha256, unwritable
+from semcorr.files import canonical_json, locked, sha256, unwritable
 from semcorr.geometry import Grid
 from semcorr.graph import Job, code_version
 
@@ -100,7 +100,7 @@ def create(
     with unwritable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(lock, timeout=0):
+            with locked(lock, timeout=0):
                 if not partial.exists() or _finished(journal)[:1] != [key]:
                     journal.unlink(missing_ok=True)
                     _lay_out(partial, record, entries, np.dtype(dtype))
@@ -123,7 +123,7 @@ def _lay_out(path: Path, record: dict[str, Any], entries: dict[str, Entry], dtyp
     """Write everything but the arrays, with room for them."""
     path.unlink(missing_ok=True)
     try:
-        with h5py.File(path, "w", libver="latest") as file:
+        with h5py.File(path, "w", libver="latest", locking=False) as file:
             file.attrs["format"] = FORMAT
             file.attrs[provenance.KEY] = provenance.dumps(record)
             for image_id, entry in sorted(entries.items()):

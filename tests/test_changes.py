@@ -161,6 +161,7 @@ MODULES: dict[str, set[str]] = {
     "pictures.py": DRAW,
     "pck.py": FINETUNE | MATCH,
     "finite.py": WEIGHTS,
+    "architectures.py": NOTHING,
     "matching.py": FINETUNE | cells("match") | SCORE | DRAW,
     "losses.py": FINETUNE,
     "training.py": FINETUNE,

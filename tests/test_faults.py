@@ -59,15 +59,18 @@ def test_an_engine_killed_in_every_stage(finished):
         moment = time.monotonic() + rng.uniform(0, within[stage])
         while running.poll() is None and _at_work(said) == stage and time.monotonic() < moment:
             time.sleep(0.02)
-        if turn // 2 % 2:
+        ended = running.poll() is not None  # by itself, before the moment came
+        if ended and running.returncode:
+            _mend(finished, said)
+        elif not ended and turn // 2 % 2:
             running.kill()
-        else:
+        elif not ended:
             os.killpg(running.pid, signal.SIGKILL)
         running.wait()
         turn += 1
-        if _at_work(said) == stage:
+        if not ended and _at_work(said) == stage:
             left.remove(stage)
-        else:  # it was done before the moment came, and is to be met again
+        else:  # the stage was done before the moment came, and is to be met again
             within[stage] /= 2
             for job in jobs:
                 if job.stage == stage:

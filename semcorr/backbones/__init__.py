@@ -21,6 +21,8 @@ FAMILIES = {
     "sam": ("semcorr.backbones.sam", "Sam"),
 }
 
+SHOWN = 4  # names of each kind in an error
+
 
 def build(spec: BackboneParams, seed: int = 0) -> Backbone:
     """The network of one entry of params.yaml's `backbones`, with tensors as the architecture initialises them.
@@ -77,15 +79,23 @@ def check(tensors: dict[str, torch.Tensor], network: Backbone, where: str) -> No
     """Refuse tensors that are not exactly those of the network, or hold what is no number."""
     wanted = {name: tuple(tensor.shape) for name, tensor in network.net.state_dict().items()}
     given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    problems = [f"missing {name} {wanted[name]}" for name in wanted.keys() - given.keys()]
-    problems += [f"unexpected {name} {given[name]}" for name in given.keys() - wanted.keys()]
+    unexpected = sorted(f"{name} {given[name]}" for name in given.keys() - wanted.keys())
+    missing = sorted(f"{name} {wanted[name]}" for name in wanted.keys() - given.keys())
+    problems = []
+    if unexpected:  # some of both, side by side, so that one sees whose names these are
+        problems.append(f"unexpected {_some(unexpected)}")
+    if missing:
+        problems.append(f"missing {_some(missing)}")
     problems += [
         f"{name} is {given[name]}, expected {wanted[name]}"
-        for name in wanted.keys() & given.keys()
+        for name in sorted(wanted.keys() & given.keys())
         if wanted[name] != given[name]
-    ]
+    ][:SHOWN]
     problems += [f"{name} is {tensor.dtype}" for name, tensor in tensors.items() if not tensor.is_floating_point()]
     if problems:
-        shown = "; ".join(sorted(problems)[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
-        raise UserError(f"{where}: not the tensors of this network: {shown}")
+        raise UserError(f"{where}: not the tensors of this network ({network.name}): {'; '.join(problems)}")
     require_finite({name: tensor.float() for name, tensor in tensors.items()}, where)
+
+
+def _some(names: list[str]) -> str:
+    return "; ".join(names[:SHOWN]) + (f"; and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

@@ -4,8 +4,13 @@ timm resamples DINOv2's position embeddings with antialiasing; the official code
 offset of 0.1, so away from 518 pixels the features differ slightly.
 """
 
+import re
+
 import timm
 import torch
+from timm.layers import PatchEmbed
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from semcorr.backbones.base import Backbone
@@ -25,18 +30,49 @@ def _renamed(name: str, table: dict[str, str]) -> str:
     return name
 
 
+def require_known(model: str) -> None:
+    """Refuse a model that timm has not, and say which it has that are like it.
+
+    Raises:
+        UserError: it has none of this name.
+    """
+    if "/" not in model and ":" not in model and "." not in model and timm.is_model(model):
+        return
+    words = set(re.split(r"[^a-z0-9]+", model.lower()))
+    names = sorted(timm.list_models("vit*"), key=lambda name: (-len(words & set(name.split("_"))), len(name), name))
+    raise UserError(
+        f"params.yaml: model: timm cannot build model {model!r}: it has none of this name. Names have no hub before them "
+        f"and no tag behind them (the tag stands in weights). Some that are like it: {', '.join(names[:4])}"
+    )
+
+
+def _not_plain(model: str, why: str) -> UserError:
+    return UserError(
+        f"params.yaml: model: {model!r} is not possible: {why}. Possible are the plain vision transformers of timm: "
+        f"DINOv2, DINOv3, CLIP, SigLIP, MAE, DeiT, EVA-02 and their like, such as vit_base_patch14_dinov2"
+    )
+
+
 class TimmVit(Backbone):
     """A timm vision transformer; activations are tokens (B, prefix + h * w, C)."""
 
     def __init__(self, model: str, overrides: dict):
         super().__init__()
+        require_known(model)
         try:
             self.net = timm.create_model(model, pretrained=False, num_classes=0, dynamic_img_size=True, **overrides)
-        except (RuntimeError, TypeError, AssertionError) as error:
+        except Exception as error:  # each architecture has its own for arguments that it does not take
+            if "dynamic_img_size" in str(error):
+                raise _not_plain(model, "it takes images of one size, or is no plain transformer") from None
             raise UserError(
-                f"params.yaml: timm cannot build model {model!r} with overrides {overrides} ({error}). "
-                f"Names: python -c \"import timm; print(timm.list_models('vit*'))\""
+                f"params.yaml: timm cannot build model {model!r} with overrides {overrides} ({error})"
             ) from None
+        if not isinstance(self.net, VisionTransformer | Eva):
+            raise _not_plain(model, f"it is a {type(self.net).__name__}")
+        if type(self.net.patch_embed) is not PatchEmbed:
+            raise _not_plain(model, f"its patches come out of a {type(self.net.patch_embed).__name__}")
+        if getattr(self.net, "rope_mixed", False):
+            raise _not_plain(model, "its rotary embedding differs from block to block")
         self.name = model
         self.stride = self.net.patch_embed.patch_size[0]
         self.depth, self.width = len(self.net.blocks), self.net.embed_dim

@@ -1,25 +1,20 @@
 """Where a network's tensors come from. Every one is accounted for, whatever the source."""
 
-import pickle
+import itertools
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from semcorr import provenance
 from semcorr.backbones import build, check
 from semcorr.backbones.base import Backbone
+from semcorr.backbones.checkpoint import read_checkpoint
 from semcorr.download import download
 from semcorr.errors import UserError
 from semcorr.files import project_path, sha256
 from semcorr.finite import require_finite
 from semcorr.params import Backbone as BackboneParams
 from semcorr.params import FileWeights, PackageWeights, RandomBaseline, RandomWeights, TimmWeights, UrlWeights, Weights
-
-WRAPPERS = ("state_dict", "model")  # keys under which training scripts put the tensors
 
 
 def get(spec: BackboneParams, source: Weights | RandomBaseline, folder: Path) -> tuple[Backbone, str]:
@@ -53,39 +48,26 @@ def get(spec: BackboneParams, source: Weights | RandomBaseline, folder: Path) ->
             if source.sha256 not in (None, digest):
                 raise UserError(f"{path}: its sha256 is {digest}, params.yaml expects {source.sha256}. It was not used")
             origin = f"{path.name}, sha256 {digest}"
-    tensors = network.adopt(tensors)
+    tensors, prefix = _without_prefix(tensors, network)
     check(tensors, network, origin)
     network.net.load_state_dict(tensors)
-    return network, origin
+    return network, f'{origin}, "{prefix}" removed from its names' if prefix else origin
 
 
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, or of a .pth file of PyTorch; nothing in it is executed.
+def _without_prefix(tensors: dict[str, Tensor], network: Backbone) -> tuple[dict[str, Tensor], str]:
+    """Tensors under the network's own names, and the prefix that all names had in common, if without it all fits.
 
-    Raises:
-        UserError: it is missing, damaged, or holds anything but tensors.
+    Wrappers of a network (DataParallel, torch.compile, a teacher beside a student) put their own name before each.
     """
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        values: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file (weights: kind file)") from None
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"{path}: refused, since it holds more than tensors and could run code. Get the official file"
-        ) from None
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: not a readable checkpoint ({' '.join(str(error).split())[:200]})") from None
-    for key in WRAPPERS:
-        if isinstance(values, dict) and isinstance(values.get(key), dict):
-            values = values[key]
-    if not isinstance(values, dict) or not values:
-        raise UserError(f"{path}: holds a {type(values).__name__}, expected a dictionary of tensors")
-    for name, value in values.items():
-        if not isinstance(value, Tensor):
-            raise UserError(f"{path}: {name} is a {type(value).__name__}, expected a tensor")
-    return values
+    wanted = network.net.state_dict().keys()
+    columns = zip(*(name.split(".")[:-1] for name in tensors), strict=False)  # as deep as the shallowest name
+    steps = [column[0] for column in itertools.takewhile(lambda column: len(set(column)) == 1, columns)]
+    for count in range(len(steps) + 1):
+        prefix = "".join(f"{step}." for step in steps[:count])
+        found = network.adopt({name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
+        if found.keys() == wanted:
+            return found, prefix
+    return network.adopt(tensors), ""
 
 
 def overlay(network: Backbone, path: Path, base: str) -> dict[str, Tensor]:

@@ -11,7 +11,17 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from semcorr.datasets.base import Benchmark, Image, Pair, check_pair, common_keypoints
+from semcorr.datasets.annotations import understood
+from semcorr.datasets.base import (
+    Benchmark,
+    Image,
+    Pair,
+    check_pair,
+    common_keypoints,
+    image_files,
+    in_any_case,
+    named,
+)
 from semcorr.datasets.decode import image_size, other_size
 from semcorr.errors import UserError
 from semcorr.files import read_json
@@ -51,7 +61,7 @@ def rest(root: Path) -> list[Path]:
     """
     for path in sorted(root.glob("ImageAnnotation/*/*/*.json")):
         _read_annotation(root, path.relative_to(root / "ImageAnnotation").as_posix())
-    return sorted(path for path in root.glob("JPEGImages/*/*/*.jpg") if not path.name.startswith("."))
+    return [path for folder in sorted(root.glob("JPEGImages/*/*/")) for path in image_files(folder, ".jpg")]
 
 
 def absent(root: Path) -> list[str]:
@@ -88,17 +98,17 @@ def read(root: Path, split: str, subset: str) -> Benchmark:
         return image.id, points, bbox
 
     for path in files:
-        values = read_json(path)
+        values = read_json(named(path))
         try:
-            named = [_below(values[key]) for key in ("src_json_path", "trg_json_path")]
+            both = [_below(values[key]) for key in ("src_json_path", "trg_json_path")]
         except (KeyError, TypeError, AttributeError, ValueError):
             raise UserError(f"{path}: not a pair of AP-10K (src_json_path, trg_json_path)") from None
-        (source, first, source_bbox), (target, second, target_bbox) = map(animal, named)
+        (source, first, source_bbox), (target, second, target_bbox) = map(animal, both)
         common = common_keypoints(first, second)
         if not common["keypoint_ids"]:
             empty += 1
             continue
-        category = _group(named, subset, path)
+        category = _group(both, subset, path)
         pair = Pair(
             id=f"{PurePosixPath(source).name}-{PurePosixPath(target).name}:{category}",
             category=category,
@@ -122,9 +132,9 @@ def read(root: Path, split: str, subset: str) -> Benchmark:
     )
 
 
-def _group(named: list[str], subset: str, path: Path) -> str:
+def _group(both: list[str], subset: str, path: Path) -> str:
     """What the two animals have in common: the species, the family, or nothing (`all`)."""
-    (first_family, first, _), (second_family, second, _) = (one.split("/") for one in named)
+    (first_family, first, _), (second_family, second, _) = (one.split("/") for one in both)
     if subset == "intra_species" and (first_family, first) == (second_family, second):
         return first
     if subset == "cross_species" and first_family == second_family and first != second:
@@ -150,18 +160,15 @@ def _read_annotation(root: Path, relative: str) -> tuple[Image, dict[str, list[f
     path = root / "ImageAnnotation" / relative
     values = read_json(path)
     id_ = relative.removesuffix(".json")
-    size = image_size(root / "JPEGImages" / f"{id_}.jpg")
-    try:
+    file = in_any_case(root / "JPEGImages" / f"{id_}.jpg")
+    size = image_size(file)
+    with understood(path, "an annotation of AP-10K"):
         said = (int(values["height"]), int(values["width"]))
         points = _visible(values["keypoints"])
         x, y, width, height = map(float, values["bbox"])
-    except KeyError as error:
-        raise UserError(f"{path}: key {error} is missing") from None
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: not an annotation of AP-10K ({error})") from None
     if said != size:
-        raise other_size(path, root / "JPEGImages" / f"{id_}.jpg", said, size)
-    image = Image(id=id_, file=f"{id_}.jpg", category=id_.split("/")[1], height=size[0], width=size[1])
+        raise other_size(path, file, said, size)
+    image = Image(id=id_, file=f"{id_}{file.suffix}", category=id_.split("/")[1], height=size[0], width=size[1])
     return image, points, [x, y, x + width, y + height]
 
 

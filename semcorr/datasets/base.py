@@ -4,6 +4,8 @@ Keypoints are (x, y) in pixels of the original image, (0, 0) the centre of its t
 keypoints that are annotated in both of its images.
 """
 
+import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -130,10 +132,60 @@ PAIR_SCHEMA = pa.schema(
 )
 
 
+def index_table(rows: Sequence[Image | Pair], schema: pa.Schema) -> pa.Table:
+    """Images or pairs as a table.
+
+    Raises:
+        UserError: a name is no UTF-8, or a number does not fit; the message names the row.
+    """
+    try:
+        columns = [pa.array([getattr(row, name) for row in rows], schema.field(name).type) for name in schema.names]
+        return pa.Table.from_arrays(columns, schema=schema)
+    except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
+        if len(rows) == 1:
+            raise UserError(f"{shown(rows[0].id)}: cannot stand in an index ({error})") from None
+    for row in rows:  # which one it is
+        index_table([row], schema)
+    raise AssertionError("each row fits alone, all of them do not")
+
+
 def write_index(path: Path, rows: Sequence[Image | Pair], schema: pa.Schema, record: dict[str, Any]) -> None:
     """Write images or pairs as Parquet, with the provenance `record` inside."""
-    columns = [pa.array([getattr(row, name) for row in rows], schema.field(name).type) for name in schema.names]
-    provenance.write_table(path, pa.Table.from_arrays(columns, schema=schema), record)
+    provenance.write_table(path, index_table(rows, schema), record)
+
+
+def shown(path: Path | str) -> str:
+    """A file's name as it can be printed, whatever its bytes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def named(path: Path) -> Path:
+    """Return the path of a file whose name can stand in an index.
+
+    Raises:
+        UserError: it is no UTF-8.
+    """
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError(f"{shown(path)}: its name is not UTF-8, so no index can hold it. Rename it") from None
+    return path
+
+
+def in_any_case(path: Path) -> Path:
+    """A file by its name, or with its suffix in the other case, as cameras and Windows write it (.JPG, .PNG)."""
+    other = path.with_suffix(path.suffix.upper())
+    return other if not path.exists() and other.exists() else path
+
+
+def image_files(folder: Path, suffix: str) -> list[Path]:
+    """The image files of a folder with a suffix in lower or upper case, hidden ones left out, in order.
+
+    Raises:
+        UserError: a name is no UTF-8.
+    """
+    found = [path for path in folder.iterdir() if path.suffix.lower() == suffix] if folder.is_dir() else []
+    return sorted(named(path) for path in found if not path.name.startswith("."))
 
 
 def read_images(path: Path) -> list[Image]:
@@ -185,6 +237,8 @@ def check_pair(pair: Pair, sizes: dict[str, tuple[int, int]], where: Path | str)
             # Annotations count from 0 or from 1, so a point may stand on the image's far edge. NaN is outside too.
             if not (0 <= x <= width and 0 <= y <= height):
                 raise UserError(f"{where}: {side} keypoint {[x, y]} is outside the image of {width} x {height} pixels")
+        if bbox is not None and not all(map(math.isfinite, bbox)):
+            raise UserError(f"{where}: {side} box {bbox} is not of numbers (x0, y0, x1, y1)")
         if bbox is not None and not (bbox[2] > bbox[0] and bbox[3] > bbox[1]):
             raise UserError(f"{where}: {side} box {bbox} has no area (x0, y0, x1, y1)")
     return pair

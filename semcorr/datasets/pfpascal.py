@@ -6,13 +6,14 @@ JPEGImages/<image>.jpg; Annotations/<category>/<image>.mat with `kps` (N x 2, x 
 copy. The lists' own coordinates are cross-checked against the .mat files, whose points are used.
 """
 
+import re
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from semcorr.datasets.annotations import read_list, read_mat
-from semcorr.datasets.base import Benchmark, Image, Pair, check_pair, common_keypoints
+from semcorr.datasets.base import Benchmark, Image, Pair, check_pair, common_keypoints, image_files, in_any_case
 from semcorr.datasets.decode import image_size
 from semcorr.errors import UserError
 from semcorr.params import PFPascalDataset
@@ -67,7 +68,7 @@ def rest(root: Path) -> list[Path]:
     """
     for path in sorted(root.glob("Annotations/*/*.mat")):
         read_annotation(path)
-    return sorted(path for path in root.glob("JPEGImages/*.jpg") if not path.name.startswith("."))
+    return image_files(root / "JPEGImages", ".jpg")
 
 
 def absent(root: Path) -> list[str]:
@@ -106,6 +107,7 @@ def read(root: Path, split: str) -> Benchmark:
     path = _list(root, split)
     sizes: dict[str, tuple[int, int]] = {}
     categories: dict[str, str] = {}
+    files: dict[str, Path] = {}
     pairs: dict[str, Pair] = {}
     mirrored = 0
 
@@ -121,7 +123,8 @@ def read(root: Path, split: str) -> Benchmark:
             continue
         for name in (source, target):
             if name not in sizes:
-                sizes[name] = image_size(root / "JPEGImages" / f"{name}.jpg")
+                files[name] = in_any_case(root / "JPEGImages" / f"{name}.jpg")
+                sizes[name] = image_size(files[name])
                 categories[name] = category
         (first, source_bbox), (second, target_bbox) = annotation(category, source), annotation(category, target)
         pair = Pair(
@@ -139,7 +142,7 @@ def read(root: Path, split: str) -> Benchmark:
             _compare(where, further, pair)
         pairs[pair.id] = check_pair(pair, sizes, where)
     images = [
-        Image(id=name, file=f"{name}.jpg", category=categories[name], height=sizes[name][0], width=sizes[name][1])
+        Image(id=name, file=files[name].name, category=categories[name], height=sizes[name][0], width=sizes[name][1])
         for name in sorted(sizes)
     ]
     left_out = {"mirrored copies": mirrored} if mirrored else {}
@@ -169,7 +172,7 @@ def _list(root: Path, split: str) -> Path:
 def _parse(row: list[str], where: str) -> tuple[str, str, str, list[str]]:
     """Source, target, category and the further columns of one line."""
     try:
-        source, target = (name.split("/")[-1].removesuffix(".jpg") for name in row[:2])
+        source, target = (re.sub(r"\.jpg$", "", name.split("/")[-1], flags=re.IGNORECASE) for name in row[:2])
         number = int(float(row[2]))
         if not 1 <= number <= len(CATEGORIES):
             raise ValueError(f"class {number}")

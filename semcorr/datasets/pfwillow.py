@@ -4,13 +4,14 @@ A folder, such as `car(S)`, is one sub-set of the category before the bracket. E
 .mat file of the same name (`pts_coord`, 2 x 10, x then y). The pairs are all ordered pairs within a folder.
 """
 
+import re
 from itertools import permutations
 from pathlib import Path
 
 import numpy as np
 
 from semcorr.datasets.annotations import read_list, read_mat
-from semcorr.datasets.base import Benchmark, Image, Pair, check_pair
+from semcorr.datasets.base import Benchmark, Image, Pair, check_pair, image_files, in_any_case, named
 from semcorr.datasets.decode import image_size
 from semcorr.errors import UserError
 from semcorr.files import project_path
@@ -24,7 +25,7 @@ LIST_TOLERANCE = 1.0  # pixels: lists count from 0 or from 1, and round
 def find(folder: Path) -> Path | None:
     """The root of the format: `folder` itself or a folder in it."""
     for path in (folder, *sorted(folder.iterdir())):
-        if any(mat.with_suffix(".png").exists() for mat in path.glob("*/*.mat")):
+        if any(in_any_case(mat.with_suffix(".png")).exists() for mat in path.glob("*/*.mat")):
             return path
     return None
 
@@ -55,7 +56,7 @@ def rest(root: Path) -> list[Path]:
     Raises:
         UserError: a .mat file is missing or damaged.
     """
-    files = [folder / f"{name}.png" for folder in _folders(root) for name in _names(folder)]
+    files = [in_any_case(folder / f"{name}.png") for folder in _folders(root) for name in _names(folder)]
     for path in files:
         read_keypoints(path.with_suffix(".mat"))
     return files
@@ -97,11 +98,12 @@ def read(root: Path, pairs: Path | None = None) -> Benchmark:
     for folder in _folders(root):
         for name in _names(folder):
             id_ = f"{folder.name}/{name}"
-            sizes[id_] = image_size(root / f"{id_}.png")
+            file = in_any_case(root / f"{id_}.png")
+            sizes[id_] = image_size(file)
             keypoints[id_] = read_keypoints(root / f"{id_}.mat")
             height, width = sizes[id_]
             category = folder.name.split("(")[0]
-            images.append(Image(id=id_, file=f"{id_}.png", category=category, height=height, width=width))
+            images.append(Image(id=id_, file=f"{id_}{file.suffix}", category=category, height=height, width=width))
     if pairs is None:
         listed = [
             (one.id, other.id)
@@ -137,7 +139,7 @@ def _read_list(path: Path, keypoints: dict[str, list[list[float]]]) -> list[tupl
         where = f"{path}:{number}"
         if len(row) != 2 + 4 * KEYPOINTS:
             raise UserError(f"{where}: {len(row)} columns, expected two images and {4 * KEYPOINTS} coordinates")
-        ids = tuple("/".join(name.split("/")[-2:]).removesuffix(".png") for name in row[:2])
+        ids = tuple(re.sub(r"\.png$", "", "/".join(name.split("/")[-2:]), flags=re.IGNORECASE) for name in row[:2])
         for id_, columns in zip(ids, (row[2 : 2 + 2 * KEYPOINTS], row[2 + 2 * KEYPOINTS :]), strict=True):
             if id_ not in keypoints:
                 raise UserError(f"{where}: image {id_} is not in the dataset")
@@ -173,10 +175,8 @@ def read_keypoints(path: Path) -> list[list[float]]:
 
 def _names(folder: Path) -> list[str]:
     """Images of a sub-set, without suffix; each must have its .mat file, and each .mat file its image."""
-    images, annotations = (
-        {path.stem for path in folder.glob(f"*{suffix}") if not path.name.startswith(".")}
-        for suffix in (".png", ".mat")
-    )
+    images = {path.stem for path in image_files(folder, ".png")}
+    annotations = {named(path).stem for path in folder.glob("*.mat") if not path.name.startswith(".")}
     for name in sorted(images ^ annotations):
         missing = ".mat" if name in images else ".png"
         raise UserError(f"{folder / name}{missing}: is missing, its counterpart is there")

@@ -12,8 +12,8 @@ from typing import Any
 
 from PIL import Image as PillowImage
 
-from semcorr.datasets.annotations import COLONS
-from semcorr.datasets.base import Benchmark, Image, Pair, check_pair
+from semcorr.datasets.annotations import COLONS, code, understood
+from semcorr.datasets.base import Benchmark, Image, Pair, check_pair, image_files, in_any_case
 from semcorr.datasets.decode import decode_labels, image_size, other_size
 from semcorr.errors import UserError
 from semcorr.files import read_json
@@ -21,6 +21,7 @@ from semcorr.params import SpairDataset
 
 LAYOUT_LINE = re.compile(r"(\d+)-([^:/\\-]+)-([^:/\\-]+):([^:/\\.][^:/\\]*)")
 SPLITS = ("trn", "val", "test")
+AZIMUTHS = 7  # the last of eight directions
 LAYOUTS = ("large", "small")
 PAIRS = {  # of SPair-71k itself
     "large": {"trn": 53_340, "val": 5_384, "test": 12_234},
@@ -115,13 +116,13 @@ def _verify_files(root: Path, used: set[str], spec: SpairDataset) -> str:
         raise UserError(f"{root / 'JPEGImages' / min(missing)}.jpg: the image is missing. Get the dataset again")
     found = {}
     for folder, suffix in (("ImageAnnotation", "json"), ("Segmentation", "png")):
-        there = {name for name in known if (root / folder / f"{name}.{suffix}").is_file()}
+        there = {name for name in known if in_any_case(root / folder / f"{name}.{suffix}").is_file()}
         if len(there) < len(known) and (strict or there):
             path = root / folder / f"{min(known - there)}.{suffix}"
             raise UserError(f"{path}: is missing, its image is there. Get the dataset again")
         found[folder] = len(there)
     for name in sorted(known) if found["Segmentation"] else ():
-        read_mask(root, name, image_size(root / "JPEGImages" / f"{name}.jpg"))
+        read_mask(root, name, image_size(_image_file(root, name)))
     counts = Counter(path.parent.name for path in files)
     if strict and list(counts.values()) != [IMAGES_PER_CATEGORY] * CATEGORIES:
         expected = f"{CATEGORIES} categories of {IMAGES_PER_CATEGORY} images"
@@ -137,7 +138,11 @@ def _layout(root: Path, split: str, layout: str) -> Path:
 
 
 def _image_files(root: Path) -> list[Path]:
-    return sorted(path for path in root.glob("JPEGImages/*/*.jpg") if not path.name.startswith("."))
+    return [path for folder in sorted(root.glob("JPEGImages/*/")) for path in image_files(folder, ".jpg")]
+
+
+def _image_file(root: Path, image_id: str) -> Path:
+    return in_any_case(root / "JPEGImages" / f"{image_id}.jpg")
 
 
 def _custom(spec: SpairDataset) -> str:
@@ -150,7 +155,7 @@ def read_mask(root: Path, image_id: str, size: tuple[int, int]) -> PillowImage.I
     Raises:
         UserError: it is missing or damaged, or has another size.
     """
-    path = root / "Segmentation" / f"{image_id}.png"
+    path = in_any_case(root / "Segmentation" / f"{image_id}.png")
     mask = decode_labels(path)
     if (mask.height, mask.width) != size:
         raise UserError(f"{path}: the mask has another size than its image, {size[1]} x {size[0]}")
@@ -185,20 +190,15 @@ def read_image(root: Path, image_id: str, size: tuple[int, int]) -> Image:
     path = root / "ImageAnnotation" / f"{image_id}.json"
     pose = azimuth = None
     if annotation is not None:
-        try:
+        with understood(path, "an image annotation of SPair-71k"):
             said = (int(annotation["image_height"]), int(annotation["image_width"]))
-            pose, azimuth = str(annotation["pose"]), int(annotation["azimuth_id"])
-        except KeyError as error:
-            raise UserError(f"{path}: key {error} is missing") from None
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{path}: not an image annotation of SPair-71k ({error})") from None
+            pose, azimuth = str(annotation["pose"]), code(annotation["azimuth_id"], AZIMUTHS)
         if said != size:
-            raise other_size(path, root / "JPEGImages" / f"{image_id}.jpg", said, size)
+            raise other_size(path, _image_file(root, image_id), said, size)
     category = image_id.split("/")[0]
     height, width = size
-    return Image(
-        id=image_id, file=f"{image_id}.jpg", category=category, height=height, width=width, pose=pose, azimuth=azimuth
-    )
+    file = _image_file(root, image_id).relative_to(root / "JPEGImages").as_posix()
+    return Image(id=image_id, file=file, category=category, height=height, width=width, pose=pose, azimuth=azimuth)
 
 
 def read_layout(root: Path, split: str, layout: str) -> list[str]:
@@ -245,20 +245,16 @@ def read_pair(root: Path, split: str, line: str, sizes: dict[str, tuple[int, int
     """
     path = _pair_file(root / "PairAnnotation" / split, line)
     values = read_json(path)
-    try:
+    with understood(path, "an annotation of SPair-71k"):
         pair = _to_pair(values, line)
         for id_, (width, height, *_) in (
             (pair.source, values["src_imsize"]),
             (pair.target, values["trg_imsize"]),
         ):
             if id_ not in sizes:
-                sizes[id_] = image_size(root / "JPEGImages" / f"{id_}.jpg")
+                sizes[id_] = image_size(_image_file(root, id_))
             if sizes[id_] != (height, width):
-                raise other_size(path, root / "JPEGImages" / f"{id_}.jpg", (height, width), sizes[id_])
-    except KeyError as error:
-        raise UserError(f"{path}: key {error} is missing") from None
-    except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: not an annotation of SPair-71k ({error})") from None
+                raise other_size(path, _image_file(root, id_), (height, width), sizes[id_])
     return check_pair(pair, sizes, path)
 
 
@@ -270,7 +266,7 @@ def _pair_file(folder: Path, line: str) -> Path:
 
 def _to_pair(values: dict[str, Any], line: str) -> Pair:
     category = values["category"]
-    names = [values[key].removesuffix(".jpg") for key in ("src_imname", "trg_imname")]
+    names = [re.sub(r"\.jpg$", "", values[key], flags=re.IGNORECASE) for key in ("src_imname", "trg_imname")]
     if not line.endswith(f"-{names[0]}-{names[1]}:{category}"):
         raise ValueError(f"it is about {names[0]} and {names[1]} of {category}, its name about others")
     return Pair(
@@ -278,17 +274,23 @@ def _to_pair(values: dict[str, Any], line: str) -> Pair:
         category=category,
         source=f"{category}/{names[0]}",
         target=f"{category}/{names[1]}",
-        keypoint_ids=[str(id_) for id_ in values["kps_ids"]],
+        keypoint_ids=[_keypoint_id(id_) for id_ in values["kps_ids"]],
         source_keypoints=_points(values["src_kps"]),
         target_keypoints=_points(values["trg_kps"]),
         source_bbox=_box(values["src_bndbox"]),
         target_bbox=_box(values["trg_bndbox"]),
-        viewpoint_variation=int(values["viewpoint_variation"]),
-        scale_variation=int(values["scale_variation"]),
-        truncation=int(values["truncation"]),
-        occlusion=int(values["occlusion"]),
-        mirror=int(values["mirror"]),
+        viewpoint_variation=code(values["viewpoint_variation"], 2),
+        scale_variation=code(values["scale_variation"], 2),
+        truncation=code(values["truncation"], 3),
+        occlusion=code(values["occlusion"], 3),
+        mirror=code(values["mirror"], 1),
     )
+
+
+def _keypoint_id(value: object) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise TypeError(f"{value!r} is no keypoint's number")
+    return str(value)
 
 
 def _points(values: list) -> list[list[float]]:

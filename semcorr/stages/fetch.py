@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from semcorr.datasets.base import IMAGE_SCHEMA, PAIR_SCHEMA, Benchmark, Image, write_index
+from semcorr.datasets.base import IMAGE_SCHEMA, PAIR_SCHEMA, Benchmark, Image, index_table, write_index
 from semcorr.datasets.decode import AGAIN, decode, stored_orientation
 from semcorr.datasets.formats import FORMATS
 from semcorr.datasets.sources import provide, root_of
@@ -38,6 +38,7 @@ def fetch(job: Job, params: Params) -> str:
     root = provide(spec, name)
     FORMATS[spec.format].verify(root, spec)
     benchmark = FORMATS[spec.format].load(root, spec).first(spec.limit)
+    _require_tables(benchmark)
     with replacing(job.outputs["folder"]) as folder:
         images = verified_images(benchmark, folder)
     record = provenance(job, left_out=benchmark.left_out)
@@ -59,6 +60,16 @@ def verified_images(benchmark: Benchmark, folder: Path) -> list[Image]:
         return replace(image, sha256=hashlib.sha256(content).hexdigest())
 
     return _each(verify, benchmark.images)
+
+
+def _require_tables(benchmark: Benchmark) -> None:
+    """Build the indexes, so that what cannot stand in them is found before a file is copied.
+
+    Raises:
+        UserError: it cannot.
+    """
+    index_table(benchmark.pairs, PAIR_SCHEMA)
+    index_table(benchmark.images, IMAGE_SCHEMA)
 
 
 def _each(verify: Callable[[T], R], images: Sequence[T]) -> list[R]:
@@ -84,7 +95,9 @@ def check(spec: Dataset, folder: Path) -> list[str]:
     module = FORMATS[spec.format]
     lines = module.verify(root, spec)
     for part in module.parts(root, spec):
-        lines.append(f"{getattr(part, 'split', 'all')}: {summary(module.load(root, part))}")
+        benchmark = module.load(root, part)
+        _require_tables(benchmark)
+        lines.append(f"{getattr(part, 'split', 'all')}: {summary(benchmark)}")
     files = module.rest(root)
 
     def turned(path: Path) -> bool:

@@ -71,7 +71,10 @@ if workflow.is_main_process:
     remove_stale(EXPERIMENT, dry_run=looks_only)
     if not looks_only:
         # DVC's stage `validate`, so that `dvc commit` can adopt what Snakemake makes.
-        validate(EXPERIMENT.job("validate"), EXPERIMENT.params)
+        try:
+            validate(EXPERIMENT.job("validate"), EXPERIMENT.params)
+        except UserError as error:
+            sys.exit(f"semcorr: {error}")
 
 
 def code(stage):

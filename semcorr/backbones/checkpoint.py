@@ -1,0 +1,86 @@
+"""Checkpoint files of others, .pth or .safetensors: told apart by content, and read without running what is in them."""
+
+import pickle
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from semcorr.errors import UserError
+
+WRAPPERS = ("state_dict", "model")  # keys under which training scripts put the tensors
+POINTER = b"version https://git-lfs.github.com/spec"
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file.
+
+    Raises:
+        UserError: it is missing, damaged, something else, holds anything but tensors, or several sets of them.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file (weights: kind file)") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    if head.startswith(POINTER):
+        raise UserError(f"{path}: is a git-lfs pointer and not the file it stands for. Fetch that: git lfs pull")
+    if head.lstrip().startswith(b"<"):
+        raise UserError(f"{path}: is a web page, such as a login asks for, and no checkpoint. Download the file itself")
+    try:
+        if head[8:9] == b"{":  # a header's length, then the header, which is JSON
+            return load_file(path)
+        if zipfile.is_zipfile(path):
+            _verify_members(path)
+        values: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # each kind of damage has its own errors
+        if isinstance(error, pickle.UnpicklingError) and (found := re.search(r"GLOBAL (\S+)", str(error))):
+            raise UserError(
+                f"{path}: refused, since it holds more than tensors and could run code ({found[1]}). Get the official "
+                f"file, or a .safetensors one"
+            ) from None
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{path}: not a readable checkpoint ({reason}). Get it again") from None
+    return _tensors(values, path)
+
+
+def _verify_members(path: Path) -> None:
+    """Compare the checksums of a .pth file's members, which torch does not."""
+    with zipfile.ZipFile(path) as file:
+        if (damaged := file.testzip()) is not None:
+            raise ValueError(f"the checksum of {damaged} is wrong")
+
+
+def _tensors(values: Any, path: Path) -> dict[str, Tensor]:
+    """The one set of tensors in what a training script has saved."""
+    if not isinstance(values, dict) or not values:
+        raise UserError(f"{path}: holds a {type(values).__name__}, expected a dictionary of tensors")
+    if _are_tensors(values):
+        return values
+    sets = [key for key, value in values.items() if _are_tensors(value)]
+    if len(sets) > 1:
+        raise UserError(
+            f"{path}: holds several sets of tensors: {', '.join(map(str, sets))}. Save the one you mean by itself: "
+            f"torch.save(torch.load('{path.name}', weights_only=True)['{sets[0]}'], 'one.pth')"
+        )
+    inner = sets or [key for key in WRAPPERS if isinstance(values.get(key), dict)]
+    if inner:
+        return _tensors(values[inner[0]], path)
+    name, value = next((name, value) for name, value in values.items() if not isinstance(value, Tensor))
+    raise UserError(f"{path}: {name} is a {type(value).__name__}, expected a tensor")
+
+
+def _are_tensors(values: Any) -> bool:
+    return (
+        isinstance(values, dict)
+        and len(values) > 0
+        and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in values.items())
+    )
