@@ -669,7 +669,7 @@ class UnifiedEvaluator:
         total = num_samples
         if total is None:
             total = len(getattr(self.dataloader, "dataset", ())) or None
-        distances, lengths, categories, seconds = [], [], [], []
+        distances, lengths, categories, seconds, ids = [], [], [], [], []
         with tqdm(total=total, unit="pair", desc=backbone_name, disable=not show_progress) as bar:
             for item in self._items():
                 if num_samples is not None and len(distances) >= num_samples:
@@ -689,10 +689,11 @@ class UnifiedEvaluator:
                 distances.append(pck.distances(predicted, true))
                 lengths.append(pck.references(true, bbox=item.get("tgt_bbox"), image_size=sizes[1]))
                 categories.append(item["category"])
+                ids.append(item["pair_id"])
                 bar.update()
         if not distances:
             raise ValueError("there is no pair with a keypoint")
-        return self._result(backbone_name, distances, lengths, categories, seconds)
+        return self._result(backbone_name, distances, lengths, categories, seconds, ids)
 
     def _items(self) -> Iterable[dict[str, Any]]:
         """Each pair of each batch, without padding."""
@@ -715,12 +716,15 @@ class UnifiedEvaluator:
         lengths: list[dict[str, float | None]],
         categories: list[str],
         seconds: list[float],
+        ids: list[str],
     ) -> dict[str, Any]:
         counts = [len(one) for one in distances]
         known = [key for key in lengths[0] if all(one[key] for one in lengths)]
         headline = self.reference or ("bbox" if "bbox" in known else "bbox_kp")
         if headline not in known:
-            raise ValueError(f"reference {headline!r} is not known for every pair; known: {', '.join(known)}")
+            first = next(pair_id for pair_id, one in zip(ids, lengths, strict=True) if not one[headline])
+            others = f"; known for every pair: {', '.join(known)}"
+            raise ValueError(f"reference {headline!r} is not known for every pair, or zero: not for {first}{others}")
         pair = np.repeat(np.arange(len(counts)), counts)
         names, category = np.unique(categories, return_inverse=True)
 

@@ -16,7 +16,7 @@ from semcorr import __version__, graph, params
 from semcorr.engines import claim_for_stage
 from semcorr.errors import UserError
 from semcorr.files import replacing, write_json, write_text
-from semcorr.stale import remember
+from semcorr.stale import remember, verify_inputs
 from semcorr.watched import link
 
 SCHEMA = Path("workflow/schemas/params.schema.json")
@@ -134,11 +134,13 @@ def run_stage(options: argparse.Namespace) -> str:
     """Run one stage on one cell; the line that says what it did."""
     values = params.load()
     cell = [getattr(options, axis) for axis in graph.STAGES[options.verb].axes]
-    job = graph.Graph(values).job(options.verb, *cell)
+    jobs = graph.Graph(values)
+    job = jobs.job(options.verb, *cell)
     stage = getattr(importlib.import_module(f"semcorr.stages.{options.verb}"), options.verb)
     claim_for_stage()
     if "watched" in job.inputs or job.stage == "validate":
         link(values)
+    verify_inputs(job, jobs)
     said = stage(job, values)
     if job.stage != "validate":
         remember(job)

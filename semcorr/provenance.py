@@ -6,6 +6,7 @@ It is stored inside each format: an attribute of HDF5, the metadata of Parquet a
 import html
 import json
 import re
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,19 @@ KEY = "semcorr"  # one key holding one JSON text: safetensors writes several key
 
 def provenance(job: Any, inputs: dict[str, dict[str, Any]] | None = None, **facts: Any) -> dict[str, Any]:
     """The provenance of a job's outputs, on top of that of its inputs; `facts` are what only the run could know."""
-    return {
+    record = {
         "stage": job.stage,
         "fingerprint": job.fingerprint,
         "settings": job.settings,
         **facts,
         "inputs": inputs or {},
     }
+    return {"checksum": _checksum(record), **record}
+
+
+def _checksum(record: dict[str, Any]) -> int:
+    """CRC-32 of a record, its own checksum left out."""
+    return zlib.crc32(canonical_json({key: value for key, value in record.items() if key != "checksum"}).encode())
 
 
 def write_table(path: Path, table: Any, record: dict[str, Any]) -> None:
@@ -33,6 +40,21 @@ def write_table(path: Path, table: Any, record: dict[str, Any]) -> None:
     metadata = {**(table.schema.metadata or {}), KEY: dumps(record)}
     with replacing(path) as partial:
         pyarrow.parquet.write_table(table.replace_schema_metadata(metadata), partial, compression="zstd")
+
+
+def read_table(path: Path) -> Any:
+    """A table of ours as a data frame.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    import pandas as pd
+
+    try:
+        return pd.read_parquet(path)
+    except Exception as error:  # pyarrow's, and those of what it hands on
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: cannot be read ({reason}). Run: dvc repro (or snakemake --cores all)") from None
 
 
 def dumps(record: dict[str, Any]) -> str:
@@ -53,6 +75,8 @@ def read(path: Path) -> dict[str, Any]:
         record = json.loads(text) if isinstance(text, str | bytes) else text
         if not isinstance(record["fingerprint"], str):
             raise TypeError("the fingerprint is not text")
+        if record.get("checksum") not in (None, _checksum(record)):
+            raise ValueError("the checksum of what it says about itself is wrong")
     except Exception as error:  # each format's library has its own errors for a damaged file
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: not a complete file of semcorr ({reason}). Delete it and run again") from None

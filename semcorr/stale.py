@@ -67,11 +67,8 @@ def _checksum(path: Path, kind: str) -> str:
 
 def overwritten(job: Job) -> list[Path]:
     """Outputs that hold neither what the job wrote nor what DVC has recorded. A job without a note has none."""
-    try:
-        noted = dict(json.loads(note(job).read_text(encoding="utf-8")))
-        looks = [(name, look, written) for name, (look, written) in noted.items()]
-    except (OSError, ValueError, TypeError):
-        return []
+    looks = _noted(job)
+    noted = {name: [look, written] for name, look, written in looks}
     found, touched = [], False
     for name, look, written in looks:
         path = Path(name)
@@ -84,6 +81,43 @@ def overwritten(job: Job) -> list[Path]:
     if touched:  # so that a large store is read once after a touch, and not each time
         write_json(note(job), noted)
     return found
+
+
+def verify_inputs(job: Job, graph: Graph) -> None:
+    """Refuse inputs that are not what the stage before wrote: damaged, or changed by a hand, since.
+
+    Stores and tensors have checksums of their own, which their readers compare.
+
+    Raises:
+        UserError: the message names the file.
+    """
+    makers = {path: maker for maker in graph.jobs() for path in maker.outputs.values()}
+    for path in job.inputs.values():
+        if path.suffix in (".parquet", ".json") and path in makers and path.exists():
+            verify(makers[path], path)
+
+
+def verify(job: Job, path: Path) -> None:
+    """Refuse an output of a job that holds neither what the job wrote nor what DVC has recorded.
+
+    Raises:
+        UserError: the message names the file.
+    """
+    written = {name: digest for name, _, digest in _noted(job)}.get(path.as_posix())
+    if written is not None and _checksum(path, "sha256") != written and not _is_dvcs(path):
+        raise UserError(
+            f"{path}: is not what the stage {job.stage} wrote: damaged or changed since. Run: dvc repro (or snakemake "
+            f"--cores all)"
+        )
+
+
+def _noted(job: Job) -> list[tuple[str, str, str]]:
+    """What a job noted of each output: its name, how it looked, and its checksum. Nothing where there is no note."""
+    try:
+        values = dict(json.loads(note(job).read_text(encoding="utf-8")))
+        return [(name, look, written) for name, (look, written) in values.items()]
+    except (OSError, ValueError, TypeError):
+        return []
 
 
 def _is_dvcs(path: Path) -> bool:

@@ -178,12 +178,16 @@ class Store:
         self.provenance = provenance.read(path) if expect is None else provenance.expect(path, expect)
         self._places: dict[str, tuple[int, np.dtype]] = {}
         self._entries: dict[str, Entry] = {}
-        with h5py.File(path, "r", locking=False) as file:
-            if file.attrs["format"] != FORMAT:
-                raise UserError(f"{path}: format {file.attrs['format']}, this version reads {FORMAT}. Delete it")
-            file.visititems(self._look)
-            checksums = file[CHECKSUMS][()].tolist()
-        self._checksums = dict(zip(self.ids(), checksums, strict=True))
+        try:
+            with h5py.File(path, "r", locking=False) as file:
+                made = file.attrs["format"]
+                if made == FORMAT:
+                    file.visititems(self._look)
+                    self._checksums = dict(zip(self.ids(), file[CHECKSUMS][()].tolist(), strict=True))
+        except Exception as error:  # h5py has many for a damaged file
+            raise _damaged(path, error) from None
+        if made != FORMAT:
+            raise UserError(f"{path}: format {made}, this version reads {FORMAT}. Delete it")
         self._verified: set[str] = set()
         self._file = path.open("rb")
 
@@ -253,8 +257,16 @@ def _content(path: Path) -> str:
     """A hash of a file's bytes; of a store, which may be large, the one of its arrays' checksums."""
     if path.suffix != ".h5":
         return sha256(path)
-    with h5py.File(path, "r", locking=False) as file:
-        return hashlib.sha256(file[CHECKSUMS][()].tobytes()).hexdigest()
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            return hashlib.sha256(file[CHECKSUMS][()].tobytes()).hexdigest()
+    except Exception as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:200]
+    return UserError(f"{path}: damaged ({reason}). Delete it and run again")
 
 
 def describe(path: Path) -> list[str]:

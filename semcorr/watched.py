@@ -40,16 +40,22 @@ def local(reader: Dataset | Backbone) -> Path | None:
     return next((path for path in _paths(reader) if path.exists()), None)
 
 
-def files(reader: Dataset | Backbone) -> list[str]:
-    """The files of this machine that a dataset or network reads, in the order of their names."""
+def files(name: str, reader: Dataset | Backbone) -> list[str]:
+    """The files of this machine that a dataset or network reads, in the order of their names, for Snakemake.
+
+    By way of their entry in `watched/`, where it is up to date: Snakemake takes {braces} in a path for wildcards. What
+    has braces in its own name is left out; it cannot be told to Snakemake at all.
+    """
     path = local(reader)
-    if path is None or path.is_file():
-        return [str(path)] if path else []
-    found: list[Path] = []
+    if path is None:
+        return []
+    entry = WATCHED / ("weights" if isinstance(reader, Backbone) else "datasets") / name
+    path = entry if entry.exists() and entry.samefile(path) else path
+    found = [path] if path.is_file() else []
     for folder, below, names in os.walk(path):
         below[:] = [name for name in below if name != UNWATCHED]
         found += [Path(folder, name) for name in names]
-    return sorted(map(str, found))
+    return sorted(str(file) for file in found if "{" not in str(file))
 
 
 def _paths(reader: Dataset | Backbone) -> list[Path]:

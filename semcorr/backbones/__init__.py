@@ -2,11 +2,12 @@
 
 import hashlib
 import importlib
+import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from semcorr import provenance
 from semcorr.backbones.base import Backbone
@@ -49,13 +50,27 @@ def load(network: Backbone, *files: Path) -> Backbone:
     """
     tensors: dict[str, torch.Tensor] = {}
     for file in files:
-        try:
-            tensors |= load_file(file)
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{file}: cannot be read ({error}). Run: dvc repro (or snakemake --cores all)") from None
+        tensors |= read(file)
     check(tensors, network, " and ".join(map(str, files)))
     network.net.load_state_dict(tensors)
     return network
+
+
+def read(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file that `save` wrote; where its record has their digest, it is compared.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            record = json.loads((file.metadata() or {}).get(provenance.KEY, "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
+        if record.get("sha256") not in (None, digest(tensors)):
+            raise ValueError("their checksum is wrong")
+    except (OSError, SafetensorError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}). Run: dvc repro (or snakemake --cores all)") from None
+    return tensors
 
 
 def save(path: Path, tensors: dict[str, torch.Tensor], record: dict) -> None:

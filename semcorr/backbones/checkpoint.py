@@ -1,6 +1,8 @@
 """Checkpoint files of others, .pth or .safetensors: told apart by content, and read without running what is in them."""
 
+import collections
 import pickle
+import pickletools
 import re
 import zipfile
 from pathlib import Path
@@ -13,6 +15,7 @@ from torch import Tensor
 from semcorr.errors import UserError
 
 WRAPPERS = ("state_dict", "model")  # keys under which training scripts put the tensors
+LEGACY_PICKLES = 5  # magic number, version, machine, tensors, their keys; then come the tensors' bytes
 POINTER = b"version https://git-lfs.github.com/spec"
 
 
@@ -37,23 +40,42 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         if head[8:9] == b"{":  # a header's length, then the header, which is JSON
             return load_file(path)
         if zipfile.is_zipfile(path):
-            _verify_members(path)
-        values: Any = torch.load(path, map_location="cpu", weights_only=True)
+            verify_members(path)
+        with path.open("rb") as file:  # by its path torch would go by its suffix
+            values: Any = torch.load(file, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
     except Exception as error:  # each kind of damage has its own errors
-        if isinstance(error, pickle.UnpicklingError) and (found := re.search(r"GLOBAL (\S+)", str(error))):
+        asked = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if asked and _is_whole(path):
             raise UserError(
-                f"{path}: refused, since it holds more than tensors and could run code ({found[1]}). Get the official "
-                f"file, or a .safetensors one"
+                f"{path}: refused, since it holds more than tensors and could run code, or is damaged: it asks for "
+                f"{asked[1]}. Get the official file, or a .safetensors one"
             ) from None
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{path}: not a readable checkpoint ({reason}). Get it again") from None
     return _tensors(values, path)
 
 
-def _verify_members(path: Path) -> None:
-    """Compare the checksums of a .pth file's members, which torch does not."""
+def _is_whole(path: Path) -> bool:
+    """Whether the pickles of a .pth file are there to their ends; they are read, and not run."""
+    if zipfile.is_zipfile(path):
+        return True  # its checksums were compared
+    try:
+        with path.open("rb") as file:
+            for _ in range(LEGACY_PICKLES):
+                collections.deque(pickletools.genops(file), maxlen=0)
+    except Exception:  # whatever comes after the end, or in the place of an opcode
+        return False
+    return True
+
+
+def verify_members(path: Path) -> None:
+    """Compare the checksums of a .pth file's members, which torch does not.
+
+    Raises:
+        ValueError, zipfile.BadZipFile: it is damaged.
+    """
     with zipfile.ZipFile(path) as file:
         if (damaged := file.testzip()) is not None:
             raise ValueError(f"the checksum of {damaged} is wrong")

@@ -41,8 +41,8 @@ def require_known(model: str) -> None:
     words = set(re.split(r"[^a-z0-9]+", model.lower()))
     names = sorted(timm.list_models("vit*"), key=lambda name: (-len(words & set(name.split("_"))), len(name), name))
     raise UserError(
-        f"params.yaml: model: timm cannot build model {model!r}: it has none of this name. Names have no hub before them "
-        f"and no tag behind them (the tag stands in weights). Some that are like it: {', '.join(names[:4])}"
+        f"params.yaml: timm cannot build model {model!r}: it has none of this name. Names have no hub before them and "
+        f"no tag behind them (the tag stands in weights). Some that are like it: {', '.join(names[:4])}"
     )
 
 

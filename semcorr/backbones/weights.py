@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from semcorr import provenance
-from semcorr.backbones import build, check
+from semcorr.backbones import build, check, read
 from semcorr.backbones.base import Backbone
 from semcorr.backbones.checkpoint import read_checkpoint
 from semcorr.download import download
@@ -84,7 +84,7 @@ def overlay(network: Backbone, path: Path, base: str) -> dict[str, Tensor]:
     record = provenance.read(path).get("inputs", {}).get("tensors", {})
     if record.get("sha256") != base:
         raise UserError(f"{path}: was tuned from other tensors ({record.get('origin', 'it does not say which')})")
-    tensors, own = read_checkpoint(path), network.net.state_dict()
+    tensors, own = read(path), network.net.state_dict()
     for name, tensor in tensors.items():
         if name not in own or own[name].shape != tensor.shape:
             raise UserError(f"{path}: {name} is no tensor of this network")

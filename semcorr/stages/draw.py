@@ -16,7 +16,7 @@ from semcorr.files import write_json
 from semcorr.geometry import Grid
 from semcorr.graph import Job
 from semcorr.params import Params
-from semcorr.provenance import expect, provenance
+from semcorr.provenance import expect, provenance, read_table
 from semcorr.store import Store
 
 SIDE = 200  # pixels of each image in a picture
@@ -26,7 +26,7 @@ MAPS = 2  # keypoints of the median pair whose similarity is drawn
 def draw(job: Job, params: Params) -> str:
     """Write the pictures of one backbone, weights and dataset under the grid's first rule, as one JSON file."""
     inputs = {role: expect(job.inputs[role], job.expects[role]) for role in ("matches", "images")}
-    matches = pd.read_parquet(job.inputs["matches"])
+    matches = read_table(job.inputs["matches"])
     settings = params.evaluate
     reference = settings.references[params.datasets[job.cell["dataset"]].format][0]
     threshold = pck.headline(settings.thresholds)

@@ -11,7 +11,7 @@ from semcorr.errors import UserError
 from semcorr.files import write_json
 from semcorr.graph import Job
 from semcorr.params import Params
-from semcorr.provenance import expect, provenance, write_table
+from semcorr.provenance import expect, provenance, read_table, write_table
 
 DIFFICULTIES = ("viewpoint_variation", "scale_variation", "truncation", "occlusion", "mirror")
 
@@ -23,7 +23,7 @@ def evaluate(job: Job, params: Params) -> str:
     """
     path = job.inputs["matches"]
     inputs = {"matches": expect(path, job.expects["matches"])}
-    matches = pd.read_parquet(path)
+    matches = read_table(path)
     if matches.empty:
         raise UserError(f"{path}: no pair of this dataset has a keypoint, so there is nothing to score")
     settings = params.evaluate

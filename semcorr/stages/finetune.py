@@ -17,7 +17,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from semcorr import pck, runtime
-from semcorr.backbones import save
+from semcorr.backbones import digest, save
+from semcorr.backbones.checkpoint import verify_members
 from semcorr.backbones.weights import overlay
 from semcorr.datasets.base import Image, Pair, read_images, read_pairs
 from semcorr.errors import UserError
@@ -310,6 +311,7 @@ class _Run:
         if not self.last.exists():
             return
         try:
+            verify_members(self.last)
             found = torch.load(self.last, map_location=self.device, weights_only=True)
             key, ours = found["key"], self.key
         except Exception as error:  # whatever a damaged file makes of itself
@@ -338,7 +340,8 @@ class _Run:
         write_text(outputs["steps"], "\n".join(["step,loss,learning_rate", *rows]) + "\n")
         rows = [f"{step},{epoch},{score}" for step, epoch, score in state["curve"]]
         write_text(outputs["curve"], "\n".join(["step,epoch,pck", *rows]) + "\n")
-        record = provenance(self.job, self.inputs, epoch=state["best_epoch"], curve=self._curve())
+        facts = {"epoch": state["best_epoch"], "curve": self._curve(), "sha256": digest(state["best"])}
+        record = provenance(self.job, self.inputs, **facts)
         save(outputs["tensors"], state["best"], record)
 
     def _curve(self) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ OUTPUTS
 rule fetch:
     """A dataset's images, and its indexes of images and pairs."""
     input:
-        mine=lambda wildcards: files(EXPERIMENT.params.datasets[wildcards.dataset]),
+        mine=lambda wildcards: files(wildcards.dataset, EXPERIMENT.params.datasets[wildcards.dataset]),
         code=code("fetch"),
     output:
         images="data/{dataset}/images.parquet",
@@ -28,7 +28,7 @@ rule fetch:
 rule weights:
     """A backbone's tensors."""
     input:
-        mine=lambda wildcards: files(EXPERIMENT.params.backbones[wildcards.backbone]),
+        mine=lambda wildcards: files(wildcards.backbone, EXPERIMENT.params.backbones[wildcards.backbone]),
         code=code("weights"),
     output:
         tensors="data/weights/{backbone}/{weights}.safetensors",
