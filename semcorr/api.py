@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
-import pooch
 import torch
 from PIL import Image as PillowImage
 from pydantic import TypeAdapter, ValidationError
@@ -42,37 +41,16 @@ from semcorr.errors import UserError, one_of
 from semcorr.finite import rounded, unit
 from semcorr.geometry import Grid, rescale, resized_size
 from semcorr.matching import match_points
+from semcorr.published import PUBLISHED, cache
 
 T = TypeVar("T")
 THRESHOLDS = (0.05, 0.10, 0.15, 0.20)
 RESAMPLING = {"bicubic": PillowImage.Resampling.BICUBIC, "bilinear": PillowImage.Resampling.BILINEAR}
 
-# The published base networks, and where their tensors are; protocol.md's sources.
-_META = "https://dl.fbaipublicfiles.com"
+# The base networks, by the words of the public API.
 OFFICIAL: dict[str, dict[str, Any]] = {
-    "dinov2": {
-        "family": "timm",
-        "model": "vit_base_patch14_dinov2",
-        "weights": {
-            "kind": "url",
-            "urls": [f"{_META}/dinov2/dinov2_vitb14/dinov2_vitb14_pretrain.pth"],
-            "sha256": "0b8b82f85de91b424aded121c7e1dcc2b7bc6d0adeea651bf73a13307fad8c73",
-        },
-    },
-    "dinov3": {
-        "family": "timm",
-        "model": "vit_base_patch16_dinov3",
-        "weights": {"kind": "timm", "tag": "lvd1689m"},
-    },
-    "sam": {
-        "family": "sam",
-        "model": "vit_b",
-        "weights": {
-            "kind": "url",
-            "urls": [f"{_META}/segment_anything/sam_vit_b_01ec64.pth"],
-            "sha256": "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
-        },
-    },
+    choice: {key: PUBLISHED[name].entry[key] for key in ("family", "model", "weights")}
+    for choice, name in {"dinov2": "dinov2_b14", "dinov3": "dinov3_b16", "sam": "sam_b"}.items()
 }
 
 
@@ -302,7 +280,8 @@ class UnifiedBackbone(nn.Module):
     """A network with dense features.
 
     Args:
-        backbone_choice: "dinov2" (ViT-B/14), "dinov3" (ViT-B/16) or "sam" (ViT-B).
+        backbone_choice: "dinov2" (ViT-B/14), "dinov3" (ViT-B/16) or "sam" (ViT-B); or a name that `semcorr backbones`
+            lists, at its layer.
         finetune_choice: put the tuned tensors of `checkpoint_dir` (best.safetensors, as the stage finetune writes it)
             over the network's own. They are refused on other tensors than they were tuned from.
         checkpoint_dir: checkpoints/<backbone>/<tuning>.
@@ -340,9 +319,13 @@ class UnifiedBackbone(nn.Module):
         overrides: dict[str, Any] | None = None,
     ):
         super().__init__()
-        if backbone_choice not in OFFICIAL:
-            raise UserError(f"UnifiedBackbone: no backbone {backbone_choice!r}; allowed: {', '.join(OFFICIAL)}")
-        official = OFFICIAL[backbone_choice]
+        if backbone_choice not in OFFICIAL and backbone_choice not in PUBLISHED:
+            known = ", ".join([*OFFICIAL, *PUBLISHED])
+            raise UserError(f"UnifiedBackbone: no backbone {backbone_choice!r}; allowed: {known}")
+        official = OFFICIAL.get(backbone_choice)
+        if official is None:
+            official = PUBLISHED[backbone_choice].entry
+            layer = official["layer"] if layer is None else layer
         if model is not None and model != official["model"] and weights is None:
             raise UserError(f"UnifiedBackbone: weights: say where the tensors of {model} come from")
         self._setup(
@@ -394,7 +377,7 @@ class UnifiedBackbone(nn.Module):
         except ValidationError as error:
             first = error.errors()[0]
             raise UserError(f"UnifiedBackbone: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-        self.network, self.origin = get(spec, spec.weights, pooch.os_cache("semcorr"))
+        self.network, self.origin = get(spec, spec.weights, cache())
         if layer is None:
             spec = spec.model_copy(update={"layer": self.network.depth - 1})
         self.spec, self.precision = spec, getattr(torch, spec.precision)

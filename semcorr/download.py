@@ -86,7 +86,10 @@ def _reason(error: Exception, digest: str | None) -> str:
 
 def is_archive(path: Path) -> bool:
     """Whether `unpack` can read a file."""
-    return path.is_file() and (zipfile.is_zipfile(path) or tarfile.is_tarfile(path))
+    try:
+        return path.is_file() and (zipfile.is_zipfile(path) or tarfile.is_tarfile(path))
+    except Exception:  # a few bytes of a compressed file have errors of their own
+        return False
 
 
 def unpack(archive: Path, folder: Path) -> Path:
@@ -115,6 +118,12 @@ def _tar_members(archive: Path) -> Iterator[Callable[[Path], None]]:
         for member in file:
             _check_name(archive, member.name)
             yield lambda folder, member=member: _put(archive, file, member, folder)
+        # tarfile takes a damaged header for the end: what comes after would be lost without a word.
+        file.fileobj.seek(file.offset)
+        if file.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise EOFError("it ends, or is damaged, before the mark of its end")
+        while file.fileobj.read(1 << 20):  # to the end, where what is compressed has its checksum
+            pass
 
 
 def _put(archive: Path, file: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Matches between two images of one's own, with a network of params.yaml and its tensors.
+"""Matches between two images of one's own, in any folder: with a published network, or one of the project's.
 
     from semcorr import match_images
 
@@ -24,14 +24,17 @@ from semcorr import graph, params, pictures, runtime
 from semcorr.api import Recent
 from semcorr.backbones import build, load
 from semcorr.backbones.base import Backbone
+from semcorr.backbones.weights import get
 from semcorr.datasets.decode import Source, decode
 from semcorr.errors import UserError, one_of
 from semcorr.finite import rounded, unit
 from semcorr.geometry import Grid
 from semcorr.matching import heatmaps, match_points, sample
 from semcorr.provenance import expect
+from semcorr.published import DEFAULT, PUBLISHED, RULES, cache
 
 SIDE = 512  # pixels of each image in a picture
+SMALLEST = 16  # pixels of an image's longer side, as a network may see it
 KEPT = 8  # images whose features a Matcher remembers
 STRONGEST = 40  # mutual nearest neighbours that a picture shows
 
@@ -48,14 +51,20 @@ def open_image(source: Source) -> PillowImage.Image:
 class Matcher:
     """A network with its tensors, ready for any number of images.
 
+    In a project, which is where params.yaml lies or below, its networks, tensors and rules; anywhere, the published
+    networks (`semcorr backbones`). Tensors that are not there yet are fetched, once, into the user's cache.
+
     Args:
-        backbone: a name under `backbones`; None takes the grid's first.
-        weights: "frozen", another baseline, or a tuning.
-        rule: a name under `rules`; None takes the grid's first.
-        path: of params.yaml; the tensors lie beside it, where the stages put them.
+        backbone: a name under `backbones`, or of a published network; None takes the grid's first, or outside a project
+            the published default.
+        weights: "frozen", another baseline, or a tuning of the project.
+        rule: a name under `rules`, or outside a project "argmax" or "softargmax"; None takes the grid's first, or
+            outside a project soft-argmax.
+        path: of params.yaml; None looks for it in this folder and those above.
+        image_size: the longer side in pixels, as the network sees it; None takes the backbone's own.
 
     Raises:
-        UserError: there is no such entry; the tensors are not made yet, or were made under other parameters.
+        UserError: there is no such entry; the tensors cannot be had, or were made under other parameters.
     """
 
     def __init__(
@@ -63,31 +72,57 @@ class Matcher:
         backbone: str | None = None,
         weights: str = "frozen",
         rule: str | None = None,
-        path: str | Path = params.PARAMS_FILE,
+        path: str | Path | None = None,
+        image_size: int | None = None,
     ):
-        path = Path(path)
-        values = params.load(path)
-        self.backbone = one_of("backbone", backbone or values.grid.backbones[0], values.grid.backbones)
-        self.rule_name = one_of("rule", rule or values.grid.rules[0], list(values.rules))
-        self.weights = one_of("weights", weights, [*values.grid.baselines, *values.grid.tunings])
-        self.spec, self.rule = values.backbones[self.backbone], values.rules[self.rule_name]
-        plan = graph.Graph(values)
-        jobs = [plan.job("weights", self.backbone, weights if weights in values.grid.baselines else "frozen")]
-        if weights in values.grid.tunings:
-            jobs.append(plan.job("finetune", self.backbone, weights))
-        files = []
-        for job in jobs:
-            files.append(path.parent / job.outputs["tensors"])
-            if not files[-1].exists():
+        file = params.find() if path is None else Path(path)
+        values = None if file is None else params.load(file)
+        own = [] if values is None else values.grid.backbones
+        self.backbone = backbone or (own[0] if own else DEFAULT)
+        one_of("backbone", self.backbone, [*own, *(name for name in PUBLISHED if name not in own)])
+        rules: dict[str, params.Rule] = RULES if values is None else values.rules
+        first = "softargmax" if values is None else values.grid.rules[0]
+        self.rule_name = one_of("rule", rule or first, list(rules))
+        self.rule = rules[self.rule_name]
+        self.weights = weights
+        self.device = runtime.pick("auto" if values is None else values.runtime.device)
+        if values is not None and file is not None and self.backbone in own:
+            self.spec = _sized(values.backbones[self.backbone], image_size)
+            one_of("weights", weights, [*values.grid.baselines, *values.grid.tunings])
+            self.network = self._of_project(values, file.parent)
+        else:
+            one_of("weights", weights, ["frozen"])
+            self.spec = _sized(PUBLISHED[self.backbone].spec, image_size)
+            self.network = self._fetched(self.spec.weights)
+        self.network.to(self.device)
+        self._seen: Recent[tuple[Tensor, Grid]] = Recent(KEPT)
+
+    def _of_project(self, values: params.Params, root: Path) -> Backbone:
+        """The network with the tensors that the project's stages made; a baseline that is not made yet is fetched."""
+        plan, baseline = graph.Graph(values), self.weights in values.grid.baselines
+        jobs = [plan.job("weights", self.backbone, self.weights if baseline else "frozen")]
+        if not baseline:
+            jobs.append(plan.job("finetune", self.backbone, self.weights))
+        files = [root / job.outputs["tensors"] for job in jobs]
+        if baseline and not files[0].exists():
+            source = values.baselines[self.weights]
+            return self._fetched(source if source.kind == "random" else _placed(self.spec.weights, root))
+        for job, file in zip(jobs, files, strict=True):
+            if not file.exists():
                 raise UserError(
-                    f"{files[-1]}: not made yet. Run: dvc repro {job.stage}@{'-'.join(job.cell.values())} "
+                    f"{file}: not made yet. Run: dvc repro {job.stage}@{'-'.join(job.cell.values())} "
                     f"(or snakemake --cores all {job.outputs['tensors']})"
                 )
-            expect(files[-1], job.fingerprint)
-        self.device = runtime.pick(values)
-        self.network: Backbone = load(build(self.spec), *files).to(self.device)
+            expect(file, job.fingerprint)
+        return load(build(self.spec), *files)
 
-        self._seen: Recent[tuple[Tensor, Grid]] = Recent(KEPT)
+    def _fetched(self, source: params.Weights | params.RandomBaseline) -> Backbone:
+        """The network with tensors from their source, by way of the user's cache."""
+        try:
+            return get(self.spec, source, cache())[0]
+        except UserError as error:
+            other = "" if self.backbone == "demo" else ". The package index has a small one: --backbone demo"
+            raise UserError(f"{self.backbone}: {error}{other}") from None
 
     @torch.inference_mode()
     def features(self, image: PillowImage.Image) -> tuple[Tensor, Grid]:
@@ -109,6 +144,22 @@ class Matcher:
 
         what = f"{self.backbone} {self.weights}: an image of {image.width} x {image.height} pixels"
         return unit(rounded(found, self.spec.precision, what, why), what), grid
+
+
+def _sized(spec: params.Backbone, image_size: int | None) -> params.Backbone:
+    """A backbone at another image size, where one is given."""
+    if image_size is None:
+        return spec
+    if image_size < SMALLEST:
+        raise UserError(f"image size: {image_size}; allowed: {SMALLEST} pixels and more")
+    return spec.model_copy(update={"image_size": image_size})
+
+
+def _placed(source: params.Weights, root: Path) -> params.Weights:
+    """A source of tensors whose path, if it has one, starts at the project's folder."""
+    if not isinstance(source, params.FileWeights):
+        return source
+    return source.model_copy(update={"path": str(root / Path(source.path).expanduser())})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ A value that changes a result has its only home in params.yaml: no field below h
 refused, and types are not coerced. Values under `runtime` change speed alone and are hashed by nobody.
 """
 
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -574,6 +575,20 @@ def _difference(one: Any, other: Any, key: str = "") -> tuple[str, Any, Any] | N
     return next((part for part in parts if part is not None), None)
 
 
+def find(start: Path | None = None) -> Path | None:
+    """params.yaml of the project that a folder lies in: the folder's own, or that of the nearest one above.
+
+    Other programs have files of this name; one that knows neither `grid` nor `backbones` is not ours.
+    """
+    folder = (start or Path()).resolve()
+    for path in (place / PARAMS_FILE for place in (folder, *folder.parents)):
+        with contextlib.suppress(OSError):
+            content = path.read_bytes()
+            if b"grid" in content and b"backbones" in content:
+                return path
+    return None
+
+
 def load(path: Path = PARAMS_FILE) -> Params:
     """Read and validate params.yaml.
 
@@ -651,10 +666,12 @@ def _locate(location: tuple) -> tuple[list, dict[str, Any]]:
         if "discriminator" in node:
             inner = {"$ref": node["discriminator"]["mapping"][step]}
         else:
-            inner = node["items"] if isinstance(step, int) else node.get("properties", {}).get(step)
+            inner = node.get("properties", {}).get(step)
+            if isinstance(step, int):  # of a list, or of one that may stand here beside something else
+                inner = next((one["items"] for one in (node, *node.get("anyOf", [])) if "items" in one), None)
             inner = inner or next(iter(node.get("patternProperties", {}).values()), None)
             inner = inner or node.get("additionalProperties")
-            if inner is not None or "anyOf" not in node:
+            if inner is not None or "anyOf" not in node or isinstance(step, int):
                 path.append(step)
         if not isinstance(inner, dict):
             break

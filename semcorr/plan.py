@@ -351,7 +351,7 @@ def plan(params: Params, *, tflops: float | None, every: bool) -> list[str]:
     if tflops is not None:
         speed, where = tflops * 1e12, f"at {tflops:g} TFLOP/s as you say"
     else:
-        device = runtime.pick(params)
+        device = runtime.pick(params.runtime.device)
         compute = params.backbones[params.grid.backbones[0]].compute
         speed = rate(device, compute, params.threads)
         where = f"at {speed / 1e12:.2g} TFLOP/s as measured on this machine ({device.type})"

@@ -33,7 +33,7 @@ def device(params: Params) -> torch.device:
         UserError: runtime.device is cuda and there is none.
     """
     torch.set_num_threads(params.threads)
-    chosen = pick(params)
+    chosen = pick(params.runtime.device)
     if chosen.type == "cuda":
         count = _count()
         if launched():
@@ -49,13 +49,13 @@ def device(params: Params) -> torch.device:
     return chosen
 
 
-def pick(params: Params) -> torch.device:
-    """The device that params.yaml asks for; of several GPUs the one that is the caller's now. Nothing is changed.
+def pick(wanted: str) -> torch.device:
+    """The device that runtime.device asks for; of several GPUs the one that is the caller's now. Nothing is changed.
 
     Raises:
-        UserError: runtime.device is cuda and there is none.
+        UserError: it is cuda and there is none.
     """
-    wanted, there = params.runtime.device, torch.cuda.is_available()
+    there = torch.cuda.is_available()
     if wanted == "cuda" and not there:
         raise UserError("params.yaml: runtime.device: cuda, but torch sees no GPU; allowed here: cpu, auto")
     return torch.device("cuda" if wanted != "cpu" and there else "cpu")
@@ -125,7 +125,7 @@ def _gpu(number: int) -> str:
 
 def visible(params: Params, count: int) -> dict[str, str]:
     """What tells `count` processes to come which GPUs are theirs; nothing where a scheduler gave just so many."""
-    if pick(params).type == "cpu":
+    if pick(params.runtime.device).type == "cpu":
         return {}
     there, given = _count(), _visible()
     if there < count:

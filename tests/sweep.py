@@ -126,6 +126,7 @@ def foreign(own: Path) -> dict[str, tuple[Path, Read, bool]]:
         for path in sorted(willow.rglob("*.*")):
             file.write(path, path.relative_to(own))
     shutil.make_archive(str(own / "a"), "gztar", own, "W")
+    shutil.make_archive(str(own / "a"), "tar", own, "W")
     benchmark = pfwillow.read(willow)
     rows = []
     for pair in benchmark.pairs:
@@ -172,6 +173,7 @@ def foreign(own: Path) -> dict[str, tuple[Path, Read, bool]]:
         "CSV, a list of pairs": (own / "list.csv", lambda: pfwillow.read(willow, own / "list.csv").pairs, False),
         "zip": (own / "a.zip", unpacked(own / "a.zip"), True),
         "tar.gz": (own / "a.tar.gz", unpacked(own / "a.tar.gz"), True),
+        "tar, which has no checksum of what it holds": (own / "a.tar", unpacked(own / "a.tar"), False),
         ".pth": (own / "new.pth", weights(own / "new.pth"), True),
         ".pth, old format": (own / "old.pth", weights(own / "old.pth"), False),
         ".safetensors of others": (own / "a.safetensors", weights(own / "a.safetensors"), False),

@@ -162,6 +162,7 @@ MODULES: dict[str, set[str]] = {
     "pck.py": FINETUNE | MATCH,
     "finite.py": WEIGHTS,
     "architectures.py": NOTHING,
+    "published.py": NOTHING,
     "matching.py": FINETUNE | cells("match") | SCORE | DRAW,
     "losses.py": FINETUNE,
     "training.py": FINETUNE,

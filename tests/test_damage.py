@@ -3,12 +3,14 @@
 import contextlib
 import errno
 import fcntl
+import gzip
 import json
 import os
 import random
 import shutil
 import struct
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -525,3 +527,20 @@ def test_snakemake_on_a_file_system_without_locks(clone):
     said = project.run("sh", "-c", f"{command} --cores 1 -- data/toy_willow/images.parquet")
     assert "this file system has no locks" in said
     assert (project.root / "data/toy_willow/images.parquet").exists()
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_a_tar_archive_damaged_in_its_middle(willow, tmp_path, monkeypatch, mode):
+    """Tarfile takes a damaged header for the end, and would leave out without a word what comes after."""
+    monkeypatch.chdir(tmp_path)
+    with tarfile.open("whole.tar", "w") as file:
+        file.add("W")
+    content = Path("whole.tar").read_bytes()
+    with tarfile.open("whole.tar") as file:
+        headers = [member.offset for member in file]
+    damaged = [content[: headers[9]], content[: headers[9] + 100]]  # cut at a header, and in one
+    damaged += [_flipped(content, 8 * (offset + 120)) for offset in headers[5:9]]
+    for one in damaged:
+        Path("a.tar").write_bytes(one if mode == "w" else gzip.compress(one))
+        with pytest.raises(UserError, match="damaged or truncated archive"):
+            sources.open_path(Path("a.tar"))

@@ -16,7 +16,7 @@ LAYERS = [
     {"provenance", "params", "download", "engines"},
     {"graph"},
     {"datasets", "backbones", "pck", "runtime", "stale"},
-    {"store", "matching", "pictures", "watched", "architectures"},
+    {"store", "matching", "pictures", "watched", "architectures", "published"},
     {"losses"},
     {"tail", "training", "page"},
     {"stages", "api", "compare"},

@@ -160,3 +160,49 @@ def test_files_that_are_no_parameters(tmp_path, text):
     (tmp_path / "params.yaml").write_text(text)
     with pytest.raises(UserError, match=r"params\.yaml: (not valid YAML|expected a mapping)"):
         params.load(tmp_path / "params.yaml")
+
+
+ODD = [
+    None,
+    0,
+    -1,
+    1.5,
+    float("nan"),
+    float("inf"),
+    "x",
+    "",
+    [],
+    [1],
+    [None],
+    ["a", 3],
+    {},
+    {"a": 1},
+    {0: 1},
+    True,
+    10**400,
+]
+
+
+def _places(value: object, path: tuple = ()):
+    """The path of every value in nested dicts and lists."""
+    yield path
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in parts:
+        yield from _places(part, (*path, key))
+
+
+def test_whatever_stands_anywhere_is_valid_or_told(smoke):
+    """Each value of params.yaml replaced by each odd one: no error but ours, and each line of it names the file."""
+    told = 0
+    for *path, key in filter(None, _places(smoke)):
+        for odd in ODD:
+            values = copy.deepcopy(smoke)
+            place = values
+            for step in path:
+                place = place[step]
+            place[key] = odd
+            try:
+                params.validate(values, "here")
+            except UserError as error:
+                told += all(line.startswith("here: ") for line in str(error).splitlines())
+    assert told > 2000

