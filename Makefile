@@ -8,19 +8,27 @@ INSTALLED := $(VENV)/installed
 # The lock alone decides versions, whatever constraints this machine's pip is set up with.
 PIP := PIP_CONSTRAINT=/dev/null PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 
+# An environment that was moved with its folder, or whose Python is gone, is made again.
+ALIVE := $(shell $(BIN)/python -c 0 2> /dev/null && grep -qsF '$(CURDIR)/$(BIN)/python' $(BIN)/pip && echo yes)
+ifneq ($(ALIVE),yes)
+$(shell rm -f $(INSTALLED))
+endif
+
 .PHONY: setup demo test bench check format lock clean
 
 setup: $(INSTALLED)
 
 $(INSTALLED): requirements.lock pyproject.toml
 	@command -v $(PYTHON) > /dev/null || { echo "$(PYTHON) is not on the PATH. Install Python 3.11, or: make PYTHON=/path/to/python3" >&2; exit 2; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test '$(ALIVE)' = yes || test ! -e $(VENV) || echo "$(VENV) is of another folder or Python: it is made again"
+	@test '$(ALIVE)' = yes || { rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); }
 	@echo "Installing the locked dependencies into $(VENV) (once; a few minutes, 7 GB)"
 	@$(PIP) install --quiet --require-hashes --no-deps -r requirements.lock
 	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
 demo: setup
+	@grep -qx 'preset: demo' params.yaml || { echo "params.yaml is not the demo's: semcorr preset demo first, or: dvc repro" >&2; exit 2; }
 	@export PATH="$(CURDIR)/$(BIN):$$PATH" && dvc repro && semcorr table
 
 test: setup

@@ -8,17 +8,21 @@ import importlib
 import json
 import logging
 import os
+import shutil
+import subprocess
 import sys
 import warnings
 from pathlib import Path
 
-from semcorr import __version__, graph, params
+from semcorr import __version__, engines, graph, params
 from semcorr.engines import claim_for_stage
 from semcorr.errors import UserError
 from semcorr.files import replacing, write_json, write_text
-from semcorr.stale import remember, verify_inputs
+from semcorr.published import DEFAULT, PUBLISHED, cache, is_here
+from semcorr.stale import remember
 from semcorr.watched import link
 
+PROJECT_VERBS = ("plan", "table", "compare", "schema")  # that are about the project which a folder lies in
 SCHEMA = Path("workflow/schemas/params.schema.json")
 
 PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # suffix -> Pillow's name of the format
@@ -58,6 +62,15 @@ def parser() -> argparse.ArgumentParser:
         "preset", help="make an experiment of workflow/presets the current one (writes params.yaml)"
     )
     preset.add_argument("name", help="demo, smoke, pfwillow, ... or the path of a file")
+    preset.add_argument("--force", action="store_true", help="even over a params.yaml that is saved nowhere else")
+    preset.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change keys of it, such as datasets.pfwillow.sources.0.path=/data/PF-dataset",
+    )
     check = verbs.add_parser("check", help="verify a dataset: every file, every split, all counts")
     check.add_argument("dataset", help="a name under `datasets`, or the path of a folder or archive in a known format")
     check.add_argument("--expect", default="any", help="for a path: spair71k, pfwillow, pfpascal or any (default)")
@@ -78,17 +91,27 @@ def parser() -> argparse.ArgumentParser:
     match.add_argument("target", type=Path, metavar="TGT", help="another")
     match.add_argument("--points", nargs="+", type=_point, metavar="X,Y", help="points of SRC, such as 120,80 64.5,30")
     match.add_argument("--grid", type=int, metavar="N", help="N x N points spread evenly over SRC")
+    match.add_argument("--mutual", action="store_true", help="only matches that come back to within a cell")
+    match.add_argument("--min-similarity", type=float, metavar="COSINE", help="only matches at least so alike, -1 to 1")
     match.add_argument("--out", type=Path, help="write a picture of the matches: .png, .jpg or .webp")
-    match.add_argument("--dense", action="store_true", help="--out shows both images in false colours instead")
+    match.add_argument("--dense", action="store_true", help="--out shows the two objects in false colours instead")
     match.add_argument("--json", type=Path, help="write the matches here too")
     page = verbs.add_parser("serve", help="open a page on this machine where a click finds a point's match")
     page.add_argument("source", type=Path, nargs="?", metavar="SRC", help="the left image; or choose it on the page")
     page.add_argument("target", type=Path, nargs="?", metavar="TGT", help="the right image")
     page.add_argument("--port", type=int, default=8000, help="default 8000")
     for verb in (match, page):
-        verb.add_argument("--backbone", help="a name under `backbones`; default the grid's first")
-        verb.add_argument("--weights", default="frozen", help="frozen (default), another baseline, or a tuning")
-        verb.add_argument("--rule", help="a name under `rules`; default the grid's first")
+        verb.add_argument(
+            "--backbone",
+            help=f"of `semcorr backbones`, or of the project that this folder is in; default the project's first, or "
+            f"{DEFAULT}",
+        )
+        verb.add_argument(
+            "--weights", default="frozen", help="frozen (default), or a baseline or tuning of the project"
+        )
+        verb.add_argument("--rule", help="argmax or softargmax (default), or a rule of the project (default its first)")
+        verb.add_argument("--image-size", type=int, metavar="PIXELS", help="of the longer side, as the network sees it")
+    verbs.add_parser("backbones", help="list the networks that can be had by name: size, licence, source, here or not")
     plan = verbs.add_parser("plan", help="print what would run, why, and an estimate of its time and disk")
     plan.add_argument("preset", nargs="?", help="of workflow/presets, or a file; default params.yaml")
     plan.add_argument("--jobs", action="store_true", help="a line for each job, not for each stage")
@@ -110,6 +133,8 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", module="PIL")  # of odd tags and large images, in the middle of our own words
     options = parser().parse_args(arguments)
     try:
+        if options.verb in graph.STAGES or options.verb in PROJECT_VERBS:
+            _enter_project()
         if options.verb in graph.STAGES:
             print(run_stage(options))
         else:
@@ -130,17 +155,21 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(2) from None
 
 
+def _enter_project() -> None:
+    """Go to the project's folder, if this one lies in it."""
+    if not params.PARAMS_FILE.exists() and (path := params.find()) is not None:
+        os.chdir(path.parent)
+
+
 def run_stage(options: argparse.Namespace) -> str:
     """Run one stage on one cell; the line that says what it did."""
     values = params.load()
     cell = [getattr(options, axis) for axis in graph.STAGES[options.verb].axes]
-    jobs = graph.Graph(values)
-    job = jobs.job(options.verb, *cell)
+    job = graph.Graph(values).job(options.verb, *cell)
     stage = getattr(importlib.import_module(f"semcorr.stages.{options.verb}"), options.verb)
     claim_for_stage()
     if "watched" in job.inputs or job.stage == "validate":
         link(values)
-    verify_inputs(job, jobs)
     said = stage(job, values)
     if job.stage != "validate":
         remember(job)
@@ -149,11 +178,37 @@ def run_stage(options: argparse.Namespace) -> str:
 
 def preset(options: argparse.Namespace) -> None:
     """Copy a preset over params.yaml, once it is known to be valid."""
-    path = _preset(options.name)
-    values = params.load(path)
-    write_text(params.PARAMS_FILE, path.read_text(encoding="utf-8"))
-    link(values)
-    print(f"params.yaml is now {path}. Bring the results up to date with: dvc repro (or snakemake --cores all)")
+    given = Path(options.name)
+    name = str(given.resolve()) if given.suffix in (".yaml", ".yml") and given.is_file() else options.name
+    _enter_project()
+    path, file = _preset(name), params.PARAMS_FILE
+    if path.is_relative_to(Path.cwd()):
+        path = path.relative_to(Path.cwd())
+    text = path.read_text(encoding="utf-8")
+    if options.set:
+        text = params.edited(text, options.set, str(path))
+    values = params.validate(params.read_text(text, path), where=str(path))
+    if file.exists() and file.read_text(encoding="utf-8", errors="replace") != text:
+        if not options.force and not _is_kept(file):
+            raise UserError(
+                f"{file} has changes that are neither a preset nor committed. Commit it, or copy it, or take --force: "
+                f"then it is kept as {file}.bak"
+            )
+        shutil.copyfile(file, f"{file}.bak")
+    with engines.nobody_at_work():
+        write_text(file, text)
+        link(values)
+    changed = f" with {', '.join(options.set)}" if options.set else ""
+    print(f"params.yaml is now {path}{changed}. Bring the results up to date: dvc repro (or snakemake --cores all)")
+
+
+def _is_kept(file: Path) -> bool:
+    """Whether a params.yaml is one of the presets, or is in git as it is."""
+    content = file.read_bytes()
+    if any(content == one.read_bytes() for one in params.PRESETS.glob("*.yaml")):
+        return True
+    done = subprocess.run(["git", "show", f"HEAD:./{file}"], capture_output=True, check=False)
+    return done.returncode == 0 and done.stdout == content
 
 
 def _preset(name: str) -> Path:
@@ -189,6 +244,7 @@ def check(options: argparse.Namespace) -> None:
         folder = open_path(path)
         spec = fetch.recognise(folder, options.expect)
     else:
+        _enter_project()
         datasets = params.load().datasets
         if options.dataset not in datasets:
             raise UserError(
@@ -245,6 +301,9 @@ def match_images(options: argparse.Namespace) -> None:
         backbone=options.backbone,
         weights=options.weights,
         rule=options.rule,
+        image_size=options.image_size,
+        mutual=options.mutual,
+        min_similarity=options.min_similarity,
     )
     for source, target, similarity in zip(found.source_points, found.target_points, found.similarity, strict=True):
         print("{:.1f},{:.1f} -> {:.1f},{:.1f} {:.3f}".format(*source, *target, similarity))
@@ -266,13 +325,34 @@ def serve(options: argparse.Namespace) -> None:
     from semcorr.serve import application
 
     given = {side: path for side in ("source", "target") if (path := getattr(options, side))}
-    app = application(Matcher(options.backbone, options.weights, options.rule), given)
+    matcher = Matcher(options.backbone, options.weights, options.rule, image_size=options.image_size)
+    app = application(matcher, given)
     try:
         server = make_server("127.0.0.1", options.port, app, threaded=True)
     except (OSError, SystemExit):  # werkzeug ends the process where a port is taken
         raise UserError(f"--port {options.port}: is in use, or may not be used. Take another") from None
     print(f"http://127.0.0.1:{server.server_port}/ (Ctrl+C ends it)", flush=True)
     server.serve_forever()
+
+
+def backbones(_: argparse.Namespace) -> None:
+    """Print the published networks, and the project's own where this folder is in one."""
+    head = ("name", "network", "download", "licence", "here", "source")
+    rows = [
+        (name, one.spec.model, f"{one.size / 1e6:,.0f} MB", one.licence, "yes" if is_here(one) else "no", one.source)
+        for name, one in PUBLISHED.items()
+    ]
+    path = params.find()
+    if path is not None:
+        values = params.load(path)
+        for name in values.grid.backbones:
+            made = graph.Graph(values).job("weights", name, values.grid.baselines[0]).outputs["tensors"]
+            here = "yes" if (path.parent / made).exists() else "no"
+            rows.append((name, values.backbones[name].model, "", "", here, f"{path}: backbones.{name}"))
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    for row in (head, *rows):
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print(f"\nDownloads are kept in {cache()}, timm's in its hub's own cache.")
 
 
 def table(_: argparse.Namespace) -> None:
@@ -297,6 +377,7 @@ VERBS = {
     "compare": compare,
     "match-images": match_images,
     "serve": serve,
+    "backbones": backbones,
     "plan": plan,
     "table": table,
     "schema": schema,

@@ -14,7 +14,6 @@ from semcorr import graph, pck
 from semcorr.errors import UserError
 from semcorr.params import Params
 from semcorr.provenance import read_table
-from semcorr.stale import verify
 
 KEY = ["pair", "keypoint"]
 
@@ -60,13 +59,11 @@ def compare(first: str, second: str, params: Params) -> list[dict[str, Any]]:
 def read(name: str, params: Params) -> pd.DataFrame:
     """The matches of a cell, of this workspace or of a git revision."""
     revision, _, cell = name.rpartition(":")
-    job = graph.Graph(params).job("match", *cell.split("/"))
-    path = job.outputs["matches"]
+    path = graph.Graph(params).job("match", *cell.split("/")).outputs["matches"]
     if not revision:
         if not path.exists():
             raise UserError(f"{path}: not made yet. Run: dvc repro (or snakemake --cores all)")
-        verify(job, path)
-        return _sorted(read_table(path))
+        return _sorted(read_table(path).to_pandas())
     import dvc.api
     from dvc.exceptions import DvcException
     from scmrepo.exceptions import SCMError

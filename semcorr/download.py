@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import tarfile
+import textwrap
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -13,6 +14,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import pooch
 import requests
 from tqdm import tqdm
+from urllib3.exceptions import MaxRetryError
 
 from semcorr.errors import UserError
 from semcorr.files import replacing, sha256, unwritable
@@ -45,7 +47,6 @@ def download(urls: list[str], digest: str | None, path: Path) -> Path:
                 _retrieve(url, digest, path)
             except (requests.RequestException, ValueError) as error:  # the address's fault, and not the disk's
                 reasons.append(f"{url}: {_reason(error, digest)}")
-                logger.warning("%s", reasons[-1])
                 continue
         return path
     raise UserError(f"{path.name} could not be downloaded: {'; '.join(reasons)}. Or put the file at {path} yourself")
@@ -59,10 +60,15 @@ def _retrieve(url: str, digest: str | None, path: Path) -> None:
             with _quiet(pooch.get_logger()):
                 pooch.retrieve(url, known, fname=path.name, path=path.parent, downloader=downloader)
             return
-        except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError):
-            if attempt == ATTEMPTS:
+        except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
+            if attempt == ATTEMPTS or _never_connected(error):
                 raise
             logger.warning("%s: the connection broke, trying again", url)
+
+
+def _never_connected(error: Exception) -> bool:
+    """Whether there was no connection at all, so that trying again at once would not help."""
+    return bool(error.args) and isinstance(error.args[0], MaxRetryError)
 
 
 @contextlib.contextmanager
@@ -81,7 +87,11 @@ def _reason(error: Exception, digest: str | None) -> str:
         return f"HTTP {error.response.status_code}"
     if isinstance(error, ValueError) and digest and "hash" in str(error):
         return f"serves another file (its sha256 is not {digest}); it was not used"
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    if isinstance(error, requests.Timeout):
+        return "no answer"
+    if isinstance(error, requests.ConnectionError):
+        return f"ConnectionError ({'no connection' if _never_connected(error) else 'the connection broke'})"
+    return textwrap.shorten(str(error), 100, placeholder=" ...") or type(error).__name__
 
 
 def is_archive(path: Path) -> bool:

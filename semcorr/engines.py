@@ -4,9 +4,11 @@ A lock of the system's, so that it ends with the process that holds it, however 
 the moment it plans; stages that DVC runs hold it together, since DVC keeps order among its own.
 """
 
+import contextlib
 import fcntl
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -39,7 +41,23 @@ def claim_for_stage() -> None:
         _take(fcntl.LOCK_SH, "Snakemake")
 
 
-def _take(kind: int, other: str) -> None:
+@contextlib.contextmanager
+def nobody_at_work() -> Iterator[None]:
+    """Keep both engines out while the block runs.
+
+    Raises:
+        UserError: one of them is at work.
+    """
+    held = _take(fcntl.LOCK_EX, "DVC or Snakemake")
+    try:
+        yield
+    finally:
+        if held is not None:
+            _held.remove(held)
+            held.close()
+
+
+def _take(kind: int, other: str) -> IO[str] | None:
     with unwritable(LOCK):
         LOCK.parent.mkdir(exist_ok=True)
         file = LOCK.open("a")
@@ -53,5 +71,6 @@ def _take(kind: int, other: str) -> None:
         if not has_no_locks(error):
             raise UserError(f"{LOCK}: cannot be locked ({error.strerror})") from None
         logger.warning("this file system has no locks: start no second engine in this folder, it would not be noticed")
-        return
+        return None
     _held.append(file)
+    return file

@@ -36,7 +36,8 @@ from semcorr.published import DEFAULT, PUBLISHED, RULES, cache
 SIDE = 512  # pixels of each image in a picture
 SMALLEST = 16  # pixels of an image's longer side, as a network may see it
 KEPT = 8  # images whose features a Matcher remembers
-STRONGEST = 40  # mutual nearest neighbours that a picture shows
+FEW = 0.02  # share of an image below which a part is none
+STRONGEST = 40  # matches that a picture shows
 
 
 def open_image(source: Source) -> PillowImage.Image:
@@ -195,40 +196,77 @@ class ImageMatches:
         return heatmaps(descriptors, self.target_features).cpu().numpy()
 
     def picture(self, side: int = SIDE) -> PillowImage.Image:
-        """Both images side by side with a line per match; of more than 40, the most similar ones."""
+        """Both images side by side, a numbered line per match, coloured by its similarity; of more than 40, the best.
+
+        A number is a match's place in the lists of points, from 1.
+        """
         order = np.argsort(-self.similarity, kind="stable")[:STRONGEST]
         return pictures.matches(
-            self.source, self.target, self.source_points[order], self.target_points[order], side=side
+            self.source,
+            self.target,
+            self.source_points[order],
+            self.target_points[order],
+            side=side,
+            similarity=self.similarity[order],
+            numbers=(order + 1).tolist(),
         )
 
-    def dense(self, side: int = SIDE) -> PillowImage.Image:
-        """Both images side by side in false colours, alike where their features are: three principal components."""
-        maps = [self.source_features, self.target_features]
-        cells = torch.cat([one.flatten(0, 1) for one in maps]).cpu().double()
+    def objects(self) -> tuple[np.ndarray, np.ndarray]:
+        """Which cells of the source (h, w) and of the target show an object, and not what is behind it.
+
+        The direction in which the cells of both images vary most parts the two; the object is the part that has less
+        of the images' borders. Where no such parting is found in an image, all of it counts.
+
+        Source: the thresholded first component of Oquab et al., DINOv2, TMLR 2024.
+        """
+        maps = [one.cpu().double() for one in (self.source_features, self.target_features)]
+        cells = torch.cat([one.flatten(0, 1) for one in maps])
         centred = cells - cells.mean(dim=0)
-        _, _, directions = torch.linalg.svd(centred, full_matrices=False)
-        count = min(3, len(directions))
-        projected = torch.zeros(len(cells), 3, dtype=torch.float64)
-        projected[:, :count] = centred @ directions[:count].T
-        low, high = projected.quantile(0.01, dim=0), projected.quantile(0.99, dim=0)
-        colours = ((projected - low) / (high - low).clamp(min=1e-9)).clamp(0, 1).numpy()
-        parts = np.split(colours, [maps[0].shape[0] * maps[0].shape[1]])
-        layers = [part.reshape(*one.shape[:2], 3) for part, one in zip(parts, maps, strict=True)]
-        return pictures.false_colours(
-            (self.source, layers[0], self.source_grid), (self.target, layers[1], self.target_grid), side=side
-        )
+        along = (centred @ torch.linalg.svd(centred, full_matrices=False)[2][0]).numpy()
+        parts = np.split(along > _threshold(along), [maps[0].shape[0] * maps[0].shape[1]])
+        found = [part.reshape(one.shape[:2]) for part, one in zip(parts, maps, strict=True)]
+        borders = np.concatenate([np.concatenate([one[0], one[-1], one[:, 0], one[:, -1]]) for one in found])
+        if borders.mean() > 0.5:
+            found = [~one for one in found]
+        source, target = (one if FEW < one.mean() < 1 - FEW else np.ones_like(one) for one in found)
+        return source, target
+
+    def dense(self, side: int = SIDE) -> PillowImage.Image:
+        """Both images side by side, their objects in false colours that are alike where features are.
+
+        The colours are the three directions in which the objects' cells vary most.
+        """
+        maps, objects = [self.source_features.cpu().double(), self.target_features.cpu().double()], self.objects()
+        inside = torch.cat([one[torch.from_numpy(mask)] for one, mask in zip(maps, objects, strict=True)])
+        mean = inside.mean(dim=0)
+        directions = torch.linalg.svd(inside - mean, full_matrices=False)[2][:3]
+        low, high = ((inside - mean) @ directions.T).quantile(torch.tensor([0.02, 0.98]).double(), dim=0)
+        layers = []
+        for image, one, mask, grid in zip(
+            (self.source, self.target), maps, objects, (self.source_grid, self.target_grid), strict=True
+        ):
+            colours = np.zeros((*one.shape[:2], 3))
+            scaled = ((one - mean) @ directions.T - low) / (high - low).clamp(min=1e-9)
+            colours[..., : len(directions)] = scaled.clamp(0, 1).numpy()
+            layers.append((image, colours, mask, grid))
+        return pictures.false_colours(*layers, side=side)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
         return {
             "coordinates": "(x, y) in pixels of the upright image; (0, 0) is the centre of its top-left pixel",
-            "source_size": [self.source.height, self.source.width],
-            "target_size": [self.target.height, self.target.width],
+            "source_width": self.source.width,
+            "source_height": self.source.height,
+            "target_width": self.target.width,
+            "target_height": self.target.height,
             **self.made_by,
             "matches": [
                 {"source": source, "target": target, "similarity": similarity}
                 for source, target, similarity in zip(
-                    self.source_points.tolist(), self.target_points.tolist(), self.similarity.tolist(), strict=True
+                    self.source_points.round(2).tolist(),
+                    self.target_points.round(2).tolist(),
+                    self.similarity.round(4).tolist(),
+                    strict=True,
                 )
             ],
         }
@@ -243,6 +281,9 @@ def match_images(
     backbone: str | None = None,
     weights: str = "frozen",
     rule: str | None = None,
+    image_size: int | None = None,
+    mutual: bool = False,
+    min_similarity: float | None = None,
     matcher: Matcher | None = None,
 ) -> ImageMatches:
     """Find points of one image in another.
@@ -253,17 +294,22 @@ def match_images(
         points: (N, 2), x y in pixels of the upright source. None looks for all mutual nearest neighbours: cells of
             both images that are each other's most similar one.
         grid: instead of `points`, N x N points spread evenly over the source.
-        backbone: a name under `backbones`; None takes the grid's first.
+        backbone: see Matcher; also `weights`, `rule` and `image_size`.
         weights: "frozen", another baseline, or a tuning.
-        rule: a name under `rules`; None takes the grid's first.
-        matcher: a Matcher that is ready, for many pairs; it wins over the three names.
+        rule: a name under `rules`, or "argmax", "softargmax".
+        image_size: the longer side in pixels, as the network sees it.
+        mutual: keep only the points whose match, looked for in the source, comes back to within a cell of them.
+        min_similarity: keep only the matches with at least this cosine.
+        matcher: a Matcher that is ready, for many pairs; it wins over these names.
 
     Raises:
         UserError: an image cannot be read, a point lies outside the source, or the weights are not made yet.
     """
     images = open_image(source), open_image(target)
     wanted = _points(points, grid, images[0])
-    matcher = matcher or Matcher(backbone, weights, rule)
+    if min_similarity is not None and not -1 <= min_similarity <= 1:
+        raise UserError(f"min_similarity: {min_similarity:g}; allowed: -1 to 1, a cosine")
+    matcher = matcher or Matcher(backbone, weights, rule, image_size=image_size)
     (first, first_grid), (second, second_grid) = map(matcher.features, images)
     with torch.inference_mode():
         if wanted is None:
@@ -271,6 +317,12 @@ def match_images(
             wanted, found = first_grid.answers(cells), second_grid.answers(there)
         else:
             found, similarity = match_points(wanted, (first, first_grid), (second, second_grid), matcher.rule)
+            if mutual:
+                back, _ = match_points(found, (second, second_grid), (first, first_grid), matcher.rule)
+                away = np.abs(first_grid.pixels_to_cells(back) - first_grid.pixels_to_cells(wanted)).max(axis=1)
+                wanted, found, similarity = (one[away <= 1] for one in (wanted, found, similarity))
+    if min_similarity is not None:
+        wanted, found, similarity = (one[similarity >= min_similarity] for one in (wanted, found, similarity))
     return ImageMatches(
         source=images[0],
         target=images[1],
@@ -284,6 +336,18 @@ def match_images(
         sampling=matcher.rule.sampling,
         made_by={"backbone": matcher.backbone, "weights": matcher.weights, "rule": matcher.rule_name},
     )
+
+
+def _threshold(values: np.ndarray) -> float:
+    """The value that parts values (N,) into two groups, each as much alike as can be (Otsu, 1979)."""
+    counts, edges = np.histogram(values, bins=256)
+    middles = (edges[:-1] + edges[1:]) / 2
+    below = np.cumsum(counts)
+    sums = np.cumsum(counts * middles)
+    above = below[-1] - below
+    with np.errstate(divide="ignore", invalid="ignore"):
+        between = below * above * (sums / below - (sums[-1] - sums) / above) ** 2
+    return float(edges[1 + int(np.nanargmax(between[:-1]))]) if len(values) > 1 else float(edges[0])
 
 
 def _points(

@@ -5,6 +5,7 @@ refused, and types are not coerced. Values under `runtime` change speed alone an
 """
 
 import contextlib
+import io
 import json
 import re
 from pathlib import Path
@@ -525,17 +526,58 @@ def read_yaml(path: Path) -> Any:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        values = YAML(typ="safe").load(text)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file. Run semcorr in the project's folder, or: semcorr preset demo") from None
+        looked = f"; looked in {Path.cwd()} and the folders above" if path == PARAMS_FILE else ""
+        raise UserError(f"{path}: no such file{looked}. Run semcorr in a project, or: semcorr preset demo") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not UTF-8 ({error.reason} at byte {error.start}). Save it as UTF-8") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    return read_text(text, path)
+
+
+def read_text(text: str, path: Path) -> Any:
+    """The same of a file's text; `path` names it in errors."""
+    try:
+        values = YAML(typ="safe").load(text)
     except (YAMLError, ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     _require_one_reading(values, text, path)
     return values
+
+
+def edited(text: str, changes: list[str], where: str) -> str:
+    """A file's text with some values changed, its comments kept.
+
+    Args:
+        text: YAML.
+        changes: such as `datasets.pfwillow.sources.0.path=/data/PF`; a value is read as YAML.
+        where: names the file in errors.
+
+    Raises:
+        UserError: a change is not of this form, or there is no such key.
+    """
+    yaml = YAML()
+    yaml.preserve_quotes, yaml.width = True, 200
+    values = yaml.load(text)
+    for change in changes:
+        key, _, value = change.partition("=")
+        *path, last = (int(step) if step.isdigit() else step for step in key.split("."))
+        try:
+            place = values
+            for step in path:
+                place = place[step]
+            place[last]  # a new key would be a mistyped one
+            place[last] = YAML(typ="safe").load(value)
+        except (KeyError, IndexError, TypeError):
+            raise UserError(
+                f"--set {change}: {where} has no key {key}; write KEY=VALUE with a key that it has"
+            ) from None
+        except YAMLError:
+            raise UserError(f"--set {change}: the value is not valid YAML") from None
+    stream = io.StringIO()
+    yaml.dump(values, stream)
+    return stream.getvalue()
 
 
 def _require_one_reading(values: Any, text: str, path: Path) -> None:

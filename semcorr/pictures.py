@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import matplotlib
 import numpy as np
 from PIL import Image as PillowImage
-from PIL import ImageDraw
+from PIL import ImageDraw, ImageFont
 
 from semcorr.geometry import Grid, rescale
 
@@ -54,6 +54,8 @@ def matches(
     side: int,
     true: np.ndarray | None = None,
     correct: Sequence[bool] | None = None,
+    similarity: np.ndarray | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> PillowImage.Image:
     """Source and target side by side, with a line from each source point to its prediction.
 
@@ -65,6 +67,8 @@ def matches(
         side: pixels of the square that each image is shrunk to.
         true: (N, 2), ringed in green where the prediction is wrong.
         correct: N; lines are green where right and red where wrong. Without it each match has its own colour.
+        similarity: N, cosine; lines are coloured by it, and a scale stands below.
+        numbers: N, written at both ends.
     """
     small = fit(source, side), fit(target, side)
     canvas, left = beside(*small)
@@ -76,12 +80,49 @@ def matches(
     for index, (start, end) in enumerate(zip(starts, ends, strict=True)):
         right = None if correct is None else correct[index]
         colour = _hue(index, len(starts)) if right is None else RIGHT if right else WRONG
+        if similarity is not None:
+            colour = _on_scale(similarity[index], similarity)
         draw.line([*start, *end], fill=colour, width=width)
         if truths is not None and not right:
             draw.ellipse(_box(truths[index], 2 * width + 2), outline=RIGHT, width=width)
         for point in (start, end):
             draw.ellipse(_box(point, width + 1.5), fill=colour, outline="white")
-    return canvas
+    for number, ends_ in zip(numbers or (), zip(starts, ends, strict=True), strict=bool(numbers)):
+        for x, y in ends_:
+            _write(draw, (x + width + 3, y - width - 3), str(number), side)
+    return canvas if similarity is None or not len(similarity) else _with_scale(canvas, similarity, side)
+
+
+def _on_scale(value: float, values: np.ndarray) -> tuple[int, int, int]:
+    """The colour of a value among others, from the least to the largest."""
+    low, high = float(np.min(values)), float(np.max(values))
+    red, green, blue, _ = matplotlib.colormaps["turbo"]((value - low) / (high - low) if high > low else 1.0, bytes=True)
+    return int(red), int(green), int(blue)
+
+
+def _with_scale(canvas: PillowImage.Image, values: np.ndarray, side: int) -> PillowImage.Image:
+    """A picture with the colours of its values below it, and what the ends stand for."""
+    height = max(18, side // 22)
+    whole = PillowImage.new("RGB", (canvas.width, canvas.height + height), "white")
+    whole.paste(canvas, (0, 0))
+    draw = ImageDraw.Draw(whole)
+    low, high, top = float(np.min(values)), float(np.max(values)), canvas.height
+    words = f"similarity {low:.2f}", f"{high:.2f}"
+    font = ImageFont.load_default(size=max(10, height * 0.6))
+    left = draw.textlength(words[0], font) + 12
+    right = max(left + 1, min(left + side // 2, whole.width - draw.textlength(words[1], font) - 12))
+    draw.text((6, top + height / 2), words[0], fill="black", font=font, anchor="lm")
+    draw.text((right + 6, top + height / 2), words[1], fill="black", font=font, anchor="lm")
+    for x in range(int(left), int(right)):
+        value = low + (high - low) * (x - left) / max(1.0, right - left)
+        draw.line((x, top + height * 0.25, x, top + height * 0.75), fill=_on_scale(value, values))
+    return whole
+
+
+def _write(draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, side: int) -> None:
+    """A short text that is readable on any ground."""
+    font = ImageFont.load_default(size=max(10, side / 40))
+    draw.text(place, text, fill="white", font=font, anchor="lb", stroke_width=2, stroke_fill="black")
 
 
 def similarity(
@@ -134,13 +175,20 @@ def lay(cells: PillowImage.Image, grid: Grid, size: tuple[int, int]) -> PillowIm
     return smooth.crop((0, 0, *grid.resized_size[::-1])).resize(size, PillowImage.Resampling.BILINEAR)
 
 
-def false_colours(*layers: tuple[PillowImage.Image, np.ndarray, Grid], side: int) -> PillowImage.Image:
-    """Images side by side under colours (h, w, 3) in [0, 1] of their cells."""
+def false_colours(*layers: tuple[PillowImage.Image, np.ndarray, np.ndarray, Grid], side: int) -> PillowImage.Image:
+    """Images side by side, each in grey under the colours of the cells that show its object.
+
+    Args:
+        layers: image, colours (h, w, 3) in [0, 1] of its cells, which of them are coloured (h, w), and its grid.
+        side: pixels of the square that each image is shrunk to.
+    """
     parts = []
-    for image, colours, grid in layers:
+    for image, colours, coloured, grid in layers:
         small = fit(image, side)
-        cells = PillowImage.fromarray((255 * colours).round().astype(np.uint8))
-        parts.append(PillowImage.blend(small, lay(cells, grid, small.size), 0.75))
+        cells = lay(PillowImage.fromarray((255 * colours).round().astype(np.uint8)), grid, small.size)
+        share = lay(PillowImage.fromarray((255 * coloured).astype(np.uint8)), grid, small.size)
+        painted = PillowImage.blend(small, cells, 0.75)
+        parts.append(PillowImage.composite(painted, small.convert("L").convert("RGB"), share))
     return beside(*parts)[0]
 
 

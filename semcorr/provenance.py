@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from semcorr.errors import UserError
-from semcorr.files import canonical_json, replacing
+from semcorr.files import canonical_json, read_json, replacing, write_json
 
+CONTENT = "semcorr.content"  # key of a table's checksum
+CHECKSUM = "checksum"
 KEY = "semcorr"  # one key holding one JSON text: safetensors writes several keys in varying order
 
 
@@ -25,36 +27,90 @@ def provenance(job: Any, inputs: dict[str, dict[str, Any]] | None = None, **fact
         **facts,
         "inputs": inputs or {},
     }
-    return {"checksum": _checksum(record), **record}
+    return sealed(record)
+
+
+def sealed(record: dict[str, Any]) -> dict[str, Any]:
+    """A record with its checksum, or with another one where it has changed."""
+    return record | {CHECKSUM: _checksum(record)}
 
 
 def _checksum(record: dict[str, Any]) -> int:
     """CRC-32 of a record, its own checksum left out."""
-    return zlib.crc32(canonical_json({key: value for key, value in record.items() if key != "checksum"}).encode())
+    return zlib.crc32(canonical_json({key: value for key, value in record.items() if key != CHECKSUM}).encode())
 
 
 def write_table(path: Path, table: Any, record: dict[str, Any]) -> None:
-    """Write a pyarrow table as Parquet, with the provenance `record` inside."""
+    """Write a pyarrow table as Parquet, with the provenance `record` and the content's checksum inside."""
     import pyarrow.parquet
 
-    metadata = {**(table.schema.metadata or {}), KEY: dumps(record)}
+    metadata = {**(table.schema.metadata or {}), KEY: dumps(record), CONTENT: str(_table_checksum(table))}
     with replacing(path) as partial:
         pyarrow.parquet.write_table(table.replace_schema_metadata(metadata), partial, compression="zstd")
 
 
 def read_table(path: Path) -> Any:
-    """A table of ours as a data frame.
+    """A pyarrow table that `write_table` wrote.
 
     Raises:
         UserError: it is missing or damaged.
     """
-    import pandas as pd
+    import pyarrow.parquet
 
     try:
-        return pd.read_parquet(path)
+        table = pyarrow.parquet.ParquetFile(path).read()  # read_table would import pandas, half a second
+        noted = (table.schema.metadata or {}).get(CONTENT.encode())
+        if noted is not None and int(noted) != _table_checksum(table):
+            raise ValueError("the checksum of its content is wrong")
     except Exception as error:  # pyarrow's, and those of what it hands on
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: cannot be read ({reason}). Run: dvc repro (or snakemake --cores all)") from None
+        raise _unreadable(path, error) from None
+    return table
+
+
+def _table_checksum(table: Any) -> int:
+    """CRC-32 of a table's content: names, types and values, however they are stored."""
+    import pyarrow
+
+    found = 0
+    for name in table.column_names:
+        column = table[name].combine_chunks()
+        parts = [name.encode()]
+        while True:
+            parts.append(column.is_null().to_numpy(zero_copy_only=False).tobytes())
+            if not pyarrow.types.is_nested(column.type):
+                break
+            parts.append(column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).tobytes())
+            column = column.flatten()  # what is in the lists
+        parts.append(str(column.type).encode())
+        if pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type):
+            parts += [text.encode() + b"\0" for text in column.fill_null("").to_pylist()]
+        else:
+            parts.append(column.fill_null(0).to_numpy(zero_copy_only=False).tobytes())
+        found = zlib.crc32(b"".join(parts), found)
+    return found
+
+
+def write_result(path: Path, values: dict[str, Any]) -> None:
+    """Write a result as JSON, its `provenance` among the values, with the content's checksum."""
+    write_json(path, {CHECKSUM: zlib.crc32(canonical_json(values).encode()), **values})
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """What `write_result` wrote.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    values = read_json(path)
+    noted = values.pop(CHECKSUM, None) if isinstance(values, dict) else 0
+    if noted is not None and noted != zlib.crc32(canonical_json(values).encode()):
+        raise _unreadable(path, ValueError("the checksum of its content is wrong"))
+    return values
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:200]
+    return UserError(f"{path}: cannot be read ({reason}). Run: dvc repro (or snakemake --cores all)")
 
 
 def dumps(record: dict[str, Any]) -> str:
@@ -75,7 +131,7 @@ def read(path: Path) -> dict[str, Any]:
         record = json.loads(text) if isinstance(text, str | bytes) else text
         if not isinstance(record["fingerprint"], str):
             raise TypeError("the fingerprint is not text")
-        if record.get("checksum") not in (None, _checksum(record)):
+        if record.get(CHECKSUM) not in (None, _checksum(record)):
             raise ValueError("the checksum of what it says about itself is wrong")
     except Exception as error:  # each format's library has its own errors for a damaged file
         reason = " ".join(str(error).split())[:200]

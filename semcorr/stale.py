@@ -83,34 +83,6 @@ def overwritten(job: Job) -> list[Path]:
     return found
 
 
-def verify_inputs(job: Job, graph: Graph) -> None:
-    """Refuse inputs that are not what the stage before wrote: damaged, or changed by a hand, since.
-
-    Stores and tensors have checksums of their own, which their readers compare.
-
-    Raises:
-        UserError: the message names the file.
-    """
-    makers = {path: maker for maker in graph.jobs() for path in maker.outputs.values()}
-    for path in job.inputs.values():
-        if path.suffix in (".parquet", ".json") and path in makers and path.exists():
-            verify(makers[path], path)
-
-
-def verify(job: Job, path: Path) -> None:
-    """Refuse an output of a job that holds neither what the job wrote nor what DVC has recorded.
-
-    Raises:
-        UserError: the message names the file.
-    """
-    written = {name: digest for name, _, digest in _noted(job)}.get(path.as_posix())
-    if written is not None and _checksum(path, "sha256") != written and not _is_dvcs(path):
-        raise UserError(
-            f"{path}: is not what the stage {job.stage} wrote: damaged or changed since. Run: dvc repro (or snakemake "
-            f"--cores all)"
-        )
-
-
 def _noted(job: Job) -> list[tuple[str, str, str]]:
     """What a job noted of each output: its name, how it looked, and its checksum. Nothing where there is no note."""
     try:

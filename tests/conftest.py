@@ -316,6 +316,6 @@ def rewrite(path: Path, table) -> None:
     import pyarrow.parquet as pq
 
     metadata = pq.read_metadata(path).metadata
-    record = {key: metadata[key] for key in metadata if key.startswith(b"semcorr")}
+    record = {b"semcorr": metadata[b"semcorr"]}
     path.unlink()
     pq.write_table(pa.Table.from_pandas(table, preserve_index=False).replace_schema_metadata(record), path)

@@ -27,6 +27,7 @@ IN_THE_WAY = (
     "another process is writing",
     "is busy",
     "Unable to acquire lock",
+    "' does not exist",  # DVC, of an output that it had restored and Snakemake has taken away to make it
 )  # what a latecomer may say
 ENGINES = {"dvc": ("dvc", "repro"), "snakemake": ("snakemake", "--cores", "1")}
 

@@ -22,6 +22,7 @@ FAMILIES = {
     "sam": ("semcorr.backbones.sam", "Sam"),
 }
 
+CONTENT = "content"  # key of a record that holds the digest of the tensors beside it
 SHOWN = 4  # names of each kind in an error
 
 
@@ -66,7 +67,7 @@ def read(path: Path) -> dict[str, torch.Tensor]:
         with safe_open(path, framework="pt") as file:
             record = json.loads((file.metadata() or {}).get(provenance.KEY, "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
-        if record.get("sha256") not in (None, digest(tensors)):
+        if record.get(CONTENT) not in (None, digest(tensors)):
             raise ValueError("their checksum is wrong")
     except (OSError, SafetensorError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: cannot be read ({error}). Run: dvc repro (or snakemake --cores all)") from None
@@ -74,7 +75,8 @@ def read(path: Path) -> dict[str, torch.Tensor]:
 
 
 def save(path: Path, tensors: dict[str, torch.Tensor], record: dict) -> None:
-    """Write tensors as safetensors, with the provenance `record`, by rename; the same inputs give the same bytes."""
+    """Write tensors as safetensors with the provenance `record` and their digest; the same inputs give the same bytes."""
+    record = provenance.sealed(record | {CONTENT: digest(tensors)})
     contiguous = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
     with replacing(path) as partial:
         save_file(contiguous, partial, metadata={provenance.KEY: provenance.dumps(record)})

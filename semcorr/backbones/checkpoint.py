@@ -46,7 +46,11 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     except MemoryError:
         raise
     except Exception as error:  # each kind of damage has its own errors
-        asked = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        asked = (
+            re.search(r"(?:GLOBAL|Unsupported class) (\S+)", str(error))
+            if isinstance(error, pickle.UnpicklingError)
+            else None
+        )
         if asked and _is_whole(path):
             raise UserError(
                 f"{path}: refused, since it holds more than tensors and could run code, or is damaged: it asks for "

@@ -1,6 +1,7 @@
 """Where a network's tensors come from. Every one is accounted for, whatever the source."""
 
 import itertools
+import textwrap
 from pathlib import Path
 
 from torch import Tensor
@@ -106,7 +107,7 @@ def _from_timm(spec: BackboneParams, source: TimmWeights) -> dict[str, Tensor]:
     try:
         network = timm.create_model(name, pretrained=True, num_classes=0, dynamic_img_size=True, **spec.overrides)
     except Exception as error:  # the hub's client has errors of its own for each way of not being reached
-        reason = " ".join(str(error).split())[:300]
+        reason = textwrap.shorten(str(error).partition("\n")[0], 100, placeholder=" ...") or "no reason given"
         raise UserError(
             f"timm {name}: cannot be downloaded ({type(error).__name__}: {reason}). Check the network (HF_ENDPOINT, "
             f"HF_TOKEN), or give the official file: weights: {{kind: file, path: ..., sha256: null}}"

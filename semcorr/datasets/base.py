@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from semcorr import provenance
 from semcorr.errors import UserError
@@ -199,10 +198,7 @@ def read_pairs(path: Path) -> list[Pair]:
 
 
 def _read_rows(path: Path, schema: pa.Schema) -> list[dict[str, Any]]:
-    try:
-        table = pq.ParquetFile(path).read()  # read_table would import pandas, half a second
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path}: cannot be read ({error}). Run: dvc repro (or snakemake --cores all)") from None
+    table = provenance.read_table(path)
     if not table.schema.equals(schema):
         raise UserError(f"{path}: its columns are {table.schema.names}, expected {schema.names}. Fetch it again")
     return table.to_pylist()

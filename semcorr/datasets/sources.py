@@ -22,13 +22,14 @@ def provide(spec: Dataset, name: str) -> Path:
     Raises:
         UserError: none can, and the message says why for each; or one is there and is damaged or something else.
     """
-    reasons = []
+    reasons: list[str] = []
     for source in spec.sources:
+        if reasons:
+            logger.info("%s: %s; trying the next source", name, reasons[-1])
         try:
             folder = _folder(source, spec.format)
         except NotThere as error:
             reasons.append(str(error))
-            logger.warning("%s: %s", name, error)
             continue
         return root_of(folder, spec.format)
     raise UserError(f"params.yaml: datasets.{name}.sources: none can be had: {'; '.join(reasons)}")

@@ -12,11 +12,10 @@ from tqdm import tqdm
 from semcorr import pck, pictures
 from semcorr.datasets.base import read_images
 from semcorr.datasets.decode import AGAIN, decode
-from semcorr.files import write_json
 from semcorr.geometry import Grid
 from semcorr.graph import Job
 from semcorr.params import Params
-from semcorr.provenance import expect, provenance, read_table
+from semcorr.provenance import expect, provenance, read_table, write_result
 from semcorr.store import Store
 
 SIDE = 200  # pixels of each image in a picture
@@ -26,7 +25,7 @@ MAPS = 2  # keypoints of the median pair whose similarity is drawn
 def draw(job: Job, params: Params) -> str:
     """Write the pictures of one backbone, weights and dataset under the grid's first rule, as one JSON file."""
     inputs = {role: expect(job.inputs[role], job.expects[role]) for role in ("matches", "images")}
-    matches = read_table(job.inputs["matches"])
+    matches = read_table(job.inputs["matches"]).to_pandas()
     settings = params.evaluate
     reference = settings.references[params.datasets[job.cell["dataset"]].format][0]
     threshold = pck.headline(settings.thresholds)
@@ -47,7 +46,7 @@ def draw(job: Job, params: Params) -> str:
             }
             for category, pairs in progress(shown.items())
         ]
-    write_json(
+    write_result(
         job.outputs["gallery"],
         {"threshold": pck.threshold_key(threshold), "categories": categories, "provenance": provenance(job, inputs)},
     )

@@ -8,10 +8,9 @@ import pyarrow as pa
 
 from semcorr import pck
 from semcorr.errors import UserError
-from semcorr.files import write_json
 from semcorr.graph import Job
 from semcorr.params import Params
-from semcorr.provenance import expect, provenance, read_table, write_table
+from semcorr.provenance import expect, provenance, read_table, write_result, write_table
 
 DIFFICULTIES = ("viewpoint_variation", "scale_variation", "truncation", "occlusion", "mirror")
 
@@ -23,7 +22,7 @@ def evaluate(job: Job, params: Params) -> str:
     """
     path = job.inputs["matches"]
     inputs = {"matches": expect(path, job.expects["matches"])}
-    matches = read_table(path)
+    matches = read_table(path).to_pandas()
     if matches.empty:
         raise UserError(f"{path}: no pair of this dataset has a keypoint, so there is nothing to score")
     settings = params.evaluate
@@ -63,7 +62,7 @@ def evaluate(job: Job, params: Params) -> str:
         "provenance": record,
     }
     write_table(job.outputs["pairs"], _pair_table(headline, pair, first, settings.thresholds), record)
-    write_json(job.outputs["cell"], cell)
+    write_result(job.outputs["cell"], cell)
     key = pck.threshold_key(pck.headline(settings.thresholds))
     mean = 100 * cell["overall_keypoint"][key]["mean"]
     return f"{' '.join(job.cell.values())}: {key} {mean:.1f} per keypoint ({names[0]}), {cell['num_pairs']:,} pairs"

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from semcorr import pck, runtime
-from semcorr.backbones import digest, save
+from semcorr.backbones import save
 from semcorr.backbones.checkpoint import verify_members
 from semcorr.backbones.weights import overlay
 from semcorr.datasets.base import Image, Pair, read_images, read_pairs
@@ -340,8 +340,7 @@ class _Run:
         write_text(outputs["steps"], "\n".join(["step,loss,learning_rate", *rows]) + "\n")
         rows = [f"{step},{epoch},{score}" for step, epoch, score in state["curve"]]
         write_text(outputs["curve"], "\n".join(["step,epoch,pck", *rows]) + "\n")
-        facts = {"epoch": state["best_epoch"], "curve": self._curve(), "sha256": digest(state["best"])}
-        record = provenance(self.job, self.inputs, **facts)
+        record = provenance(self.job, self.inputs, epoch=state["best_epoch"], curve=self._curve())
         save(outputs["tensors"], state["best"], record)
 
     def _curve(self) -> list[dict[str, Any]]:

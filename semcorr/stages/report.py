@@ -6,11 +6,11 @@ import pandas as pd
 
 from semcorr import pck
 from semcorr.errors import UserError
-from semcorr.files import read_json, replacing, write_json, write_text
+from semcorr.files import replacing, write_json, write_text
 from semcorr.graph import STAGES, Job
 from semcorr.page import page
 from semcorr.params import Params
-from semcorr.provenance import expect, provenance, read_table
+from semcorr.provenance import expect, provenance, read_result, read_table
 
 SIGNIFICANT = 0.05
 AXES = STAGES["evaluate"].axes
@@ -22,7 +22,7 @@ def report(job: Job, params: Params) -> str:
     for role, path in job.inputs.items():
         expect(path, job.expects[role])
         _, kind, name = role.split(" ")
-        found[kind][name] = read_table(path) if kind == "pairs" else read_json(path)
+        found[kind][name] = read_table(path).to_pandas() if kind == "pairs" else read_result(path)
     cells = found["cell"]
     boards = {dataset: leaderboard(cells, found["pairs"], dataset, params) for dataset in params.grid.datasets}
     write_json(job.outputs["summary"], _summary(cells))
