@@ -14,7 +14,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from semcorr import __version__, engines, graph, params
+from semcorr import __version__, engines, graph, params, shipped
 from semcorr.engines import claim_for_stage
 from semcorr.errors import UserError
 from semcorr.files import replacing, write_json, write_text
@@ -205,7 +205,7 @@ def preset(options: argparse.Namespace) -> None:
 def _is_kept(file: Path) -> bool:
     """Whether a params.yaml is one of the presets, or is in git as it is."""
     content = file.read_bytes()
-    if any(content == one.read_bytes() for one in params.PRESETS.glob("*.yaml")):
+    if any(content == one.read_bytes() for one in _presets()):
         return True
     done = subprocess.run(["git", "show", f"HEAD:./{file}"], capture_output=True, check=False)
     return done.returncode == 0 and done.stdout == content
@@ -215,13 +215,16 @@ def _preset(name: str) -> Path:
     """The file of a preset, by its name or path."""
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
-        path = params.PRESETS / f"{name}.yaml"
+        path = next((one for one in _presets() if one.stem == name), path)
     if not path.is_file():
-        known = (
-            ", ".join(sorted(file.stem for file in params.PRESETS.glob("*.yaml"))) or "none; are you in the project?"
-        )
+        known = ", ".join(sorted({one.stem for one in _presets()}))
         raise UserError(f"{name}: no such preset; allowed: {known}, or the path of a .yaml file")
     return path
+
+
+def _presets() -> list[Path]:
+    """The project's presets, then those that come with semcorr."""
+    return [one for root in (Path(), shipped.folder()) for one in sorted((root / params.PRESETS).glob("*.yaml"))]
 
 
 def plan(options: argparse.Namespace) -> None:
@@ -316,11 +319,8 @@ def match_images(options: argparse.Namespace) -> None:
 
 def serve(options: argparse.Namespace) -> None:
     """Serve the page on this machine until interrupted."""
-    try:
-        import flask  # noqa: F401
-        from werkzeug.serving import make_server
-    except ImportError:
-        raise UserError("the page needs Flask. Run: pip install 'semcorr[page]'") from None
+    from werkzeug.serving import make_server
+
     from semcorr.images import Matcher
     from semcorr.serve import application
 

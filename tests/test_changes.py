@@ -163,6 +163,7 @@ MODULES: dict[str, set[str]] = {
     "finite.py": WEIGHTS,
     "architectures.py": NOTHING,
     "published.py": NOTHING,
+    "shipped.py": NOTHING,
     "matching.py": FINETUNE | cells("match") | SCORE | DRAW,
     "losses.py": FINETUNE,
     "training.py": FINETUNE,

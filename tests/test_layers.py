@@ -11,7 +11,7 @@ from semcorr import cli, graph
 
 PACKAGE = Path(__file__).parents[1] / "semcorr"
 LAYERS = [
-    {"errors"},
+    {"errors", "shipped"},
     {"geometry", "files", "finite"},
     {"provenance", "params", "download", "engines"},
     {"graph"},

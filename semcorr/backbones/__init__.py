@@ -75,7 +75,7 @@ def read(path: Path) -> dict[str, torch.Tensor]:
 
 
 def save(path: Path, tensors: dict[str, torch.Tensor], record: dict) -> None:
-    """Write tensors as safetensors with the provenance `record` and their digest; the same inputs give the same bytes."""
+    """Write tensors as safetensors, with the provenance `record` and their digest; same inputs give the same bytes."""
     record = provenance.sealed(record | {CONTENT: digest(tensors)})
     contiguous = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
     with replacing(path) as partial:
