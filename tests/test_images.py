@@ -1,16 +1,19 @@
 """Two images of one's own: any format, mode and size; what is matched is known by construction."""
 
+import hashlib
 import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image as PillowImage
 from safetensors.torch import load_file
 
-from semcorr import cli, graph, images, params
-from semcorr.backbones import digest
+from semcorr import cli, graph, images, params, pictures, published
+from semcorr.backbones import build, digest
 from semcorr.errors import UserError
 from semcorr.files import write_json
+from semcorr.geometry import Grid
 
 EXIF_ORIENTATION = 0x0112
 
@@ -243,3 +246,153 @@ def test_on_the_command_line(project, picture, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         cli.main(["match-images", file, file, "--points", "5"])
     assert "write X,Y such as 120,80" in capsys.readouterr().err
+
+
+@pytest.fixture
+def tiny_published(monkeypatch, tmp_path, smoke, server):
+    """A published network that a local server has: the same code, another table of names."""
+    spec = params.validate(smoke, "smoke").backbones["dinov2_tiny"]
+    torch.save(build(spec).net.state_dict(), tmp_path / "net.pth")
+    content = server.files["net.pth"] = (tmp_path / "net.pth").read_bytes()
+    keys = ("family", "model", "overrides", "image_size", "layer", "norm")
+    weights = {"kind": "url", "urls": [server.url("net.pth")], "sha256": hashlib.sha256(content).hexdigest()}
+    entry = {key: getattr(spec, key) for key in keys} | {"weights": weights}
+    monkeypatch.setitem(published.PUBLISHED, "tiny", published.Published(entry=entry, size=len(content), licence="X"))
+    monkeypatch.setenv("SEMCORR_CACHE", str(tmp_path / "cache"))
+    return server
+
+
+def test_a_published_network_in_any_folder(tiny_published, tmp_path, monkeypatch, picture, capsys):
+    """No params.yaml, nothing made before: fetched once, checked, and kept for all folders; the folder stays clean."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    picture.save("a.png")
+    arguments = ["match-images", "a.png", "a.png", "--backbone", "tiny", "--points", "52,37", "--rule", "argmax"]
+    for _ in range(2):
+        cli.main(arguments)
+        assert capsys.readouterr().out.startswith("52.0,37.0 -> 5")
+    assert tiny_published.requests == 1
+    cli.main(["backbones"])
+    listed = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
+    assert " yes " in listed["tiny"]
+    assert {"dinov2_s14", "dinov2_b14", "dinov2_l14", "dinov3_b16", "sam_b", "demo"} <= listed.keys()
+    assert "DINOv3 License" in listed["dinov3_b16"]
+    assert sorted(path.name for path in folder.iterdir()) == ["a.png"]
+    found = images.match_images("a.png", "a.png", [(52, 37)], backbone="tiny")
+    assert found.made_by == {"backbone": "tiny", "weights": "frozen", "rule": "softargmax"}
+
+
+def test_no_hub_is_one_line_that_names_another_way(tiny_published, tmp_path, monkeypatch, picture, capsys):
+    monkeypatch.chdir(tmp_path)
+    tiny_published.files.clear()
+    picture.save("a.png")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["match-images", "a.png", "a.png", "--backbone", "tiny"])
+    assert ended.value.code == 2
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.strip()][-1:]
+    assert "HTTP 404. Or put the file at" in line
+    assert "--backbone demo" in line
+
+
+def test_published_networks_are_what_they_say(smoke):
+    """Each entry is a backbone as params.yaml has them; the default and those of the public API are among them."""
+    for name, one in published.PUBLISHED.items():
+        assert one.spec.layers[-1] == (23 if name == "dinov2_l14" else 9 if name == "demo" else 11)
+        assert one.size > 1e7
+    assert published.DEFAULT in published.PUBLISHED
+
+
+def test_a_projects_own_names_win(project, tmp_path, monkeypatch, picture):
+    """From a folder below it, too; a params.yaml of another program is none."""
+    below = project / "photos/2024"
+    below.mkdir(parents=True, exist_ok=True)
+    monkeypatch.chdir(below)
+    assert images.Matcher().backbone == "dinov2_tiny"
+    assert images.Matcher().weights == "frozen"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text("train: {lr: 0.1}\n")
+    with pytest.raises(UserError, match="backbone: 'dinov2_tiny'; allowed: dinov2_s14, dinov2_b14"):
+        images.Matcher("dinov2_tiny")
+
+
+def test_only_matches_that_come_back_and_are_alike(matcher, picture):
+    """Mutual: looked for in the source, a match's answer lies within a cell of where it began."""
+    other = PillowImage.fromarray(np.random.default_rng(1).integers(0, 256, (90, 120, 3), np.uint8))
+    both = images.match_images(picture, other, grid=6, matcher=matcher)
+    kept = images.match_images(picture, other, grid=6, mutual=True, matcher=matcher)
+    back = images.match_images(other, picture, both.target_points, matcher=matcher).target_points
+    grid = both.source_grid
+    away = np.abs(grid.pixels_to_cells(back) - grid.pixels_to_cells(both.source_points)).max(axis=1)
+    assert kept.source_points.tolist() == both.source_points[away <= 1].tolist()
+    assert 0 < len(kept.source_points) < len(both.source_points)
+    limit = float(np.median(both.similarity))
+    alike = images.match_images(picture, other, grid=6, min_similarity=limit, matcher=matcher)
+    assert alike.source_points.tolist() == both.source_points[both.similarity >= limit].tolist()
+    with pytest.raises(UserError, match=r"min_similarity: 2; allowed: -1 to 1"):
+        images.match_images(picture, other, min_similarity=2, matcher=matcher)
+    none = images.match_images(picture, other, grid=2, min_similarity=1, matcher=matcher)
+    assert none.source_points.shape == none.target_points.shape == (0, 2)
+    assert none.picture().width > images.SIDE
+    assert none.to_dict()["matches"] == []
+
+
+def test_another_image_size(project, picture):
+    larger = images.Matcher(path=project / "params.yaml", image_size=224)
+    _, grid = larger.features(picture)
+    assert max(grid.resized_size) == 224
+    with pytest.raises(UserError, match="image size: 8; allowed: 16 pixels and more"):
+        images.Matcher(path=project / "params.yaml", image_size=8)
+
+
+def test_json_has_sizes_by_name_and_two_decimals(matcher, picture):
+    values = images.match_images(picture, picture, [(10 / 3, 20 / 3)], matcher=matcher).to_dict()
+    assert (values["source_width"], values["source_height"]) == (120, 90)
+    assert (values["target_width"], values["target_height"]) == (120, 90)
+    assert values["matches"][0]["source"] == [3.33, 6.67]
+
+
+def test_the_object_is_told_from_the_background(picture):
+    """Features by construction: two blobs of one kind in the middle of the other kind, one of them with two halves."""
+    grid = Grid(image_size=(80, 80), resized_size=(80, 80), stride=10)
+    ground, left, right = torch.eye(8)[0], torch.eye(8)[1] + torch.eye(8)[2], torch.eye(8)[1] + torch.eye(8)[3]
+    maps = ground.repeat(2, 8, 8, 1)
+    maps[0, 2:5, 2:4], maps[0, 2:5, 4:6] = left, right
+    maps[1, 4:7, 3:5], maps[1, 4:7, 5:7] = left, right
+    maps = torch.nn.functional.normalize(maps + 0.01 * torch.randn(maps.shape), dim=-1)
+    found = images.ImageMatches(
+        source=picture.resize((80, 80)),
+        target=picture.resize((80, 80)),
+        source_points=np.zeros((0, 2)),
+        target_points=np.zeros((0, 2)),
+        similarity=np.zeros(0),
+        source_features=maps[0],
+        target_features=maps[1],
+        source_grid=grid,
+        target_grid=grid,
+        sampling="bilinear",
+        made_by={},
+    )
+    source, target = found.objects()
+    expected = np.zeros((2, 8, 8), bool)
+    expected[0, 2:5, 2:6] = expected[1, 4:7, 3:7] = True
+    assert (source == expected[0]).all()
+    assert (target == expected[1]).all()
+    shown = np.asarray(found.dense(side=80)).astype(int)
+    colours = {
+        name: shown[y, x]
+        for name, (x, y) in {"l": (30, 35), "r": (50, 35), "l2": (86 + 40, 55), "r2": (86 + 60, 55)}.items()
+    }
+    far = np.abs(colours["l"] - colours["r"]).max()
+    assert np.abs(shown[5, 5] - shown[5, 5].mean()).max() <= 1  # the background is grey
+    assert far > 60  # the halves differ, in either image
+    assert np.abs(colours["l2"] - colours["r2"]).max() > 60
+
+
+def test_numbers_and_a_scale_on_the_picture(matcher, picture):
+    """The scale takes room below; numbers and lines take the colours of similarity, not of their order."""
+    plain = pictures.matches(picture, picture, np.zeros((0, 2)), np.zeros((0, 2)), side=200)
+    found = images.match_images(picture, picture.rotate(5), grid=3, matcher=matcher)
+    shown = found.picture(side=200)
+    assert shown.height > plain.height
+    assert shown.width == plain.width
