@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 from semcorr import cli, graph, params
 
 ROOT = Path(__file__).parents[1]
+DATA = Path(os.environ.get("SEMCORR_DATA", ROOT.parent / "shared/datasets"))  # real benchmarks, by their own names
 
 
 def preset(name: str) -> dict[str, Any]:

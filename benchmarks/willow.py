@@ -4,26 +4,26 @@ Ours is the stages fetch, extract, match and evaluate, one after the other, in o
 images of a pair, encodes both, and matches, pair by pair, with timm's own forward pass; it is measured on every
 `--every`-th pair and scaled. Both are run in turn, and the median is taken.
 
-    python benchmarks/willow.py --data ../shared/datasets/PF-dataset
+    python benchmarks/willow.py --data PF-dataset
 """
 
 import argparse
 from pathlib import Path
 
 import torch
-from common import compare, experiment, preset
-from PIL import Image as PillowImage
+from common import DATA, compare, experiment, preset
 
 from semcorr import params
 from semcorr.backbones import build, load
 from semcorr.datasets.base import read_pairs
+from semcorr.datasets.decode import decode
 from semcorr.matching import argmax, heatmaps, normalise, sample
 
 
 def main() -> None:
     """Measure and print."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--data", type=Path, default=Path("../shared/datasets/PF-dataset"))
+    options.add_argument("--data", type=Path, default=DATA / "PF-dataset")
     options.add_argument("--every", type=int, default=20)
     options.add_argument("--runs", type=int, default=3)
     options = options.parse_args()
@@ -47,8 +47,8 @@ def main() -> None:
         network = load(build(spec), weights.outputs["tensors"])
 
         def encode(image_id: str) -> tuple:
-            with PillowImage.open(f"data/pfwillow/images/{image_id}.png") as image:
-                pixels, grid = network.preprocess(image, spec.image_size)
+            image = decode(f"data/pfwillow/images/{image_id}.png", upright=False)
+            pixels, grid = network.preprocess(image, spec.image_size)
             [features] = network.net.forward_intermediates(
                 pixels[None], indices=[spec.layer], norm=False, intermediates_only=True, stop_early=True
             )

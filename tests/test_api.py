@@ -22,7 +22,6 @@ from semcorr.files import write_json
 from semcorr.params import read_yaml
 
 ROOT = Path(__file__).parents[1]
-WILLOW = ROOT.parent / "shared" / "datasets" / "PF-dataset"
 TINY = {"depth": 3, "embed_dim": 48, "num_heads": 3, "init_values": 1.0}
 
 

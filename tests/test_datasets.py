@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from collections.abc import Callable
 from itertools import combinations
@@ -17,11 +18,11 @@ from semcorr.datasets import ap10k, pfpascal, pfwillow, spair, toy
 from semcorr.errors import UserError
 from semcorr.stages import fetch
 
-SHARED = Path(__file__).parents[2] / "shared" / "datasets"
+SHARED = Path(os.environ.get("SEMCORR_DATA", Path(__file__).parents[2] / "shared/datasets"))
 shared = pytest.mark.skipif(
     not SHARED.is_dir(),
-    reason="needs real files (README, Datasets): PF-WILLOW as ../shared/datasets/PF-dataset, and three pairs of "
-    "SPair-71k's test with their annotations as ../shared/datasets/spair-annotation-sample",
+    reason="needs real files (README, Datasets) in a folder that SEMCORR_DATA names: PF-WILLOW as PF-dataset, and "
+    "three pairs of SPair-71k's test with their annotations as spair-annotation-sample",
 )
 
 
