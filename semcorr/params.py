@@ -644,6 +644,10 @@ def validate(values: Any, where: str) -> Params:
     """Validate parameters that have been read already; `where` names their file in errors."""
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected a mapping of parameters, got {type(values).__name__}")
+    if values and not {"grid", "backbones", "datasets"} & values.keys():
+        raise UserError(
+            f"{where}: is another program's: it has no grid, backbones and datasets. Run semcorr in a project"
+        )
     try:
         return Params.model_validate(values)
     except ValidationError as error:

@@ -122,6 +122,9 @@ def _with_scale(canvas: PillowImage.Image, values: np.ndarray, side: int) -> Pil
 def _write(draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, side: int) -> None:
     """A short text that is readable on any ground."""
     font = ImageFont.load_default(size=max(10, side / 40))
+    left, top, right, _ = draw.textbbox(place, text, font=font, anchor="lb", stroke_width=2)
+    width, _ = draw.im.size
+    place = place[0] - max(0, right - width) + max(0, -left), place[1] + max(0, -top)  # none is cut off
     draw.text(place, text, fill="white", font=font, anchor="lb", stroke_width=2, stroke_fill="black")
 
 

