@@ -75,6 +75,8 @@ class PairDataset(Dataset):
     """
 
     def __init__(self, benchmark: Benchmark, long_side: int = 518, normalize: bool = True, resample: str = "bicubic"):
+        if not isinstance(long_side, int) or long_side < 1:
+            raise UserError(f"long_side: {long_side}; allowed: a whole number of pixels, 1 and more")
         self.folder = benchmark.root
         self.pairs: Sequence[Pair] = benchmark.pairs
         self._images = {image.id: image for image in benchmark.images}
@@ -410,7 +412,8 @@ class UnifiedBackbone(nn.Module):
         """Dense features.
 
         Args:
-            image: (B, 3, H, W), standardised RGB, of any size.
+            image: (B, 3, H, W), RGB standardised with ImageNet's mean and deviation, of any size; a network that was
+                trained with others is given its own.
 
         Returns:
             (B, h, w, C) float32, the cells that the image covers.
@@ -429,6 +432,10 @@ class UnifiedBackbone(nn.Module):
             pixels = nn.functional.interpolate(pixels, grid.resized_size, mode="bilinear", antialias=True)
         if not torch.isfinite(pixels).all():
             raise ValueError("image holds NaN or infinite values")
+        if (self.network.mean, self.network.std) != (IMAGENET_MEAN, IMAGENET_STD):
+            theirs, ours = ((IMAGENET_MEAN, IMAGENET_STD), (self.network.mean, self.network.std))
+            centre, scale, mean, std = (pixels.new_tensor(one)[:, None, None] for one in (*theirs, *ours))
+            pixels = (pixels * scale + centre - mean) / std
         pixels = self.network.pad(pixels)
         with runtime.autocast(self.device, self.spec.compute):
             features = self.network.features(pixels, self.spec)
@@ -526,6 +533,8 @@ class CorrespondenceMatcher:
     def _features(self, image: Tensor) -> tuple[Tensor, Grid]:
         """The feature map (h, w, C) of an image (1, 3, H, W), from the cache where these pixels were seen before."""
         key = hashlib.sha256(image.cpu().contiguous().numpy()).digest() + bytes(str(image.shape), "ascii")
+        versions = sum(tensor._version for tensor in self.backbone.parameters())  # whether they were changed since
+        key += f"{id(self.backbone)} {versions}".encode()
         # The backbone has rounded to this precision already, so nothing is lost.
         found = self._seen.get(key, lambda: self.backbone.extract_features(image)[0].to(self.backbone.precision))
         return found.float(), self.backbone.grid((image.shape[2], image.shape[3]))
@@ -565,15 +574,20 @@ def compute_pck(
     for name, points in (("pred_kps", predicted), ("gt_kps", true)):
         if not np.isfinite(points).all():
             raise ValueError(f"{name} holds NaN or infinite values; leave out keypoints that are not there")
-    limits = [float(threshold) for threshold in np.ravel(list(thresholds))]
-    if not all(0 < limit < math.inf for limit in limits):
-        raise ValueError(f"thresholds are {limits}, expected positive numbers")
+    limits = _thresholds(thresholds)
     correct = pck.is_correct(pck.distances(predicted, true), np.full(len(true), side), limits)
     result = {}
     for column, threshold in zip(correct.T, limits, strict=True):
         mask = torch.from_numpy(column.copy()) if isinstance(pred_kps, Tensor) else column.copy()
         result[pck.threshold_key(threshold)] = (mask, float(column.mean()) if len(column) else float("nan"))
     return result
+
+
+def _thresholds(values: Iterable[float]) -> list[float]:
+    limits = [float(threshold) for threshold in np.ravel(list(values))]
+    if not limits or not all(0 < limit < math.inf for limit in limits):
+        raise ValueError(f"thresholds are {limits}, expected positive numbers")
+    return limits
 
 
 def _side(image_size: Any, bbox_size: Any, reference: float | None) -> float:
@@ -622,7 +636,11 @@ class UnifiedEvaluator:
         bootstrap: int = 1000,
         seed: int = 0,
     ):
-        self.dataloader, self.device, self.thresholds = dataloader, device, list(thresholds)
+        if reference is not None:
+            one_of("reference", reference, ("bbox", "bbox_kp", "image"))
+        if bootstrap < 1:
+            raise UserError(f"bootstrap: {bootstrap}; allowed: 1 and more samples")
+        self.dataloader, self.device, self.thresholds = dataloader, device, _thresholds(thresholds)
         self.reference, self.bootstrap, self.seed = reference, bootstrap, seed
 
     def evaluate(
@@ -745,7 +763,11 @@ class UnifiedEvaluator:
 
 def _numbers(points: Tensor | np.ndarray) -> np.ndarray:
     """Points of any type, as floats."""
-    return points.detach().cpu().double().numpy() if isinstance(points, Tensor) else np.asarray(points, float)
+    if isinstance(points, Tensor):
+        return points.detach().cpu().double().numpy()
+    if isinstance(points, np.ma.MaskedArray) or np.iscomplexobj(points):
+        raise ValueError("points are masked or complex; leave out those that are not there")
+    return np.asarray(points, float)
 
 
 def _one_image(name: str, image: Tensor | np.ndarray) -> Tensor:

@@ -14,6 +14,7 @@ from semcorr.files import canonical_json, write_json
 from semcorr.params import Backbone, Params
 
 MEMORY = Path(".semcorr/architectures.json")
+FACTS = {"depth", "side", "linear", "width", "neck", "norm"}
 LIBRARY = {"timm": "timm", "sam": "segment-anything"}  # family -> the package that builds it
 
 
@@ -47,6 +48,11 @@ def _problems(spec: Backbone, facts: dict[str, Any]) -> list[str]:
     for layer in spec.layers:
         if layer != "neck" and layer >= facts["depth"]:
             found.append(f"layer: {layer} does not exist; {spec.model} has blocks 0 to {facts['depth'] - 1}")
+    if spec.norm and not facts["norm"]:
+        found.append(f"norm: {spec.model} has no final norm before its pooling; allowed: false")
+    channels = sum(facts["neck"] if layer == "neck" else facts["width"] for layer in spec.layers)
+    if spec.debias is not None and spec.debias.components >= channels:
+        found.append(f"debias.components: {spec.debias.components} would leave nothing of {channels} channels")
     if facts["side"] and spec.image_size > facts["side"]:
         found.append(f"image_size: {spec.image_size} is more than the network's canvas of {facts['side']} pixels")
     return found
@@ -64,29 +70,49 @@ def _lora_problems(name: str, facts: dict[str, Any], params: Params) -> list[str
 
 def _key(spec: Backbone) -> str:
     package = LIBRARY[spec.family]
-    return canonical_json([spec.family, spec.model, spec.overrides, f"{package} {version(package)}"])
+    asked = [spec.family, spec.model, spec.overrides, spec.facet, spec.layer == "neck"]
+    return canonical_json([*asked, f"{package} {version(package)}"])
 
 
 def _find_out(spec: Backbone) -> dict[str, Any]:
-    """Depth, canvas and linear layers of a network, which is built without memory for its tensors."""
+    """Depth, sizes and linear layers of a network, which is built, and tried, without memory for its tensors.
+
+    Raises:
+        UserError: there is no such network, or it does not compute what is asked.
+    """
     import torch
 
     from semcorr.backbones import build
 
     at = "neck" if spec.layer == "neck" else 0
-    with torch.device("meta"):
-        network = build(spec.model_copy(update={"layer": at, "facet": "token"}))
+    first = spec.model_copy(update={"layer": at, "norm": False, "debias": None})
+    with torch.device("meta"), torch.inference_mode():
+        network = build(first)
+        shown = torch.zeros(1, 3, *network.canvas((network.stride, 2 * network.stride)))
+        try:
+            found = network.features(shown, first)
+            assert found.shape[1:] == (network.channels(first), *network.cells(shown)), f"shape {tuple(found.shape)}"
+        except Exception as error:  # whatever a network makes of overrides or a facet that it is not made for
+            asked = f"overrides {spec.overrides}, facet {spec.facet}"
+            raise UserError(f"{spec.model} gives no features with {asked} ({type(error).__name__}: {error})") from None
     linear = {
         path.rpartition(".")[2]
         for path, part in network.net.blocks.named_modules()
         if isinstance(part, torch.nn.Linear)
     }
-    return {"depth": network.depth, "side": getattr(network, "side", None), "linear": sorted(linear)}
+    return {
+        "depth": network.depth,
+        "side": getattr(network, "side", None),
+        "linear": sorted(linear),
+        "width": network.width,
+        "neck": network.neck_width,
+        "norm": not isinstance(getattr(network.net, "norm", None), torch.nn.Identity),
+    }
 
 
 def _remembered() -> dict[str, Any]:
     try:
         values = json.loads(MEMORY.read_text(encoding="utf-8"))
-        return {key: facts for key, facts in values.items() if {"depth", "side", "linear"} == facts.keys()}
+        return {key: facts for key, facts in values.items() if facts.keys() == FACTS}
     except (OSError, ValueError, AttributeError):  # not there, or damaged: found out anew
         return {}

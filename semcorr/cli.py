@@ -18,6 +18,7 @@ from semcorr import __version__, engines, graph, params, shipped
 from semcorr.engines import claim_for_stage
 from semcorr.errors import UserError
 from semcorr.files import replacing, write_json, write_text
+from semcorr.provenance import expect
 from semcorr.published import DEFAULT, PUBLISHED, cache, is_here
 from semcorr.stale import remember
 from semcorr.watched import link
@@ -201,9 +202,12 @@ def preset(options: argparse.Namespace) -> None:
     path, file = _preset(name), params.PARAMS_FILE
     if path.is_relative_to(Path.cwd()):
         path = path.relative_to(Path.cwd())
+    params.load(path)
     text = path.read_text(encoding="utf-8")
+    before = params.leaves(params.read_text(text, path))
     if options.set:
         text = params.edited(text, options.set, str(path))
+    after = params.leaves(params.read_text(text, path))
     values = params.validate(params.read_text(text, path), where=str(path))
     if file.exists() and file.read_text(encoding="utf-8", errors="replace") != text:
         if not options.force and not _is_kept(file):
@@ -215,7 +219,8 @@ def preset(options: argparse.Namespace) -> None:
     with engines.nobody_at_work():
         write_text(file, text)
         link(values)
-    changed = f" with {', '.join(options.set)}" if options.set else ""
+    other = [f"{key}={value}" for key, value in after.items() if before.get(key, ...) != value]
+    changed = f" with {', '.join(other)}" if other else ""  # an anchor may have carried a change elsewhere
     print(f"params.yaml is now {path}{changed}. Bring the results up to date: dvc repro (or snakemake --cores all)")
 
 
@@ -234,8 +239,10 @@ def _preset(name: str) -> Path:
     if path.suffix not in (".yaml", ".yml"):
         path = next((one for one in _presets() if one.stem == name), path)
     if not path.is_file():
-        known = ", ".join(sorted({one.stem for one in _presets()}))
-        raise UserError(f"{name}: no such preset; allowed: {known}, or the path of a .yaml file")
+        known = ", ".join(sorted(one.stem for one in params.PRESETS.glob("*.yaml")))
+        here = known or "none; are you in the project?"
+        ours = "" if known else f" (with semcorr come {', '.join(one.stem for one in _presets())})"
+        raise UserError(f"{name}: no such preset; allowed: {here}{ours}, or the path of a .yaml file")
     return path
 
 
@@ -389,6 +396,7 @@ def table(_: argparse.Namespace) -> None:
     job = graph.Graph(params.load()).job("report")
     if not job.outputs["markdown"].exists():
         raise UserError(f"{job.outputs['markdown']}: not made yet. Run: dvc repro (or snakemake --cores all)")
+    expect(job.outputs["html"], job.fingerprint)
     print(job.outputs["markdown"].read_text(encoding="utf-8"))
     print(f"Report: {job.outputs['html']}")
 

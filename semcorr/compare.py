@@ -13,7 +13,7 @@ import pandas as pd
 from semcorr import graph, pck
 from semcorr.errors import UserError
 from semcorr.params import Params
-from semcorr.provenance import read_table
+from semcorr.provenance import expect, read_table
 
 KEY = ["pair", "keypoint"]
 
@@ -59,10 +59,12 @@ def compare(first: str, second: str, params: Params) -> list[dict[str, Any]]:
 def read(name: str, params: Params) -> pd.DataFrame:
     """The matches of a cell, of this workspace or of a git revision."""
     revision, _, cell = name.rpartition(":")
-    path = graph.Graph(params).job("match", *cell.split("/")).outputs["matches"]
+    job = graph.Graph(params).job("match", *cell.split("/"))
+    path = job.outputs["matches"]
     if not revision:
         if not path.exists():
             raise UserError(f"{path}: not made yet. Run: dvc repro (or snakemake --cores all)")
+        expect(path, job.fingerprint)
         return _sorted(read_table(path).to_pandas())
     import dvc.api
     from dvc.exceptions import DvcException

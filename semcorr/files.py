@@ -40,6 +40,8 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         UserError: the disk is full, or may not be written to.
     """
+    if not path.name:
+        raise UserError(f"{path}: is no name of a file")
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with unwritable(path):
         try:

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from semcorr.errors import UserError
 
+LOST = 0.01  # of a vector's length, that rounding may take
+
 
 def limit(precision: str, channels: int) -> float:
     """The largest value that features of so many channels may have.
@@ -42,6 +44,10 @@ def rounded(features: Tensor, precision: str, what: str, why: Callable[[], str])
     kept = features.to(getattr(torch, precision))
     if not have_length(kept):
         raise UserError(f"{what}: not finite in {precision}: {why()}")
+    if kept.dtype != features.dtype:
+        before, after = (one.float().norm(dim=-1) for one in (features, kept))
+        if not (after - before).abs().le(LOST * before).all():
+            raise UserError(f"{what}: too small for {precision}, which would round it to something else. Set float32")
     return kept
 
 

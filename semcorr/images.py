@@ -350,7 +350,8 @@ def _threshold(values: np.ndarray) -> float:
     above = below[-1] - below
     with np.errstate(divide="ignore", invalid="ignore"):
         between = below * above * (sums / below - (sums[-1] - sums) / above) ** 2
-    return float(edges[1 + int(np.nanargmax(between[:-1]))]) if len(values) > 1 else float(edges[0])
+    known = np.nan_to_num(between[:-1], nan=-1.0)
+    return float(edges[1 + int(known.argmax())])
 
 
 def _points(

@@ -36,7 +36,9 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Url = Annotated[str, StringConstraints(pattern=r"^https?://.+/[^/]+$")]
 Urls = Annotated[list[Url], Field(min_length=1)]
 Positive = Annotated[float, Field(gt=0)]
+Temperature = Annotated[float, Field(ge=1e-6, le=1e6)]  # beyond, what it divides leaves the numbers of float32
 Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 def _distinct(values: list) -> list:
@@ -51,7 +53,7 @@ Names = Annotated[list[Name], AfterValidator(_distinct)]
 class Model(BaseModel):
     """What every part of params.yaml shares: no unknown keys, no coercion, no change after reading."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Grid(Model):
@@ -72,7 +74,7 @@ class ToySource(Model):
     """Draw the data in the dataset's own format: `images` per category, and per split where it has splits."""
 
     kind: Literal["toy"]
-    seed: int
+    seed: Seed
     images: dict[Name, Count]
 
 
@@ -184,7 +186,7 @@ class RandomWeights(Model):
     """Tensors as the architecture initialises them, from a seed."""
 
     kind: Literal["random"]
-    seed: int
+    seed: Seed
 
 
 Layer = Annotated[int, Field(ge=0)]
@@ -208,7 +210,7 @@ class Backbone(Model):
     model: str
     overrides: dict[str, int | float | bool | list[int]]
     weights: Weights
-    image_size: Annotated[int, Field(ge=16)]
+    image_size: Annotated[int, Field(ge=16, le=8192)]
     layer: Layer | Literal["neck"] | Annotated[list[Layer], Field(min_length=1)]
     facet: Literal["token", "query", "key", "value"]
     norm: bool
@@ -244,7 +246,7 @@ class RandomBaseline(Model):
     """The same network with random tensors: what the architecture alone is worth."""
 
     kind: Literal["random"]
-    seed: int
+    seed: Seed
 
 
 Baseline = Annotated[PretrainedBaseline | RandomBaseline, Field(discriminator="kind")]
@@ -261,7 +263,7 @@ class GaussianCrossEntropy(Model):
     """Cross-entropy of softmax(similarity / temperature) over the whole map to a Gaussian at the true point."""
 
     name: Literal["gaussian_ce"]
-    temperature: Positive
+    temperature: Temperature
     sigma_cells: Positive
 
 
@@ -269,7 +271,7 @@ class Contrastive(Model):
     """InfoNCE: the true point against `negatives` random cells of the map, or all of them."""
 
     name: Literal["contrastive"]
-    temperature: Positive
+    temperature: Temperature
     negatives: Count | Literal["all"]
 
 
@@ -292,7 +294,7 @@ class EndPoint(Model):
     """An addition to the loss: distance of the dense soft-argmax from the true point, over the map's longer side."""
 
     weight: Positive
-    temperature: Positive
+    temperature: Temperature
 
 
 class LoRA(Model):
@@ -358,7 +360,7 @@ class Tuning(Model):
     augment: Augment | None
     validation: Validation
     patience: Count | None
-    seed: int
+    seed: Seed
 
 
 class Argmax(Model):
@@ -373,8 +375,8 @@ class SoftArgmax(Model):
 
     readout: Literal["softargmax"]
     sampling: Literal["bilinear", "nearest"]
-    window: Annotated[int, Field(ge=1)]
-    temperature: Positive
+    window: Annotated[int, Field(ge=1, le=9999)]
+    temperature: Temperature
 
     @model_validator(mode="after")
     def _window_has_a_centre(self) -> Self:
@@ -396,7 +398,7 @@ class Evaluate(Model):
         Annotated[list[Reference], Field(min_length=1), AfterValidator(_distinct)],
     ]
     bootstrap: Annotated[int, Field(ge=100)]
-    seed: int
+    seed: Seed
 
 
 class Runtime(Model):
@@ -422,7 +424,7 @@ class Params(Model):
     tunings: dict[Name, Tuning]
     rules: Annotated[dict[Name, Rule], Field(min_length=1)]
     evaluate: Evaluate
-    threads: Count
+    threads: Annotated[int, Field(ge=1, le=4096)]
     runtime: Runtime
 
     @model_validator(mode="after")
@@ -546,6 +548,14 @@ def read_text(text: str, path: Path) -> Any:
     return values
 
 
+def leaves(values: Any, key: str = "") -> dict[str, Any]:
+    """Every value that is no mapping and no list, by its dotted key."""
+    parts = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else None
+    if parts is None:
+        return {key: values}
+    return {name: leaf for step, part in parts for name, leaf in leaves(part, f"{key}.{step}".lstrip(".")).items()}
+
+
 def edited(text: str, changes: list[str], where: str) -> str:
     """A file's text with some values changed, its comments kept.
 
@@ -561,7 +571,9 @@ def edited(text: str, changes: list[str], where: str) -> str:
     yaml.preserve_quotes, yaml.width = True, 200
     values = yaml.load(text)
     for change in changes:
-        key, _, value = change.partition("=")
+        key, equals, value = change.partition("=")
+        if not equals:
+            raise UserError(f"--set {change}: write KEY=VALUE")
         *path, last = (int(step) if step.isdigit() else step for step in key.split("."))
         try:
             place = values
@@ -597,7 +609,11 @@ def _require_one_reading(values: Any, text: str, path: Path) -> None:
             raise UserError(
                 f"{path}: not valid YAML 1.1, as Snakemake reads it: {' '.join(str(error).split())}"
             ) from None
-    if (found := _difference(values, other)) is not None:
+    try:
+        found = _difference(values, other)
+    except RecursionError:
+        raise UserError(f"{path}: a value holds itself (an alias within its own anchor)") from None
+    if found is not None:
         key, ours, theirs = found
         raise UserError(
             f"{path}: {key}: DVC reads {ours!r} there, Snakemake {theirs!r}. Write numbers as 1.0e-4, not 1e-4, and as "

@@ -275,6 +275,8 @@ def describe(path: Path) -> list[str]:
     Raises:
         UserError: it is no complete store, or damaged.
     """
+    if path.exists() and not (path.is_file() and h5py.is_hdf5(path)):
+        raise UserError(f"{path}: is no feature store (features/<backbone>/<weights>/<dataset>.h5)")
     with Store(path, None) as store:
         record, entries = store.provenance, store.entries()
         types = sorted({str(store.array(image_id).dtype) for image_id in entries})

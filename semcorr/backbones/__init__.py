@@ -109,6 +109,11 @@ def check(tensors: dict[str, torch.Tensor], network: Backbone, where: str) -> No
         if wanted[name] != given[name]
     ][:SHOWN]
     problems += [f"{name} is {tensor.dtype}" for name, tensor in tensors.items() if not tensor.is_floating_point()]
+    problems += [
+        f"{name} is {'on ' if tensor.is_meta else ''}{tensor.device if tensor.is_meta else tensor.layout}"
+        for name, tensor in tensors.items()
+        if tensor.is_meta or tensor.layout != torch.strided
+    ]
     if problems:
         raise UserError(f"{where}: not the tensors of this network ({network.name}): {'; '.join(problems)}")
     require_finite({name: tensor.float() for name, tensor in tensors.items()}, where)

@@ -15,6 +15,7 @@ from torch import Tensor
 from semcorr.errors import UserError
 
 WRAPPERS = ("state_dict", "model")  # keys under which training scripts put the tensors
+DEEPEST = 5  # dictionaries in dictionaries that are looked into
 LEGACY_PICKLES = 5  # magic number, version, machine, tensors, their keys; then come the tensors' bytes
 POINTER = b"version https://git-lfs.github.com/spec"
 
@@ -34,7 +35,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     if head.startswith(POINTER):
         raise UserError(f"{path}: is a git-lfs pointer and not the file it stands for. Fetch that: git lfs pull")
-    if head.lstrip().startswith(b"<"):
+    if head[8:9] != b"{" and head.lstrip().startswith(b"<"):
         raise UserError(f"{path}: is a web page, such as a login asks for, and no checkpoint. Download the file itself")
     try:
         if head[8:9] == b"{":  # a header's length, then the header, which is JSON
@@ -85,13 +86,14 @@ def verify_members(path: Path) -> None:
             raise ValueError(f"the checksum of {damaged} is wrong")
 
 
-def _tensors(values: Any, path: Path) -> dict[str, Tensor]:
+def _tensors(values: Any, path: Path, depth: int = 0) -> dict[str, Tensor]:
     """The one set of tensors in what a training script has saved."""
-    if not isinstance(values, dict) or not values:
+    if not isinstance(values, dict) or not values or depth > DEEPEST:
         raise UserError(f"{path}: holds a {type(values).__name__}, expected a dictionary of tensors")
-    if _are_tensors(values):
+    strangers = [name for name, value in values.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
+    if not strangers:
         return values
-    sets = [key for key, value in values.items() if _are_tensors(value)]
+    sets = [key for key, value in values.items() if _has_tensors(value)]
     if len(sets) > 1:
         raise UserError(
             f"{path}: holds several sets of tensors: {', '.join(map(str, sets))}. Save the one you mean by itself: "
@@ -99,14 +101,9 @@ def _tensors(values: Any, path: Path) -> dict[str, Tensor]:
         )
     inner = sets or [key for key in WRAPPERS if isinstance(values.get(key), dict)]
     if inner:
-        return _tensors(values[inner[0]], path)
-    name, value = next((name, value) for name, value in values.items() if not isinstance(value, Tensor))
-    raise UserError(f"{path}: {name} is a {type(value).__name__}, expected a tensor")
+        return _tensors(values[inner[0]], path, depth + 1)
+    raise UserError(f"{path}: {strangers[0]} is a {type(values[strangers[0]]).__name__}, expected a tensor with a name")
 
 
-def _are_tensors(values: Any) -> bool:
-    return (
-        isinstance(values, dict)
-        and len(values) > 0
-        and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in values.items())
-    )
+def _has_tensors(values: Any) -> bool:
+    return isinstance(values, dict) and any(isinstance(value, Tensor) for value in values.values())

@@ -45,11 +45,13 @@ class Sam(Backbone):
             raise UserError(f"params.yaml: SAM has no model {model!r}; allowed: {', '.join(SIZES)}")
         try:
             self.net = ImageEncoderViT(**COMMON | SIZES[model] | overrides)
-        except TypeError as error:
+        except Exception as error:  # of whichever layer cannot be made so
             raise UserError(f"params.yaml: SAM cannot be built with overrides {overrides} ({error})") from None
         self.name = f"sam_{model}"
         self.side = self.net.img_size
         self.stride = self.net.patch_embed.proj.stride[0]
+        if self.side % self.stride:
+            raise UserError(f"params.yaml: SAM's img_size {self.side} is no multiple of its patches of {self.stride}")
         self.depth, self.width = len(self.net.blocks), self.net.patch_embed.proj.out_channels
         self.neck_width = self.net.neck[0].out_channels
 

@@ -73,6 +73,8 @@ class TimmVit(Backbone):
             raise _not_plain(model, f"its patches come out of a {type(self.net.patch_embed).__name__}")
         if getattr(self.net, "rope_mixed", False):
             raise _not_plain(model, "its rotary embedding differs from block to block")
+        if len(set(self.net.patch_embed.patch_size)) > 1:
+            raise _not_plain(model, f"its patches of {self.net.patch_embed.patch_size} are no squares")
         self.name = model
         self.stride = self.net.patch_embed.patch_size[0]
         self.depth, self.width = len(self.net.blocks), self.net.embed_dim

@@ -65,10 +65,13 @@ def _without_prefix(tensors: dict[str, Tensor], network: Backbone) -> tuple[dict
     steps = [column[0] for column in itertools.takewhile(lambda column: len(set(column)) == 1, columns)]
     for count in range(len(steps) + 1):
         prefix = "".join(f"{step}." for step in steps[:count])
-        found = network.adopt({name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
-        if found.keys() == wanted:
+        try:
+            found = network.adopt({name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
+        except (KeyError, ValueError, RuntimeError):  # it looks official, and is not
+            continue
+        if found.keys() == wanted or not steps:
             return found, prefix
-    return network.adopt(tensors), ""
+    return tensors, ""
 
 
 def overlay(network: Backbone, path: Path, base: str) -> dict[str, Tensor]:

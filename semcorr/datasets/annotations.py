@@ -60,7 +60,10 @@ def read_mat(path: Path, *names: str) -> list[np.ndarray]:
     try:
         _verify_streams(content)
         values = scipy.io.loadmat(io.BytesIO(content), variable_names=names)
-        found = {name: np.asarray(values[name], float) for name in names if name in values}
+        found = {name: np.asarray(values[name]) for name in names if name in values}
+        if any(np.iscomplexobj(value) for value in found.values()):
+            raise ValueError("complex numbers")
+        found = {name: value.astype(float) for name, value in found.items()}
     except MemoryError:
         raise
     except Exception as error:  # scipy has many for a damaged file, and NotImplementedError for MATLAB 7.3

@@ -110,7 +110,7 @@ def read(root: Path, split: str, subset: str) -> Benchmark:
             continue
         category = _group(both, subset, path)
         pair = Pair(
-            id=f"{PurePosixPath(source).name}-{PurePosixPath(target).name}:{category}",
+            id=f"{source}-{target}:{category}",
             category=category,
             source=source,
             target=target,

@@ -173,8 +173,10 @@ def named(path: Path) -> Path:
 
 def in_any_case(path: Path) -> Path:
     """A file by its name, or with its suffix in the other case, as cameras and Windows write it (.JPG, .PNG)."""
-    other = path.with_suffix(path.suffix.upper())
-    return other if not path.exists() and other.exists() else path
+    if path.exists():
+        return path
+    others = [path.with_suffix(suffix) for suffix in (path.suffix.upper(), path.suffix.title())]
+    return next((other for other in others if other.exists()), path)
 
 
 def image_files(folder: Path, suffix: str) -> list[Path]:
@@ -223,6 +225,8 @@ def check_pair(pair: Pair, sizes: dict[str, tuple[int, int]], where: Path | str)
     counts = len(pair.source_keypoints), len(pair.target_keypoints), len(pair.keypoint_ids)
     if len(set(counts)) > 1:
         raise UserError(f"{where}: {counts[0]} source keypoints, {counts[1]} target keypoints, {counts[2]} ids")
+    if pair.source == pair.target:
+        raise UserError(f"{where}: pairs {pair.source} with itself, where every keypoint would be found. Take it out")
     sides = (
         ("source", pair.source, pair.source_keypoints, pair.source_bbox),
         ("target", pair.target, pair.target_keypoints, pair.target_bbox),

@@ -133,11 +133,22 @@ def _rgb(image: PillowImage.Image) -> PillowImage.Image:
         values = np.asarray(image, np.float64)
         if not np.isfinite(values).all() or values.min() < 0:
             raise ValueError(f"its values are {values.min()} to {values.max()}, not those of an image")
-        top = next((top for top in (1.0, 255.0, 65535.0) if values.max() <= top), float(values.max()))
-        if image.mode.startswith("I"):
-            top = max(top, 65535.0)
-        image = PillowImage.fromarray(np.round(values * (255 / top)).astype(np.uint8))
+        shown = np.round(np.minimum(values * (255 / _white(values, image)), 255)).astype(np.uint8)
+        clear = image.info.get("transparency")
+        if isinstance(clear, int):
+            shown[values == clear] = 255
+        return PillowImage.fromarray(shown).convert("RGB")
     if image.mode.endswith(("A", "a")) or "transparency" in image.info:
         layer = image.convert("RGBA")
         image = PillowImage.alpha_composite(PillowImage.new("RGBA", layer.size, "white"), layer)
     return image.convert("RGB")
+
+
+def _white(values: np.ndarray, image: PillowImage.Image) -> float:
+    """The value that stands for white in a picture of more than 8 bits, or of floats."""
+    largest = float(values.max())
+    if image.mode.startswith("I;") or (image.mode == "I" and image.format == "PPM"):
+        return max(largest, 65535.0)
+    if image.mode == "F" and largest <= 2 and np.quantile(values, 0.99) <= 1:
+        return 1.0  # 0 to 1, a few values a little beyond, as resampling makes them
+    return next((top for top in (255.0, 65535.0) if largest <= top), largest)

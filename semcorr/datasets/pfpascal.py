@@ -108,7 +108,7 @@ def read(root: Path, split: str) -> Benchmark:
     sizes: dict[str, tuple[int, int]] = {}
     categories: dict[str, str] = {}
     files: dict[str, Path] = {}
-    pairs: dict[str, Pair] = {}
+    pairs: dict[tuple[str, str, str], Pair] = {}
     mirrored = 0
 
     @cache
@@ -136,11 +136,11 @@ def read(root: Path, split: str) -> Benchmark:
             target_bbox=target_bbox,
             **common_keypoints(first, second),
         )
-        if pair.id in pairs:
+        if (source, target, category) in pairs:
             raise UserError(f"{where}: pair {source}, {target} stands here twice")
         if len(further) == 4:
             _compare(where, further, pair)
-        pairs[pair.id] = check_pair(pair, sizes, where)
+        pairs[source, target, category] = check_pair(pair, sizes, where)
     images = [
         Image(id=name, file=files[name].name, category=categories[name], height=sizes[name][0], width=sizes[name][1])
         for name in sorted(sizes)
@@ -174,9 +174,9 @@ def _parse(row: list[str], where: str) -> tuple[str, str, str, list[str]]:
     try:
         source, target = (re.sub(r"\.jpg$", "", name.split("/")[-1], flags=re.IGNORECASE) for name in row[:2])
         number = int(float(row[2]))
-        if not 1 <= number <= len(CATEGORIES):
-            raise ValueError(f"class {number}")
-    except (ValueError, IndexError) as error:
+        if not 1 <= number <= len(CATEGORIES) or number != float(row[2]):
+            raise ValueError(f"class {row[2]}")
+    except (ValueError, IndexError, OverflowError) as error:
         raise UserError(f"{where}: not source image, target image, class 1 to {len(CATEGORIES)} ({error})") from None
     return source, target, CATEGORIES[number - 1], row[3:]
 

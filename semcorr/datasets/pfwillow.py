@@ -42,6 +42,7 @@ def load(root: Path, spec: PFWillowDataset) -> Benchmark:
         root=whole.root,
         images=[image for image in whole.images if image.id.split("/")[0] in spec.subsets],
         pairs=[pair for pair in whole.pairs if pair.subset in spec.subsets],
+        left_out=whole.left_out,
     )
 
 
@@ -129,7 +130,9 @@ def read(root: Path, pairs: Path | None = None) -> Benchmark:
 
     made = [pair(*one) for one in listed]
     used = {id_ for one in listed for id_ in one}
-    return Benchmark(root=root, images=[image for image in images if image.id in used], pairs=made)
+    kept = [image for image in images if image.id in used]
+    left_out = {"images in no pair": len(images) - len(kept)} if len(kept) < len(images) else {}
+    return Benchmark(root=root, images=kept, pairs=made, left_out=left_out)
 
 
 def _read_list(path: Path, keypoints: dict[str, list[list[float]]]) -> list[tuple[str, str]]:
@@ -175,7 +178,11 @@ def read_keypoints(path: Path) -> list[list[float]]:
 
 def _names(folder: Path) -> list[str]:
     """Images of a sub-set, without suffix; each must have its .mat file, and each .mat file its image."""
-    images = {path.stem for path in image_files(folder, ".png")}
+    files = image_files(folder, ".png")
+    images = {path.stem for path in files}
+    if len(images) < len(files):
+        double = next(path for path in files if sum(path.stem == one.stem for one in files) > 1)
+        raise UserError(f"{double.with_suffix('')}: stands here with its suffix in upper and in lower case. Keep one")
     annotations = {named(path).stem for path in folder.glob("*.mat") if not path.name.startswith(".")}
     for name in sorted(images ^ annotations):
         missing = ".mat" if name in images else ".png"

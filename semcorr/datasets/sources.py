@@ -44,6 +44,11 @@ def root_of(folder: Path, format_: str) -> Path:
     root = FORMATS[format_].find(folder)
     if root is None:
         raise UserError(f"{folder}: nothing in it is in the format {format_!r}; see README, Datasets")
+    if root != folder:
+        inside = [path for path in sorted(folder.iterdir()) if path.is_dir() and FORMATS[format_].find(path) == path]
+        if len(inside) > 1:
+            names = ", ".join(path.name for path in inside)
+            raise UserError(f"{folder}: holds several datasets: {names}. Give one of them as the path")
     return root
 
 

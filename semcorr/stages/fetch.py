@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from semcorr.datasets.base import IMAGE_SCHEMA, PAIR_SCHEMA, Benchmark, Image, index_table, write_index
+from semcorr.datasets.base import IMAGE_SCHEMA, PAIR_SCHEMA, Benchmark, Image, Pair, index_table, write_index
 from semcorr.datasets.decode import AGAIN, decode, stored_orientation
 from semcorr.datasets.formats import FORMATS
 from semcorr.datasets.sources import provide, root_of
@@ -66,8 +66,15 @@ def _require_tables(benchmark: Benchmark) -> None:
     """Build the indexes, so that what cannot stand in them is found before a file is copied.
 
     Raises:
-        UserError: it cannot.
+        UserError: it cannot, or there is no pair, or two pairs have one id.
     """
+    if not benchmark.pairs:
+        raise UserError(f"{benchmark.root}: holds no pairs, so there is nothing to match")
+    seen: dict[str, Pair] = {}
+    for pair in benchmark.pairs:
+        if (other := seen.setdefault(pair.id, pair)) is not pair:
+            both = f"{other.source}, {other.target} and {pair.source}, {pair.target}"
+            raise UserError(f"{benchmark.root}: the pairs {both} have one id, {pair.id}. Rename an image")
     index_table(benchmark.pairs, PAIR_SCHEMA)
     index_table(benchmark.images, IMAGE_SCHEMA)
 
