@@ -660,10 +660,6 @@ def validate(values: Any, where: str) -> Params:
     """Validate parameters that have been read already; `where` names their file in errors."""
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected a mapping of parameters, got {type(values).__name__}")
-    if values and not {"grid", "backbones", "datasets"} & values.keys():
-        raise UserError(
-            f"{where}: is another program's: it has no grid, backbones and datasets. Run semcorr in a project"
-        )
     try:
         return Params.model_validate(values)
     except ValidationError as error:
@@ -672,6 +668,8 @@ def validate(values: Any, where: str) -> Params:
             path, schema = _locate(problem["loc"])
             places.setdefault(tuple(path), (schema, []))[1].append(problem)
         problems = [f"{where}: {_problem(path, *found)}" for path, found in places.items()]
+        if not {"grid", "backbones", "datasets"} & values.keys():
+            problems.append(f"{where}: has no grid, backbones and datasets: is it another program's?")
         raise UserError("\n".join(problems)) from None
 
 
