@@ -533,8 +533,9 @@ class CorrespondenceMatcher:
     def _features(self, image: Tensor) -> tuple[Tensor, Grid]:
         """The feature map (h, w, C) of an image (1, 3, H, W), from the cache where these pixels were seen before."""
         key = hashlib.sha256(image.cpu().contiguous().numpy()).digest() + bytes(str(image.shape), "ascii")
-        versions = sum(tensor._version for tensor in self.backbone.parameters())  # whether they were changed since
-        key += f"{id(self.backbone)} {versions}".encode()
+        if isinstance(self.backbone, nn.Module):  # whether its tensors were changed since
+            versions = sum(tensor._version for tensor in self.backbone.parameters() if not tensor.is_inference())
+            key += f"{versions}".encode()
         # The backbone has rounded to this precision already, so nothing is lost.
         found = self._seen.get(key, lambda: self.backbone.extract_features(image)[0].to(self.backbone.precision))
         return found.float(), self.backbone.grid((image.shape[2], image.shape[3]))

@@ -209,14 +209,15 @@ def preset(options: argparse.Namespace) -> None:
         text = params.edited(text, options.set, str(path))
     after = params.leaves(params.read_text(text, path))
     values = params.validate(params.read_text(text, path), where=str(path))
-    if file.exists() and file.read_text(encoding="utf-8", errors="replace") != text:
-        if not options.force and not _is_kept(file):
-            raise UserError(
-                f"{file} has changes that are neither a preset nor committed. Commit it, or copy it, or take --force: "
-                f"then it is kept as {file}.bak"
-            )
-        shutil.copyfile(file, f"{file}.bak")
+    replaced = file.exists() and file.read_text(encoding="utf-8", errors="replace") != text
+    if replaced and not options.force and not _is_kept(file):
+        raise UserError(
+            f"{file} has changes that are neither a preset nor committed. Commit it, or copy it, or take --force: "
+            f"then it is kept as {file}.bak"
+        )
     with engines.nobody_at_work():
+        if replaced:
+            shutil.copyfile(file, f"{file}.bak")
         write_text(file, text)
         link(values)
     other = [f"{key}={value}" for key, value in after.items() if before.get(key, ...) != value]

@@ -176,7 +176,7 @@ def _zip_members(archive: Path) -> Iterator[Callable[[Path], None]]:
                 raise UserError(
                     f"{archive}: {member.filename} is compressed by a method that Python cannot read (number "
                     f"{member.compress_type}; 9 is Deflate64, 93 Zstandard). Unpack it yourself and give the folder as "
-                    f"path, or re-pack it with plain Deflate"
+                    f"path, or re-pack with plain Deflate"
                 )
             member.filename = member.filename.replace("\\", "/")  # as Windows' packers separate folders
             yield lambda folder, member=member: file.extract(member, folder)

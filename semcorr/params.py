@@ -532,7 +532,7 @@ def read_yaml(path: Path) -> Any:
         looked = f"; looked in {Path.cwd()} and the folders above" if path == PARAMS_FILE else ""
         raise UserError(f"{path}: no such file{looked}. Run semcorr in a project, or: semcorr preset demo") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 ({error.reason} at byte {error.start}). Save it as UTF-8") from None
+        raise UserError(f"{path}: is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     return read_text(text, path)

@@ -136,7 +136,7 @@ def _patched(content: bytes, offset: int, value: int) -> bytes:
 
 @pytest.mark.parametrize(
     ("offset", "value", "said"),
-    [(8, 9, "re-pack it with plain Deflate"), (8, 93, "re-pack it"), (6, 1, "needs its password removed")],
+    [(8, 9, "re-pack with plain Deflate"), (8, 93, "re-pack"), (6, 1, "needs its password removed")],
 )
 def test_zip_archives_that_cannot_be_read(willow, tmp_path, monkeypatch, offset, value, said):
     monkeypatch.chdir(tmp_path)
@@ -289,7 +289,7 @@ def test_a_new_checkpoint_with_a_bit_changed(network, tmp_path):
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "teacher.backbone.", "module.encoder."])
 def test_a_prefix_that_all_names_have(network, tmp_path, prefix):
     torch.save({prefix + name: tensor for name, tensor in network[1].items()}, tmp_path / "w.pth")
-    assert f'"{prefix}" removed from its names' in _get(network, tmp_path / "w.pth")
+    assert f'"{prefix}" was removed from its names' in _get(network, tmp_path / "w.pth")
     torch.save({"state_dict": network[1]}, tmp_path / "w.pth")
     assert "removed" not in _get(network, tmp_path / "w.pth")
 
@@ -357,7 +357,7 @@ def test_params_in_another_encoding(tmp_path, monkeypatch, capsys, encoding):
     with pytest.raises(SystemExit) as ended:
         cli.main(["validate"])
     assert ended.value.code == 2
-    assert "Save it as UTF-8" in capsys.readouterr().err
+    assert "save it as UTF-8" in capsys.readouterr().err
 
 
 def test_params_that_is_a_folder(tmp_path):

@@ -292,7 +292,7 @@ def test_an_anchor_carries_a_change_and_it_is_said(tmp_path, monkeypatch, capsys
     assert "datasets.toy_spair_val.limit=2" in capsys.readouterr().out
     (tmp_path / "loop.yaml").write_text("preset: &a [*a]\n")
     (tmp_path / "wide.yaml").write_bytes("preset: x\n".encode("utf-16"))
-    for name, said in (("loop.yaml", "holds itself"), ("wide.yaml", "Save it as UTF-8")):
+    for name, said in (("loop.yaml", "holds itself"), ("wide.yaml", "save it as UTF-8")):
         with pytest.raises(SystemExit):
             cli.main(["preset", name, "--set", "preset=y"])
         assert said in capsys.readouterr().err

@@ -52,7 +52,7 @@ def get(spec: BackboneParams, source: Weights | RandomBaseline, folder: Path) ->
     tensors, prefix = _without_prefix(tensors, network)
     check(tensors, network, origin)
     network.net.load_state_dict(tensors)
-    return network, f'{origin}, "{prefix}" removed from its names' if prefix else origin
+    return network, f'{origin}, "{prefix}" was removed from its names' if prefix else origin
 
 
 def _without_prefix(tensors: dict[str, Tensor], network: Backbone) -> tuple[dict[str, Tensor], str]:
