@@ -302,20 +302,28 @@ def test_command_line_says_what_is_wrong(tmp_path, monkeypatch, capsys):
 
 def test_an_average_and_a_reference_have_names_of_their_own(experiment, smoke):
     """The mean over images is `per_image`, the image's side as a reference `reference_image`; neither is `image`."""
-    grid = smoke["grid"] | {"backbones": ["dinov2_tiny"], "tunings": [], "weights": ["frozen"], "trunks": []}
-    changes = {"grid": grid | {"train": None, "validate": None}, "tunings": {}}
-    experiment("fetch", "toy_willow", **changes)
+    grid = smoke["grid"] | {
+        "backbones": ["dinov2_tiny"],
+        "tunings": [],
+        "weights": ["frozen"],
+        "trunks": [],
+        "datasets": ["toy_spair_val"],
+    }
+    evaluate = smoke["evaluate"] | {"references": {"spair": ["bbox", "image"]}}
+    changes = {"grid": grid | {"train": None, "validate": None}, "tunings": {}, "evaluate": evaluate}
+    experiment("fetch", "toy_spair_val", **changes)
     for job in list(graph.Graph(params.load()).jobs()):
         if job.stage not in ("validate", "fetch"):
             experiment(job.stage, *job.cell.values(), **changes)
     outputs = _job("report").outputs
     [row, _] = sorted(outputs["headline"].rglob("*.json"))
     values = json.loads(row.read_text())
-    cell = json.loads(_job("evaluate", "dinov2_tiny", "frozen", "toy_willow", "argmax").outputs["cell"].read_text())
+    cell = json.loads(_job("evaluate", "dinov2_tiny", "frozen", "toy_spair_val", "argmax").outputs["cell"].read_text())
     assert values["pck@0.10"] == cell["overall_keypoint"]["PCK@0.10"]["mean"]
     assert values["pck@0.10_per_image"] == cell["overall_image"]["PCK@0.10"]["mean"]
     by_side = cell["references"]["image"]["overall_keypoint"]["PCK@0.10"]["mean"]
     assert values["pck@0.10_reference_image"] == by_side
+    assert len({value for key, value in values.items() if key.startswith("pck@0.10")}) == 3  # so none can be another
     assert "pck@0.10_image" not in values
     table = pd.read_csv(outputs["csv"])
     assert "per_image_PCK@0.10" in table
