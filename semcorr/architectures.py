@@ -27,13 +27,12 @@ def check(params: Params) -> None:
     known, problems = _remembered(), []
     before = dict(known)
     for name, spec in params.backbones.items():
+        key = _key(spec)
         try:
-            facts = known.setdefault(_key(spec), None) or _find_out(spec)
+            facts = known[key] = known.get(key) or _find_out(spec)
         except UserError as error:
             problems.append(f"params.yaml: backbones.{name}: {str(error).removeprefix('params.yaml: ')}")
-            del known[_key(spec)]
             continue
-        known[_key(spec)] = facts
         problems += [f"params.yaml: backbones.{name}.{problem}" for problem in _problems(spec, facts)]
         if name in params.grid.backbones:
             problems += _lora_problems(name, facts, params)

@@ -16,7 +16,7 @@ import requests
 from tqdm import tqdm
 from urllib3.exceptions import MaxRetryError
 
-from semcorr.errors import UserError
+from semcorr.errors import UserError, reason
 from semcorr.files import replacing, sha256, unwritable
 
 logger = logging.getLogger(__name__)
@@ -118,8 +118,9 @@ def unpack(archive: Path, folder: Path) -> Path:
     except (UserError, MemoryError):
         raise
     except Exception as error:  # whatever a damaged archive makes of the libraries that read it
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{archive}: damaged or truncated archive ({reason}). Delete it and get it again") from None
+        raise UserError(
+            f"{archive}: damaged or truncated archive ({reason(error)}). Delete it and get it again"
+        ) from None
     return folder
 
 

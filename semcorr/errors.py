@@ -10,6 +10,11 @@ class UserError(Exception):
     """
 
 
+def reason(error: Exception) -> str:
+    """What a library's error says, on one line of at most 200 characters; its type where it says nothing."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 def one_of(what: str, value: str, allowed: Iterable[str]) -> str:
     """Return `value` if it is allowed.
 

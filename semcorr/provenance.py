@@ -10,7 +10,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from semcorr.errors import UserError
+from semcorr.errors import UserError, reason
 from semcorr.files import canonical_json, read_json, replacing, write_json
 
 CONTENT = "semcorr.content"  # key of a table's checksum
@@ -109,8 +109,7 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:200]
-    return UserError(f"{path}: cannot be read ({reason}). Run: dvc repro (or snakemake --cores all)")
+    return UserError(f"{path}: cannot be read ({reason(error)}). Run: dvc repro (or snakemake --cores all)")
 
 
 def dumps(record: dict[str, Any]) -> str:
@@ -134,8 +133,7 @@ def read(path: Path) -> dict[str, Any]:
         if record.get(CHECKSUM) not in (None, _checksum(record)):
             raise ValueError("the checksum of what it says about itself is wrong")
     except Exception as error:  # each format's library has its own errors for a damaged file
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: not a complete file of semcorr ({reason}). Delete it and run again") from None
+        raise UserError(f"{path}: not a complete file of semcorr ({reason(error)}). Delete it and run again") from None
     return record
 
 

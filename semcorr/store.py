@@ -24,7 +24,7 @@ import numpy as np
 from filelock import Timeout
 
 from semcorr import provenance
-from semcorr.errors import UserError
+from semcorr.errors import UserError, reason
 from semcorr.files import canonical_json, locked, sha256, unwritable
 from semcorr.geometry import Grid
 from semcorr.graph import Job, code_version
@@ -265,8 +265,7 @@ def _content(path: Path) -> str:
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:200]
-    return UserError(f"{path}: damaged ({reason}). Delete it and run again")
+    return UserError(f"{path}: damaged ({reason(error)}). Delete it and run again")
 
 
 def describe(path: Path) -> list[str]:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from semcorr.errors import UserError
+from semcorr.errors import UserError, reason
 
 WRAPPERS = ("state_dict", "model")  # keys under which training scripts put the tensors
 DEEPEST = 5  # dictionaries in dictionaries that are looked into
@@ -57,8 +57,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
                 f"{path}: refused, since it holds more than tensors and could run code, or is damaged: it asks for "
                 f"{asked[1]}. Get the official file, or a .safetensors one"
             ) from None
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{path}: not a readable checkpoint ({reason}). Get it again") from None
+        raise UserError(f"{path}: not a readable checkpoint ({reason(error)}). Get it again") from None
     return _tensors(values, path)
 
 

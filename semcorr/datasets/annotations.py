@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import scipy.io
 
-from semcorr.errors import UserError
+from semcorr.errors import UserError, reason
 
 COMPRESSED = 15  # type of a variable in a .mat file
 # What stands for the colon in the names of pairs: itself; what Windows' unpackers write; what its Linux layers show.
@@ -67,8 +67,7 @@ def read_mat(path: Path, *names: str) -> list[np.ndarray]:
     except MemoryError:
         raise
     except Exception as error:  # scipy has many for a damaged file, and NotImplementedError for MATLAB 7.3
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path}: not a readable .mat file ({reason}). Get the dataset again") from None
+        raise UserError(f"{path}: not a readable .mat file ({reason(error)}). Get the dataset again") from None
     for name in names:
         if name not in found:
             raise UserError(f"{path}: holds no {name}")

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image as PillowImage
 
-from semcorr.errors import UserError
+from semcorr.errors import UserError, reason
 
 Source = str | Path | BinaryIO | PillowImage.Image
 AGAIN = "Get the dataset again"
@@ -121,10 +121,8 @@ def _opened(source: Source, read: Callable[[PillowImage.Image], Any], name: str 
     except MemoryError:
         raise
     except Exception as error:  # each of Pillow's formats has its own errors for damaged files
-        reason = (
-            " ".join(str(error).partition(" <_io")[0].split()) or type(error).__name__
-        )  # not where in memory it was
-        raise UserError(f"{name}: not a readable image ({reason}){then}") from None
+        said = reason(error).partition(" <_io")[0]  # not where in memory it was
+        raise UserError(f"{name}: not a readable image ({said}){then}") from None
 
 
 def _rgb(image: PillowImage.Image) -> PillowImage.Image:

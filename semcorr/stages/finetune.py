@@ -21,7 +21,7 @@ from semcorr.backbones import save
 from semcorr.backbones.checkpoint import verify_members
 from semcorr.backbones.weights import overlay
 from semcorr.datasets.base import Image, Pair, read_images, read_pairs
-from semcorr.errors import UserError
+from semcorr.errors import UserError, reason
 from semcorr.files import project_path, replacing, sha256, write_text
 from semcorr.finite import rounded
 from semcorr.geometry import Grid
@@ -315,8 +315,7 @@ class _Run:
             found = torch.load(self.last, map_location=self.device, weights_only=True)
             key, ours = found["key"], self.key
         except Exception as error:  # whatever a damaged file makes of itself
-            reason = " ".join(str(error).split())[:200]
-            logger.warning("%s: not resumed, since it cannot be read (%s)", self.last, reason)
+            logger.warning("%s: not resumed, since it cannot be read (%s)", self.last, reason(error))
             return
         if key != ours:
             both = {**key["settings"], **ours["settings"]}
