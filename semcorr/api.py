@@ -42,6 +42,7 @@ from semcorr.finite import rounded, unit
 from semcorr.geometry import Grid, rescale, resized_size
 from semcorr.matching import match_points
 from semcorr.published import PUBLISHED, cache
+from semcorr.readouts import readout
 
 T = TypeVar("T")
 THRESHOLDS = (0.05, 0.10, 0.15, 0.20)
@@ -527,7 +528,7 @@ class CorrespondenceMatcher:
             raise ValueError(f"a keypoint lies outside the source image of {width} x {height} pixels")
         (source, source_grid), (target, target_grid) = self._features(src_img), self._features(tgt_img)
         maps = (unit(source, "src_img"), source_grid), (unit(target, "tgt_img"), target_grid)
-        found, _ = match_points(points, *maps, self.rule)
+        found, _ = match_points(points, *maps, self.rule.sampling, readout(self.rule))
         return torch.from_numpy(found).float()
 
     def _features(self, image: Tensor) -> tuple[Tensor, Grid]:

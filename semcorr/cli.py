@@ -15,13 +15,12 @@ import warnings
 from pathlib import Path
 
 from semcorr import __version__, engines, graph, params, shipped
-from semcorr.engines import claim_for_stage
+from semcorr.current import noted
 from semcorr.errors import UserError
 from semcorr.files import replacing, write_json, write_text
+from semcorr.keeper import forget_links
 from semcorr.provenance import expect
 from semcorr.published import DEFAULT, PUBLISHED, cache, is_here
-from semcorr.stale import remember
-from semcorr.watched import link
 
 PROJECT_VERBS = ("plan", "table", "compare", "schema")  # that are about the project which a folder lies in
 SCHEMA = Path("workflow/schemas/params.schema.json")
@@ -40,6 +39,7 @@ STAGE_HELP = {
     "evaluate": "score one cell's matches: PCK",
     "draw": "draw a few pairs of each category, and similarity maps",
     "report": "write the tables and the HTML page of all cells",
+    "headline": "write the numbers that git keeps: a file per cell, and summary.csv",
 }
 AXIS_HELP = {
     "backbone": "a name under `backbones`",
@@ -183,14 +183,18 @@ def run_stage(options: argparse.Namespace) -> str:
     """Run one stage on one cell; the line that says what it did."""
     values = params.load()
     cell = [getattr(options, axis) for axis in graph.STAGES[options.verb].axes]
-    job = graph.Graph(values).job(options.verb, *cell)
+    experiment = graph.Graph(values)
+    job = experiment.job(options.verb, *cell)
     stage = getattr(importlib.import_module(f"semcorr.stages.{options.verb}"), options.verb)
-    claim_for_stage()
-    if "watched" in job.inputs or job.stage == "validate":
-        link(values)
-    said = stage(job, values)
-    if job.stage != "validate":
-        remember(job)
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # one of several processes of a job, which the job has launched itself
+        return stage(job, values)
+    if job.stage == "validate":
+        with engines.at_work(job.command, alone="DVC_STAGE" in os.environ):
+            return stage(job, values)
+    with engines.at_work(job.command), noted(job, experiment):
+        said = stage(job, values)
+    if job.stage == "headline" and "DVC_STAGE" in os.environ:  # the last one
+        forget_links()
     return said
 
 
@@ -208,18 +212,18 @@ def preset(options: argparse.Namespace) -> None:
     if options.set:
         text = params.edited(text, options.set, str(path))
     after = params.leaves(params.read_text(text, path))
-    values = params.validate(params.read_text(text, path), where=str(path))
+    params.validate(params.read_text(text, path), where=str(path))
     replaced = file.exists() and file.read_text(encoding="utf-8", errors="replace") != text
     if replaced and not options.force and not _is_kept(file):
         raise UserError(
             f"{file} has changes that are neither a preset nor committed. Commit it, or copy it, or take --force: "
             f"then it is kept as {file}.bak"
         )
-    with engines.nobody_at_work():
+    with engines.at_work("semcorr preset", alone=True):
         if replaced:
             shutil.copyfile(file, f"{file}.bak")
         write_text(file, text)
-        link(values)
+        forget_links()
     other = [f"{key}={value}" for key, value in after.items() if before.get(key, ...) != value]
     changed = f" with {', '.join(other)}" if other else ""  # an anchor may have carried a change elsewhere
     print(f"params.yaml is now {path}{changed}. Bring the results up to date: dvc repro (or snakemake --cores all)")

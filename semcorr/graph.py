@@ -2,23 +2,23 @@
 
 A stage is one verb. dvc.yaml and the Snakefile describe the same graph in each engine's own words; a test holds all
 three against each other. The table here is what the stages themselves use: paths, the parameters that count for a
-stage, the package files its results depend on, and the fingerprint that every output carries.
+stage, the code and files of this machine that it rests on, and the fingerprint that every output carries.
 
 A fingerprint is a hash of the stage's name and cell, the parameters it reads and its inputs' fingerprints. It holds
 no time and no code, so it says *what was asked for*. An output whose fingerprint is not the one params.yaml asks for
-now was made under other parameters, by whichever engine, and is never taken for current.
+now was made under other parameters, by whichever engine, and no stage reads it.
 """
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from semcorr.errors import UserError
-from semcorr.files import canonical_json, sha256
+from semcorr.files import canonical_json
 from semcorr.params import Params
 
 NETWORK = ("backbones.{backbone}.family", "backbones.{backbone}.model", "backbones.{backbone}.overrides")
@@ -35,16 +35,16 @@ class Stage:
         axes: what makes a cell, in the order of the command line.
         reads: keys of params.yaml that count for the result.
         inputs, outputs: paths by role. The first output carries the fingerprint.
-        gathers: stages whose every output is an input too.
-        code: package files that the result depends on.
+        gathers: stages whose every output is an input too -> the folder that holds them.
+        basis: what the result rests on beside these and the stage's own code; see `basis`.
     """
 
     axes: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     inputs: dict[str, str]
-    gathers: tuple[str, ...] = ()
+    gathers: dict[str, str] = field(default_factory=dict)
     outputs: dict[str, str]
-    code: tuple[str, ...]
+    basis: tuple[str, ...] = ()
 
 
 STORE = "features/{backbone}/{weights}/{dataset}.h5"
@@ -54,51 +54,44 @@ MATCHES = "matches/{backbone}/{weights}/{dataset}/{rule}.parquet"
 CELL = "metrics/{preset}/cells/{backbone}/{weights}/{dataset}/{rule}.json"
 PAIRS = "metrics/{preset}/cells/{backbone}/{weights}/{dataset}/{rule}.parquet"
 GALLERY = "metrics/{preset}/galleries/{backbone}/{weights}/{dataset}.json"
-CHECKED = "data/params.checked"
-UNMARKED = ("params", "checked", "watched")  # roles of inputs that carry no fingerprint
-
-_DATASETS = ("semcorr/datasets/base.py", "semcorr/datasets/decode.py")
-_STORES = ("semcorr/store.py", "semcorr/geometry.py", "semcorr/runtime.py", *_DATASETS)
-_NETWORKS = ("semcorr/backbones", "semcorr/finite.py", *_STORES)
-_FILES = ("semcorr/files.py", "semcorr/provenance.py")
+BASIS = Path("data/basis")
+FAMILY = "backbones/{backbone}"
 
 STAGES: dict[str, Stage] = {
     "validate": Stage(
-        inputs={"params": "params.yaml"},
-        outputs={"checked": CHECKED},
-        code=("semcorr/params.py", "semcorr/architectures.py"),
+        inputs={},
+        outputs={"basis": BASIS.as_posix()},
     ),
     "fetch": Stage(
         axes=("dataset",),
         reads=("datasets.{dataset}",),
-        inputs={"checked": CHECKED, "watched": "watched/datasets/{dataset}"},
+        inputs={},
         outputs={
             "images": "data/{dataset}/images.parquet",
             "pairs": "data/{dataset}/pairs.parquet",
             "folder": "data/{dataset}/images",
         },
-        code=("semcorr/stages/fetch.py", "semcorr/datasets", "semcorr/download.py", *_FILES),
+        basis=(
+            "code/fetch",
+            "datasets/{dataset}",
+        ),
     ),
     "weights": Stage(
         axes=("backbone", "weights"),
         reads=(*NETWORK, "backbones.{backbone}.weights", "baselines.{weights}"),
-        inputs={"checked": CHECKED, "watched": "watched/weights/{backbone}"},
+        inputs={},
         outputs={"tensors": WEIGHTS},
-        code=(
-            "semcorr/stages/weights.py",
-            "semcorr/backbones",
-            "semcorr/finite.py",
-            "semcorr/geometry.py",
-            "semcorr/download.py",
-            *_FILES,
-        ),
+        basis=("code/weights", FAMILY, "weights/{backbone}"),
     ),
     "extract": Stage(
         axes=("backbone", "weights", "dataset"),
         reads=(*NETWORK, SIZE, *READ, "backbones.{backbone}.debias", COMPUTE, PRECISION, "threads"),
         inputs={"tensors": WEIGHTS, "images": "data/{dataset}/images.parquet"},
         outputs={"store": STORE},
-        code=("semcorr/stages/extract.py", *_NETWORKS, *_FILES),
+        basis=(
+            "code/extract",
+            FAMILY,
+        ),
     ),
     "trunk": Stage(
         axes=("backbone", "dataset"),
@@ -108,7 +101,10 @@ STAGES: dict[str, Stage] = {
             "images": "data/{dataset}/images.parquet",
         },
         outputs={"store": TRUNK},
-        code=("semcorr/stages/trunk.py", "semcorr/stages/extract.py", *_NETWORKS, *_FILES),
+        basis=(
+            "code/trunk",
+            FAMILY,
+        ),
     ),
     "finetune": Stage(
         axes=("backbone", "tuning"),
@@ -126,18 +122,7 @@ STAGES: dict[str, Stage] = {
             "curve": "checkpoints/{backbone}/{tuning}/curve.csv",
             "steps": "checkpoints/{backbone}/{tuning}/steps.csv",
         },
-        code=(
-            "semcorr/stages/finetune.py",
-            "semcorr/stages/extract.py",
-            "semcorr/download.py",
-            "semcorr/training.py",
-            "semcorr/tail.py",
-            "semcorr/losses.py",
-            "semcorr/matching.py",
-            "semcorr/pck.py",
-            *_NETWORKS,
-            *_FILES,
-        ),
+        basis=("code/finetune", FAMILY, "tunings/{tuning}"),
     ),
     "adapt": Stage(
         axes=("backbone", "tuning", "dataset"),
@@ -148,20 +133,19 @@ STAGES: dict[str, Stage] = {
             "trunk": TRUNK,
         },
         outputs={"store": "features/{backbone}/{tuning}/{dataset}.h5"},
-        code=("semcorr/stages/adapt.py", "semcorr/tail.py", *_NETWORKS, *_FILES),
+        basis=(
+            "code/adapt",
+            FAMILY,
+        ),
     ),
     "match": Stage(
         axes=("backbone", "weights", "dataset", "rule"),
         reads=("rules.{rule}", "threads"),
         inputs={"store": STORE, "pairs": "data/{dataset}/pairs.parquet"},
         outputs={"matches": MATCHES},
-        code=(
-            "semcorr/stages/match.py",
-            "semcorr/matching.py",
-            "semcorr/finite.py",
-            "semcorr/pck.py",
-            *_STORES,
-            *_FILES,
+        basis=(
+            "code/match",
+            "rules/{rule}",
         ),
     ),
     "evaluate": Stage(
@@ -169,7 +153,7 @@ STAGES: dict[str, Stage] = {
         reads=("evaluate", "datasets.{dataset}.format"),
         inputs={"matches": MATCHES},
         outputs={"cell": CELL, "pairs": PAIRS},
-        code=("semcorr/stages/evaluate.py", "semcorr/pck.py", *_FILES),
+        basis=("code/evaluate",),
     ),
     "draw": Stage(
         axes=("backbone", "weights", "dataset"),
@@ -180,36 +164,27 @@ STAGES: dict[str, Stage] = {
             "images": "data/{dataset}/images.parquet",
         },
         outputs={"gallery": GALLERY},
-        code=(
-            "semcorr/stages/draw.py",
-            "semcorr/pictures.py",
-            "semcorr/pck.py",
-            "semcorr/store.py",
-            "semcorr/geometry.py",
-            *_DATASETS,
-            *_FILES,
-        ),
+        basis=("code/draw",),
     ),
     "report": Stage(
         reads=("grid", "evaluate"),
-        gathers=("evaluate", "draw"),
         inputs={},
+        gathers={"evaluate": "metrics/{preset}/cells", "draw": "metrics/{preset}/galleries"},
         outputs={
             "html": "metrics/{preset}/report.html",
-            "headline": "metrics/{preset}/headline",
             "summary": "metrics/{preset}/summary.json",
-            "csv": "metrics/{preset}/summary.csv",
             "markdown": "metrics/{preset}/summary.md",
             "curves": "metrics/{preset}/curves.csv",
             "categories": "metrics/{preset}/categories.csv",
         },
-        code=(
-            "semcorr/stages/report.py",
-            "semcorr/page.py",
-            "semcorr/templates",
-            "semcorr/pck.py",
-            *_FILES,
-        ),
+        basis=("code/report",),
+    ),
+    "headline": Stage(
+        reads=("grid", "evaluate"),
+        inputs={"page": "metrics/{preset}/report.html"},
+        gathers={"evaluate": "metrics/{preset}/cells"},
+        outputs={"headline": "metrics/{preset}/headline", "csv": "metrics/{preset}/summary.csv"},
+        basis=("code/headline",),
     ),
 }
 
@@ -223,7 +198,9 @@ class Job:
         cell: value of each axis.
         settings: the parameters that count, by key.
         inputs, outputs: paths by role; `report` has those of each cell as "<stage> <role> <cell>".
-        expects: role of an input -> the fingerprint it must carry, if any.
+        basis: files below `data/basis` that say what the job rests on beside its inputs -> the modules they tell of.
+        reads: everything that the job reads, as engines are told: its inputs, gathered ones as a folder, and its basis.
+        expects: role of an input -> the fingerprint it must carry.
         fingerprint: what the outputs must carry.
     """
 
@@ -232,8 +209,15 @@ class Job:
     settings: dict[str, Any]
     inputs: dict[str, Path]
     outputs: dict[str, Path]
+    basis: dict[Path, list[str]]
+    reads: list[Path]
     expects: dict[str, str]
     fingerprint: str
+
+    @property
+    def name(self) -> str:
+        """What both engines call it."""
+        return "@".join(filter(None, [self.stage, "-".join(self.cell.values())]))
 
     @property
     def command(self) -> str:
@@ -263,6 +247,7 @@ class Graph:
             "evaluate": list(product(*rows.values())),
             "draw": list(product(*[rows[key] for key in ("backbones", "weights", "datasets")])),
             "report": [()],
+            "headline": [()],
         }
 
     def job(self, stage: str, *cell: str) -> Job:
@@ -303,8 +288,11 @@ class Graph:
                 values = self.constants | dict(zip(STAGES[name].axes, one, strict=True))
                 for role, path in STAGES[name].outputs.items():
                     inputs[f"{name} {role} {'/'.join(one)}"] = Path(path.format(**values))
+        basis = {BASIS / path.format(**fields): self._modules(path.format(**fields)) for path in row.basis}
+        folders = [Path(folder.format(**fields)) for folder in row.gathers.values()]
+        reads = [path for path in inputs.values() if not any(path.is_relative_to(folder) for folder in folders)]
         settings = {key: self.lookup(key) for key in (read.format(**fields) for read in row.reads)}
-        expects = {role: made[path] for role, path in inputs.items() if role not in UNMARKED}
+        expects = {role: made[path] for role, path in inputs.items()}
         asked = {"stage": stage, "cell": cell, "settings": settings, "inputs": expects}
         return Job(
             stage=stage,
@@ -312,9 +300,31 @@ class Graph:
             settings=settings,
             inputs=inputs,
             outputs={role: Path(path.format(**fields)) for role, path in row.outputs.items()},
+            basis=basis,
+            reads=[*reads, *folders, *basis],
             expects=expects,
             fingerprint=hashlib.sha256(canonical_json(asked).encode()).hexdigest(),
         )
+
+    def _modules(self, basis: str) -> list[str]:
+        """The modules that a file of the basis tells of: a stage's own, or those that are imported by name."""
+        kind, _, name = basis.partition("/")
+        match kind:
+            case "code":
+                return [f"semcorr.stages.{name}"]
+            case "rules":
+                return [f"semcorr.readouts.{self.params.rules[name].readout}"]
+            case "tunings":
+                tuning = self.params.tunings[name]
+                return [
+                    f"semcorr.losses.{tuning.loss.name}",
+                    *(["semcorr.losses.end_point"] if tuning.end_point else []),
+                ]
+            case "backbones":
+                return [f"semcorr.backbones.{self.params.backbones[name].family}"]
+            case "datasets":
+                return [f"semcorr.datasets.{self.params.datasets[name].format}"]
+        return []
 
     def lookup(self, key: str) -> Any:
         """The value at a dotted key of params.yaml."""
@@ -322,19 +332,3 @@ class Graph:
         for step in key.split("."):
             value = value[step]
         return value
-
-
-def code_files(stage: str, root: Path = Path()) -> list[str]:
-    """Package files that `stage` depends on, folders spelled out, relative to the project."""
-    files = []
-    for entry in STAGES[stage].code:
-        path = root / entry
-        found = sorted(path.rglob("*")) if path.is_dir() else [path]
-        files += [file.relative_to(root).as_posix() for file in found if file.is_file() and file.suffix != ".pyc"]
-    return files
-
-
-def code_version(stage: str) -> str:
-    """A hash of the package files that `stage` depends on."""
-    root = Path(__file__).parents[1]
-    return hashlib.sha256("".join(sha256(root / file) for file in code_files(stage, root)).encode()).hexdigest()

@@ -32,6 +32,7 @@ from semcorr.geometry import Grid
 from semcorr.matching import heatmaps, match_points, sample
 from semcorr.provenance import expect
 from semcorr.published import DEFAULT, PUBLISHED, RULES, cache
+from semcorr.readouts import readout
 
 SIDE = 512  # pixels of each image in a picture
 SMALLEST, LARGEST = 16, 4096  # pixels of an image's longer side, as a network may see it
@@ -319,9 +320,10 @@ def match_images(
             cells, there, similarity = _mutual(first, second)
             wanted, found = first_grid.answers(cells), second_grid.answers(there)
         else:
-            found, similarity = match_points(wanted, (first, first_grid), (second, second_grid), matcher.rule)
+            reading = matcher.rule.sampling, readout(matcher.rule)
+            found, similarity = match_points(wanted, (first, first_grid), (second, second_grid), *reading)
             if mutual:
-                back, _ = match_points(found, (second, second_grid), (first, first_grid), matcher.rule)
+                back, _ = match_points(found, (second, second_grid), (first, first_grid), *reading)
                 away = np.abs(first_grid.pixels_to_cells(back) - first_grid.pixels_to_cells(wanted)).max(axis=1)
                 wanted, found, similarity = (one[away <= 1] for one in (wanted, found, similarity))
     if min_similarity is not None:

@@ -1,4 +1,4 @@
-"""Finding a source keypoint in a target: cosine similarity, argmax, window soft-argmax. Tensors in, tensors out.
+"""Finding a source keypoint in a target: by cosine similarity, and a readout of it. Tensors in, tensors out.
 
 Feature maps are (h, w, C), valid cells only. Points are (x, y) in cells here, and in original pixels where a name
 says keypoints.
@@ -16,7 +16,7 @@ from semcorr.datasets.base import Pair
 from semcorr.errors import UserError
 from semcorr.finite import unit
 from semcorr.geometry import Grid
-from semcorr.params import Rule
+from semcorr.readouts import ReadOut
 
 CHUNK = 2048  # keypoints whose heatmaps are in memory at once
 FLAT = 1e-6  # a range of similarity that is rounding
@@ -57,53 +57,8 @@ def heatmaps(descriptors: Tensor, features: Tensor) -> Tensor:
     return (descriptors @ features.flatten(0, 1).T).unflatten(1, features.shape[:2])
 
 
-def argmax(maps: Tensor) -> Tensor:
-    """The most similar cell of each heatmap; the first one in reading order where several are equal.
-
-    >>> argmax(torch.tensor([[[0.0, 1.0, 1.0]]]))
-    tensor([[1., 0.]])
-    """
-    index = maps.flatten(1).argmax(dim=1)
-    width = maps.shape[2]
-    return torch.stack([index % width, index // width], dim=1).to(maps.dtype)
-
-
-def soft_argmax(maps: Tensor, window: int, temperature: float) -> Tensor:
-    """Expected cell under softmax(similarity / temperature) in a window around each heatmap's argmax.
-
-    Args:
-        maps: similarity (N, h, w).
-        window: odd side length in cells; cells outside it, or outside the map, weigh exactly zero.
-        temperature: divides the similarity; as it goes to 0 this becomes argmax.
-
-    Returns:
-        (N, 2) x y in cells.
-
-    >>> soft_argmax(torch.tensor([[[0.0, 1.0, 0.0]]]), window=3, temperature=0.04)
-    tensor([[1., 0.]])
-    """
-    height, width = maps.shape[1:]
-    peak = argmax(maps).long()
-    reach = torch.arange(window, device=maps.device) - window // 2
-    x = peak[:, :1] + reach  # (N, window)
-    y = peak[:, 1:] + reach
-    inside = ((y >= 0) & (y < height))[:, :, None] & ((x >= 0) & (x < width))[:, None, :]
-    index = y.clamp(0, height - 1)[:, :, None] * width + x.clamp(0, width - 1)[:, None, :]
-    values = maps.flatten(1).gather(1, index.flatten(1)).unflatten(1, index.shape[1:])
-    logits = (values / temperature).masked_fill(~inside, -torch.inf)
-    weights = logits.flatten(1).softmax(dim=1).unflatten(1, index.shape[1:])
-    return torch.stack([(weights.sum(1) * x).sum(1), (weights.sum(2) * y).sum(1)], dim=1)
-
-
-def read_out(maps: Tensor, rule: Rule) -> Tensor:
-    """Predicted cells (N, 2), x y, of heatmaps (N, h, w) under a rule of params.yaml."""
-    if rule.readout == "argmax":
-        return argmax(maps)
-    return soft_argmax(maps, rule.window, rule.temperature)
-
-
 def match_points(
-    points: np.ndarray, source: tuple[Tensor, Grid], target: tuple[Tensor, Grid], rule: Rule
+    points: np.ndarray, source: tuple[Tensor, Grid], target: tuple[Tensor, Grid], sampling: str, read_out: ReadOut
 ) -> tuple[np.ndarray, np.ndarray]:
     """Predict where points of one image are in another.
 
@@ -111,14 +66,15 @@ def match_points(
         points: (N, 2), x y in original pixels of the source.
         source: its feature map (h, w, C), of unit length, and grid.
         target: the same of the target.
-        rule: of params.yaml.
+        sampling: of source descriptors, "bilinear" or "nearest".
+        read_out: heatmaps (N, h, w) -> predicted cells (N, 2), x y.
 
     Returns:
         (N, 2), x y in original pixels of the target, and their similarity (N,).
     """
     cells = torch.from_numpy(source[1].pixels_to_cells(points)).to(source[0].device)
-    maps = heatmaps(sample(source[0], cells, rule.sampling), target[0])
-    return target[1].answers(read_out(maps, rule).cpu().double().numpy()), _strongest(maps)
+    maps = heatmaps(sample(source[0], cells, sampling), target[0])
+    return target[1].answers(read_out(maps).cpu().double().numpy()), _strongest(maps)
 
 
 def _strongest(maps: Tensor) -> np.ndarray:
@@ -145,7 +101,8 @@ def _strongest(maps: Tensor) -> np.ndarray:
 def match_pairs(
     pairs: Sequence[Pair],
     features: Callable[[str], tuple[Tensor, Grid]],
-    rule: Rule,
+    sampling: str,
+    read_out: ReadOut,
     progress: Callable[[Sequence[str]], Sequence[str]] = lambda names: names,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Predict the target keypoints of every pair.
@@ -156,7 +113,8 @@ def match_pairs(
     Args:
         pairs: with source keypoints in original pixels.
         features: image id -> feature map (h, w, C), of any length and float type, and its grid.
-        rule: of params.yaml.
+        sampling: of source descriptors, "bilinear" or "nearest".
+        read_out: heatmaps (N, h, w) -> predicted cells (N, 2), x y.
         progress: wraps the list of targets, to show how far it is.
 
     Returns:
@@ -184,7 +142,7 @@ def match_pairs(
             descriptors = raw.new_empty(len(points), raw.shape[2], dtype=torch.float32)
         keypoints = [np.array(pairs[number].source_keypoints, float).reshape(-1, 2) for number in numbers]
         cells = torch.from_numpy(grid.pixels_to_cells(np.concatenate(keypoints)))
-        found = sample(unit(raw, image_id), cells.to(raw.device), rule.sampling)
+        found = sample(unit(raw, image_id), cells.to(raw.device), sampling)
         for number, part in zip(numbers, found.split([len(points) for points in keypoints]), strict=True):
             descriptors[rows[number]] = part
     for image_id in progress(list(by_target)):
@@ -195,6 +153,6 @@ def match_pairs(
         for start in range(first, last, CHUNK):
             some = slice(start, min(start + CHUNK, last))
             maps = heatmaps(descriptors[some], target)
-            points[some] = grid.answers(read_out(maps, rule).cpu().double().numpy())
+            points[some] = grid.answers(read_out(maps).cpu().double().numpy())
             similarity[some] = _strongest(maps)
     return [(points[rows[number]], similarity[rows[number]]) for number in range(len(pairs))]

@@ -9,7 +9,7 @@ import io
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -147,6 +147,7 @@ Dataset = Annotated[
     SpairDataset | PFWillowDataset | PFPascalDataset | AP10KDataset,
     Field(discriminator="format"),
 ]
+FORMATS = tuple(get_args(one.model_fields["format"].annotation)[0] for one in get_args(get_args(Dataset)[0]))
 
 
 class PackageWeights(Model):
@@ -410,6 +411,7 @@ class Runtime(Model):
     compile: bool
     checkpointing: bool
     processes: Count
+    record: bool = True  # what Snakemake makes goes into dvc.lock and DVC's cache
 
 
 class Params(Model):
@@ -448,6 +450,9 @@ class Params(Model):
         for name in self.tunings:
             if name in {*self.baselines, "trunk"}:
                 raise ValueError(f"tunings.{name}: this name is taken; allowed: any other")
+        for name in ("basis", "sources", "weights"):  # folders beside those of datasets
+            if name in self.datasets:
+                raise ValueError(f"datasets.{name}: this name is taken; allowed: any other")
         if "trunk" in self.baselines:
             raise ValueError("baselines.trunk: this name is taken; allowed: any other")
         self._check_tunings()
@@ -517,7 +522,7 @@ class Params(Model):
 
     def to_dict(self) -> dict[str, Any]:
         """The parameters as plain values, exactly as params.yaml holds them."""
-        return self.model_dump(mode="json", by_alias=True)
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
 def read_yaml(path: Path) -> Any:

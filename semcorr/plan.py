@@ -1,15 +1,12 @@
 """What would run now, why, and about how long it takes and how much disk it fills.
 
-What would run is read off the outputs: those that are missing, those whose fingerprint is not the one params.yaml asks
-for, those whose code or data on this machine have changed since DVC recorded them, and all that rests on one of these.
-Times are network passes counted in floating point operations, over a rate that is measured on this machine in a second
-or two; they are meant to tell minutes from days, not to be right to the minute.
+What would run is what is not current; see `current`. Times are network passes counted in floating point operations, over
+a rate that is measured on this machine in a second or two; they are meant to tell minutes from days, not to be right to
+the minute.
 """
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,16 +16,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from semcorr import runtime
 from semcorr.backbones import build
 from semcorr.backbones.base import Backbone
+from semcorr.current import Current
 from semcorr.datasets import toy
 from semcorr.datasets.base import read_images, read_pairs
 from semcorr.errors import UserError
 from semcorr.geometry import resized_size
 from semcorr.graph import Graph, Job
 from semcorr.params import Dataset, ImageBatches, Params, ToySource
-from semcorr.stale import is_stale
+from semcorr.provenance import expect
 
 # Seconds until a stage begins its work; where none are given, a network is loaded.
-START = {"validate": 0.3, "fetch": 2.0, "match": 3.0, "evaluate": 1.0, "report": 2.0, "draw": 1.5}
+START = {"validate": 0.3, "fetch": 2.0, "match": 3.0, "evaluate": 1.0, "report": 2.0, "headline": 1.0, "draw": 1.5}
 LOADED = 5.0
 BACKWARD = 2.0  # a backward pass over a forward one
 KEYPOINT_BYTES = 150  # of a row of matches
@@ -76,57 +74,18 @@ class Step:
     cost: Cost | None
 
 
-def pending(graph: Graph) -> Iterator[tuple[Job, str]]:
-    """The jobs that would run, each after those it reads from, and why."""
-    edited = _edited()
-    made: dict[Path, str] = {}
-    for job in graph.jobs():
-        if job.stage == "validate":
-            continue
-        name = " ".join([job.stage, *job.cell.values()])
-        before = next((made[path] for path in job.inputs.values() if path in made), None)
-        missing = next((path for path in job.outputs.values() if not path.exists()), None)
-        if missing is not None:
-            why = f"{missing} is not there"
-        elif is_stale(job):
-            why = "made under other parameters"
-        elif name in edited:
-            why = f"{edited[name]} has changed"
-        elif before:
-            why = f"follows from {before}"
-        else:
-            continue
-        made |= dict.fromkeys(job.outputs.values(), name)
-        yield job, why
-
-
-def _edited() -> dict[str, str]:
-    """Jobs whose code or data on this machine have changed since DVC recorded them -> which; none without a record."""
-    if not Path("dvc.lock").exists():
-        return {}
-    from dvc.exceptions import DvcException
-    from dvc.repo import Repo
-    from scmrepo.exceptions import SCMError
-
-    found: dict[str, str] = {}
+def _is_asked_for(index: Job) -> bool:
+    """Whether an index was made under the parameters that hold now."""
     try:
-        status = Repo(".").status()
-    except (DvcException, SCMError, OSError) as error:
-        raise UserError(f"dvc status: {error}; see README, Troubleshooting") from None
-    for stage, changes in status.items():
-        for change in changes:
-            files = change.get("changed deps", {}) if isinstance(change, dict) else {}
-            ours = ("semcorr/", "watched/")
-            edited = [file for file, how in files.items() if how == "modified" and file.startswith(ours)]
-            if edited:
-                verb, _, cell = stage.partition("@")
-                found[" ".join([verb, *cell.split("-")] if cell else [verb])] = edited[0]
-    return found
+        expect(index.outputs["images"], index.fingerprint)
+    except UserError:
+        return False
+    return True
 
 
 def size(dataset: Dataset, index: Job) -> Size | None:
     """How large a dataset is, or is to be; None where nobody can say before it is fetched."""
-    if index.outputs["images"].exists() and index.outputs["pairs"].exists() and not is_stale(index):
+    if index.outputs["images"].exists() and index.outputs["pairs"].exists() and _is_asked_for(index):
         images, pairs = read_images(index.outputs["images"]), read_pairs(index.outputs["pairs"])
         shape = tuple(np.median([(image.height, image.width) for image in images], axis=0).astype(int).tolist())
         keypoints = sum(len(pair.keypoint_ids) for pair in pairs)
@@ -292,8 +251,8 @@ def rate(device: torch.device, compute: str, threads: int, seconds: float = 1.0)
 def steps(params: Params) -> list[Step]:
     """All that would run."""
     graph = Graph(params)
-    costs = Costs(graph)
-    return [Step(job=job, why=why, cost=costs.of(job)) for job, why in pending(graph)]
+    stale, costs = Current(graph).stale, Costs(graph)
+    return [Step(job=job, why=stale[job.name], cost=costs.of(job)) for job in graph.jobs() if job.name in stale]
 
 
 def describe(params: Params, found: list[Step], speed: float, where: str, every: bool) -> list[str]:

@@ -24,10 +24,12 @@ import numpy as np
 from filelock import Timeout
 
 from semcorr import provenance
+from semcorr.code import modules
 from semcorr.errors import UserError, reason
 from semcorr.files import canonical_json, locked, sha256, unwritable
 from semcorr.geometry import Grid
-from semcorr.graph import Job, code_version
+from semcorr.graph import Job
+from semcorr.memory import Memory
 
 FORMAT = 2
 CHECKSUMS = ".crc32"
@@ -250,7 +252,9 @@ def basis(job: Job) -> dict[str, str]:
 
     Fingerprints do not tell contents apart: an image that was edited leaves the parameters as they are.
     """
-    return {"code": code_version(job.stage)} | {role: _content(job.inputs[role]) for role in job.expects}
+    memory = Memory()
+    code = {str(path): canonical_json(modules(memory, *names)) for path, names in job.basis.items()}
+    return code | {role: _content(job.inputs[role]) for role in job.expects}
 
 
 def _content(path: Path) -> str:

@@ -18,16 +18,7 @@ from semcorr.datasets.base import Pair
 from semcorr.errors import UserError
 from semcorr.geometry import Grid
 from semcorr.matching import heatmaps, normalise, sample
-from semcorr.params import (
-    Augment,
-    Contrastive,
-    Cosine,
-    GaussianCrossEntropy,
-    ImageBatches,
-    LoRA,
-    SquaredDistance,
-    Tuning,
-)
+from semcorr.params import Augment, ImageBatches, LoRA, Tuning
 from semcorr.params import Backbone as Spec
 
 Maps = dict[str, tuple[Tensor, Grid]]  # image id -> feature map (h, w, C), and its grid
@@ -226,6 +217,7 @@ def loss(maps: Maps, batch: Batch, tuning: Tuning, move: Callable[[np.ndarray, G
         found = sample(unit[source_id], cells, "bilinear")
         sampled |= zip(numbers, found.split([len(one) for one in points]), strict=True)
     generator = torch.Generator().manual_seed(batch.seed)
+    objective = losses.objective(tuning.loss)
     values = []
     for target_id, numbers in by_target.items():
         target, grid = unit[target_id], maps[target_id][1]
@@ -233,18 +225,10 @@ def loss(maps: Maps, batch: Batch, tuning: Tuning, move: Callable[[np.ndarray, G
         points = np.concatenate([np.array(batch.pairs[number].target_keypoints, float) for number in numbers])
         cells = target.new_tensor(grid.pixels_to_cells(move(points, grid)))
         similarity = heatmaps(descriptors, target)
-        match tuning.loss:
-            case GaussianCrossEntropy(temperature=temperature, sigma_cells=sigma):
-                value = losses.gaussian_cross_entropy(similarity, cells, temperature, sigma)
-            case Contrastive(temperature=temperature, negatives=count):
-                count = None if count == "all" else count
-                value = losses.contrastive(similarity, descriptors, target, cells, temperature, count, generator)
-            case Cosine():
-                value = losses.cosine(descriptors, target, cells)
-            case SquaredDistance():
-                value = losses.squared_distance(descriptors, target, cells)
+        value = objective(similarity, descriptors, target, cells, tuning.loss, generator)
         if tuning.end_point is not None:
-            value = value + tuning.end_point.weight * losses.end_point(similarity, cells, tuning.end_point.temperature)
+            weight, temperature = tuning.end_point.weight, tuning.end_point.temperature
+            value = value + weight * losses.further()(similarity, cells, temperature)
         values.append(value)
     return torch.cat(values).mean()
 

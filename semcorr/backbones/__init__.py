@@ -1,4 +1,7 @@
-"""Networks behind one contract, and the one table of their families."""
+"""Networks behind one contract. A family is a module of its name here, with a class `Network`.
+
+Modules are imported by name: timm alone takes seconds, and one more of them re-runs nothing that does not use it.
+"""
 
 import hashlib
 import importlib
@@ -16,12 +19,6 @@ from semcorr.files import replacing
 from semcorr.finite import require_finite
 from semcorr.params import Backbone as BackboneParams
 
-# Family in params.yaml -> module and class; imported when used, since timm alone takes seconds.
-FAMILIES = {
-    "timm": ("semcorr.backbones.vit", "TimmVit"),
-    "sam": ("semcorr.backbones.sam", "Sam"),
-}
-
 CONTENT = "content"  # key of a record that holds the digest of the tensors beside it
 SHOWN = 4  # names of each kind in an error
 
@@ -34,8 +31,7 @@ def build(spec: BackboneParams, seed: int = 0) -> Backbone:
     Raises:
         UserError: there is no such network, or it has no such layer.
     """
-    module, name = FAMILIES[spec.family]
-    family = getattr(importlib.import_module(module), name)
+    family = importlib.import_module(f"semcorr.backbones.{spec.family}").Network
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = family(spec.model, spec.overrides)

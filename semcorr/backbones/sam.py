@@ -32,7 +32,7 @@ COMMON = {
 }
 
 
-class Sam(Backbone):
+class Network(Backbone):
     """SAM's encoder; activations are maps (B, h, w, C)."""
 
     mean = (123.675 / 255, 116.28 / 255, 103.53 / 255)

@@ -27,6 +27,7 @@ from semcorr.errors import UserError
 from semcorr.files import read_json
 from semcorr.params import AP10KDataset
 
+WHOLE = {"split": "test", "subset": "intra_species", "limit": None}
 KEYPOINTS = 17
 SUFFIXES = {"intra_species": "", "cross_species": "_cross_species", "cross_family": "_cross_family"}
 SPLITS = ("trn", "val", "test")

@@ -18,6 +18,7 @@ from semcorr.datasets.decode import image_size
 from semcorr.errors import UserError
 from semcorr.params import PFPascalDataset
 
+WHOLE = {"split": "test", "limit": None}
 CATEGORIES = ["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"]
 CATEGORIES += [
     "diningtable",

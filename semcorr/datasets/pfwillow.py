@@ -17,6 +17,7 @@ from semcorr.errors import UserError
 from semcorr.files import project_path
 from semcorr.params import PFWillowDataset
 
+WHOLE = {"pairs": None, "subsets": None, "limit": None}
 KEYPOINTS = 10
 SUBSETS, IMAGES_PER_SUBSET = 10, 10
 LIST_TOLERANCE = 1.0  # pixels: lists count from 0 or from 1, and round

@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 
 from semcorr.datasets import toy
-from semcorr.datasets.formats import FORMATS
+from semcorr.datasets.formats import reader
 from semcorr.download import download, is_archive, unpack
 from semcorr.errors import UserError
 from semcorr.files import alone, canonical_json, project_path, replacing, sha256
@@ -41,11 +41,12 @@ def root_of(folder: Path, format_: str) -> Path:
     Raises:
         UserError: there is none.
     """
-    root = FORMATS[format_].find(folder)
+    find = reader(format_).find
+    root = find(folder)
     if root is None:
         raise UserError(f"{folder}: nothing in it is in the format {format_!r}; see README, Datasets")
     if root != folder:
-        inside = [path for path in sorted(folder.iterdir()) if path.is_dir() and FORMATS[format_].find(path) == path]
+        inside = [path for path in sorted(folder.iterdir()) if path.is_dir() and find(path) == path]
         if len(inside) > 1:
             names = ", ".join(path.name for path in inside)
             raise UserError(f"{folder}: holds several datasets: {names}. Give one of them as the path")

@@ -20,6 +20,7 @@ from semcorr.files import read_json
 from semcorr.params import SpairDataset
 
 LAYOUT_LINE = re.compile(r"(\d+)-([^:/\\-]+)-([^:/\\-]+):([^:/\\.][^:/\\]*)")
+WHOLE = {"split": "test", "layout": "large", "limit": None}
 SPLITS = ("trn", "val", "test")
 AZIMUTHS = 7  # the last of eight directions
 LAYOUTS = ("large", "small")

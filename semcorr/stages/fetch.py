@@ -10,34 +10,29 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from semcorr.basis import require_sources
 from semcorr.datasets.base import IMAGE_SCHEMA, PAIR_SCHEMA, Benchmark, Image, Pair, index_table, write_index
 from semcorr.datasets.decode import AGAIN, decode, stored_orientation
-from semcorr.datasets.formats import FORMATS
+from semcorr.datasets.formats import reader
 from semcorr.datasets.sources import provide, root_of
 from semcorr.errors import UserError
 from semcorr.files import replacing
-from semcorr.graph import Job
-from semcorr.params import Dataset, Params, dataset
+from semcorr.graph import BASIS, Job
+from semcorr.params import FORMATS, Dataset, Params, dataset
 from semcorr.provenance import provenance
 
 T, R = TypeVar("T"), TypeVar("R")
-
-# What `check` asks of a folder that no entry of params.yaml describes.
-WHOLE = {
-    "spair": {"split": "test", "layout": "large", "limit": None},
-    "pfwillow": {"pairs": None, "subsets": None, "limit": None},
-    "pfpascal": {"split": "test", "limit": None},
-    "ap10k": {"split": "test", "subset": "intra_species", "limit": None},
-}
 
 
 def fetch(job: Job, params: Params) -> str:
     """Verify a dataset and put its images and indexes where the other stages look for them."""
     name = job.cell["dataset"]
     spec = params.datasets[name]
+    require_sources(BASIS / "datasets" / name, params)
     root = provide(spec, name)
-    FORMATS[spec.format].verify(root, spec)
-    benchmark = FORMATS[spec.format].load(root, spec).first(spec.limit)
+    format_ = reader(spec.format)
+    format_.verify(root, spec)
+    benchmark = format_.load(root, spec).first(spec.limit)
     _require_tables(benchmark)
     with replacing(job.outputs["folder"]) as folder:
         images = verified_images(benchmark, folder)
@@ -99,7 +94,7 @@ def check(spec: Dataset, folder: Path) -> list[str]:
         UserError: something is missing or damaged, or contradicts something else; the message names it.
     """
     root = root_of(folder, spec.format)
-    module = FORMATS[spec.format]
+    module = reader(spec.format)
     lines = module.verify(root, spec)
     for part in module.parts(root, spec):
         benchmark = module.load(root, part)
@@ -122,7 +117,7 @@ def check(spec: Dataset, folder: Path) -> list[str]:
 def conclusion(spec: Dataset, folder: Path) -> str:
     """Whether what `check` verified is all that the benchmark has, in a line."""
     root = root_of(folder, spec.format)
-    missing = FORMATS[spec.format].absent(root)
+    missing = reader(spec.format).absent(root)
     if not missing:
         return "All of it was verified."
     return f"What stands above was verified. Absent, and so not verified: {', '.join(missing)}"
@@ -134,8 +129,9 @@ def recognise(folder: Path, expect: str) -> Dataset:
     Raises:
         UserError: it is in no known format, or `expect` is none of its format's.
     """
-    for name, module in FORMATS.items():
+    for name in FORMATS:
+        module = reader(name)
         if module.find(folder) is not None:
             values = {"format": name, "sources": [{"kind": "path", "path": str(folder)}], "expect": expect}
-            return dataset(values | WHOLE[name])
+            return dataset(values | module.WHOLE)
     raise UserError(f"{folder}: in none of the known formats: {', '.join(FORMATS)}; see README, Datasets")

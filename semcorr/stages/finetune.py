@@ -27,14 +27,15 @@ from semcorr.finite import rounded
 from semcorr.geometry import Grid
 from semcorr.graph import Job
 from semcorr.matching import match_pairs
-from semcorr.params import Argmax, Params
+from semcorr.params import Params
 from semcorr.provenance import expect, provenance
+from semcorr.readouts.argmax import argmax
 from semcorr.stages.extract import read_image
 from semcorr.store import Store, basis
 from semcorr.tail import Tail
 from semcorr.training import Augmentation, Batch, Batches, Maps, Tuned, learning_rate, loss
 
-VALIDATION_RULE = Argmax(readout="argmax", sampling="bilinear")
+VALIDATION_SAMPLING = "bilinear"  # and argmax
 VALIDATION_THRESHOLD = 0.10
 SAVE_EVERY = 120  # seconds, and after every epoch
 
@@ -242,7 +243,7 @@ class _Run:
                 found[image_id] = self._as_stored(features, image_id, held_out), grid
         correct = []
         with torch.inference_mode():
-            answers = match_pairs(pairs, found.__getitem__, VALIDATION_RULE)
+            answers = match_pairs(pairs, found.__getitem__, VALIDATION_SAMPLING, argmax)
         for pair, (predicted, _) in zip(pairs, answers, strict=True):
             true = np.array(pair.target_keypoints, float)
             reference = pck.references(true, bbox=pair.target_bbox, image_size=found[pair.target][1].image_size)

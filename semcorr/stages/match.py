@@ -13,6 +13,7 @@ from semcorr.graph import Job
 from semcorr.matching import match_pairs
 from semcorr.params import Params
 from semcorr.provenance import expect, provenance, write_table
+from semcorr.readouts import readout
 from semcorr.store import Store
 
 PAIR_COLUMNS = (
@@ -29,6 +30,7 @@ PAIR_COLUMNS = (
 def match(job: Job, params: Params) -> str:
     """Write one row per keypoint: pair, points in original pixels, similarity, and the reference lengths of PCK."""
     device = runtime.device(params)
+    rule = params.rules[job.cell["rule"]]
     pairs = read_pairs(job.inputs["pairs"])
     inputs = {"pairs": expect(job.inputs["pairs"], job.expects["pairs"])}
     with Store(job.inputs["store"], job.expects["store"]) as features, torch.inference_mode():
@@ -36,7 +38,8 @@ def match(job: Job, params: Params) -> str:
         answers = match_pairs(
             pairs,
             lambda image_id: (torch.from_numpy(features.array(image_id)).to(device), features.grid(image_id)),
-            params.rules[job.cell["rule"]],
+            rule.sampling,
+            readout(rule),
             partial(tqdm, unit="target", desc=" ".join([job.stage, *job.cell.values()]), disable=None),
         )
         sizes = {pair.target: features.grid(pair.target).image_size for pair in pairs}

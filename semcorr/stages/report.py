@@ -1,4 +1,4 @@
-"""report: all cells as tables (JSON, CSV, Markdown, DVC's plots) and as one self-contained HTML page."""
+"""report: all cells as tables (JSON, Markdown, DVC's plots) and as one self-contained HTML page."""
 
 from typing import Any
 
@@ -26,11 +26,7 @@ def report(job: Job, params: Params) -> str:
     cells = found["cell"]
     boards = {dataset: leaderboard(cells, found["pairs"], dataset, params) for dataset in params.grid.datasets}
     write_json(job.outputs["summary"], _summary(cells))
-    with replacing(job.outputs["headline"]) as folder:
-        for name, cell in cells.items():
-            backbone, weights, dataset, rule = name.split("/")
-            write_json(folder / dataset / backbone / weights / f"{rule}.json", _headline_file(cell, params))
-    tables = {"csv": _numbers(cells, params), "curves": _curves(cells), "categories": _categories(cells, params)}
+    tables = {"curves": _curves(cells), "categories": _categories(cells, params)}
     for role, rows in tables.items():
         with replacing(job.outputs[role]) as partial:
             pd.DataFrame(rows).to_csv(partial, index=False)
@@ -106,37 +102,6 @@ def _summary(cells: dict[str, Any]) -> dict[str, Any]:
             for average in pck.AVERAGES
         }
     return summary
-
-
-def _headline_file(cell: dict[str, Any], params: Params) -> dict[str, float]:
-    """A row of `dvc metrics show`, keys in lower case, which sort as they should.
-
-    Per keypoint and against the first reference, where a key does not say `per_image` or `reference_<another>`.
-    """
-    key = headline(params)
-    row = {threshold.lower(): value["mean"] for threshold, value in cell["overall_keypoint"].items()}
-    row[f"{key.lower()}_per_image"] = cell["overall_image"][key]["mean"]
-    for other in list(cell["references"])[1:]:
-        row[f"{key.lower()}_reference_{other}"] = cell["references"][other]["overall_keypoint"][key]["mean"]
-    return row
-
-
-def _numbers(cells: dict[str, Any], params: Params) -> list[dict[str, Any]]:
-    """The rows of summary.csv: the headline with its interval, then everything."""
-    key = headline(params)
-    rows = []
-    for name, cell in cells.items():
-        lead = cell["overall_keypoint"][key]
-        row = _named(name) | {"reference": cell["protocol"]["reference"], "threshold": key}
-        row |= {"num_pairs": cell["num_pairs"], "num_keypoints": cell["num_keypoints"]}
-        row |= {"pck": lead["mean"], "low": lead["ci95"][0], "high": lead["ci95"][1]}
-        for average in pck.AVERAGES:
-            for threshold, value in cell[f"overall_{average}"].items():
-                column = f"per_{average}_{threshold}"
-                row[column] = value["mean"]
-                row[f"{column}_low"], row[f"{column}_high"] = value["ci95"]
-        rows.append(row)
-    return rows
 
 
 def _named(name: str) -> dict[str, str]:

@@ -1,18 +1,19 @@
-"""validate: params.yaml is right, before anything runs.
+"""validate: params.yaml is right, and what results rest on beside it is written down, before anything runs.
 
-The command line has validated params.yaml already, as it does for every stage. This stage exists so that DVC, which
-looks only at the keys that a stage names, notices a key that no stage knows; and it asks whether the networks are such
-as params.yaml says.
+The command line has validated params.yaml already, as it does for every stage. This stage runs at the start of every
+`dvc repro`: it asks whether the networks are such as params.yaml says, and tells DVC of code and files of this machine.
 """
 
-from semcorr import architectures
-from semcorr.files import write_text
-from semcorr.graph import Job
+from semcorr import architectures, basis
+from semcorr.graph import Graph, Job
+from semcorr.memory import Memory
 from semcorr.params import Params
 
 
 def validate(job: Job, params: Params) -> str:
-    """Hold params.yaml against its networks, and write a constant, so that nothing re-runs when it stays right."""
+    """Hold params.yaml against its networks, and write the basis; nothing re-runs where it says what it said."""
     architectures.check(params)
-    write_text(job.outputs["checked"], "params.yaml follows workflow/schemas/params.schema.json\n")
+    memory = Memory()
+    basis.write(basis.texts(Graph(params), memory))
+    memory.save()
     return "params.yaml is valid"

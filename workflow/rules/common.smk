@@ -1,24 +1,23 @@
-"""Shared by all rules: params.yaml is validated once, outputs made under other parameters are removed, GPUs counted.
+"""Shared by all rules: params.yaml is validated once, Snakemake is told what is stale, GPUs are counted.
 
 INPUTS
     params.yaml
 OUTPUTS
-    data/params.checked
+    none
 """
 
 import logging
 import sys
-from pathlib import Path
 
-from snakemake.io import _IOFile
+from snakemake.exceptions import WorkflowError
 
+from semcorr import architectures, basis, engines
 from semcorr import graph as stage_graph
 from semcorr import params as experiment
-from semcorr.engines import claim_for_snakemake
+from semcorr.current import Current
 from semcorr.errors import UserError
-from semcorr.stages.validate import validate
-from semcorr.stale import remove_stale
-from semcorr.watched import files, link
+from semcorr.keeper import Keeper
+from semcorr.memory import Memory
 
 
 def load_experiment():
@@ -35,66 +34,74 @@ def load_experiment():
     return values
 
 
-def begin():
-    """Keep DVC out until this Snakemake ends, and watch data; the run ends where it is at work or data are gone."""
-    try:
-        claim_for_snakemake()
-        link(EXPERIMENT.params)
-    except UserError as error:
-        sys.exit(f"semcorr: {error}")
-
-
 EXPERIMENT = stage_graph.Graph(load_experiment())
 GRID = config["grid"]
 PRESET = config["preset"]
 NAMES = r"[a-z0-9_]+"
-
-
-async def never_protected(self):
-    """DVC takes write permission from what it links into its cache; such a file may be removed and made again."""
-    return False
-
-
-# Snakemake refuses to make a write-protected file again, and has no option for it. Nothing here writes in place.
-_IOFile.protected = never_protected
+KEEPER = Keeper(" ".join(["snakemake", *sys.argv[1:]]))
 
 # One job at a time on the GPU unless told otherwise: --resources gpu=4.
 workflow.global_resources.setdefault("gpu", config["runtime"]["processes"])
 
-# What only looks must not delete; which of these it is, Snakemake says nowhere else when it reads this file.
-LOOKS = {"--lint", "--list-rules", "--summary", "--detailed-summary", "--report", "--unlock"}
-LOOKS |= {"--dag", "--rulegraph", "--filegraph", "--d3dag", "--list-input-changes", "--list-params-changes"}
-if workflow.is_main_process:
-    looks_only = workflow.output_settings.dryrun or not LOOKS.isdisjoint(sys.argv)
-    if not looks_only:
-        begin()
-    remove_stale(EXPERIMENT, dry_run=looks_only)
-    if not looks_only:
-        # DVC's stage `validate`, so that `dvc commit` can adopt what Snakemake makes.
-        try:
-            validate(EXPERIMENT.job("validate"), EXPERIMENT.params)
-        except UserError as error:
-            sys.exit(f"semcorr: {error}")
+STALE = {}
+if workflow.is_main_process:  # and not in the jobs of a cluster, which read this file too
+    STALE = Current(EXPERIMENT).stale
+    engines.mark(EXPERIMENT, STALE)
+    engines.make_writable(EXPERIMENT.jobs())
+    for name, why in STALE.items():
+        logging.getLogger("snakemake.logging").info(f"{name}: {why}")
 
 
-def code(stage):
-    """Package files that a stage's result depends on."""
-    return stage_graph.code_files(stage)
+onstart:
+    try:
+        KEEPER.start()
+        if Current(EXPERIMENT).stale != STALE:
+            raise UserError("something has changed while Snakemake planned; run it again")
+        architectures.check(EXPERIMENT.params)
+        basis.write(basis.texts(EXPERIMENT, Memory()))
+        engines.begin(EXPERIMENT)
+    except UserError as error:
+        raise WorkflowError(f"semcorr: {error}") from None
 
 
-def everything():
-    """All outputs of all stages."""
-    return [path for job in EXPERIMENT.jobs() if job.stage != "validate" for path in job.outputs.values()]
+onsuccess:
+    KEEPER.end()
 
 
-def settings(stage):
-    """A function of wildcards: the parameters that a stage reads, so that a change re-runs it."""
+onerror:
+    KEEPER.end()
+
+
+def marker(stage):
+    """A function of wildcards: the file that tells Snakemake whether a stage's job is stale."""
 
     def of(wildcards):
         axes = stage_graph.STAGES[stage].axes
-        return EXPERIMENT.job(stage, *(wildcards[axis] for axis in axes)).settings
+        return engines.marker(EXPERIMENT.job(stage, *(wildcards[axis] for axis in axes)))
 
     return of
+
+
+REMADE = {path.as_posix() for job in EXPERIMENT.jobs() if job.name in STALE for path in job.outputs.values()}
+
+
+def known(paths):
+    """A function of wildcards: inputs that are made by others. Their times count for nothing; markers alone do.
+
+    Of what is made anew, they do count: else Snakemake, which does not look at the marker of what follows from a job
+    that runs, would leave that out.
+    """
+
+    def of(wildcards):
+        filled = expand(paths, **wildcards) if isinstance(paths, str) else paths
+        return [path if path in REMADE else ancient(path) for path in filled]
+
+    return of
+
+
+def made_by(*stages):
+    """All outputs of some stages."""
+    return [str(path) for job in EXPERIMENT.jobs() if job.stage in stages for path in job.outputs.values()]
 
 
 wildcard_constraints:

@@ -11,16 +11,13 @@ OUTPUTS
 rule fetch:
     """A dataset's images, and its indexes of images and pairs."""
     input:
-        mine=lambda wildcards: files(wildcards.dataset, EXPERIMENT.params.datasets[wildcards.dataset]),
-        code=code("fetch"),
+        marker=marker("fetch"),
     output:
         images="data/{dataset}/images.parquet",
         pairs="data/{dataset}/pairs.parquet",
         folder=directory("data/{dataset}/images"),
     log:
         "logs/fetch/{dataset}.log",
-    params:
-        settings=settings("fetch"),
     shell:
         "python -m semcorr fetch {wildcards.dataset} 2> {log:q}"
 
@@ -28,13 +25,10 @@ rule fetch:
 rule weights:
     """A backbone's tensors."""
     input:
-        mine=lambda wildcards: files(wildcards.backbone, EXPERIMENT.params.backbones[wildcards.backbone]),
-        code=code("weights"),
+        marker=marker("weights"),
     output:
         tensors="data/weights/{backbone}/{weights}.safetensors",
     log:
         "logs/weights/{backbone}/{weights}.log",
-    params:
-        settings=settings("weights"),
     shell:
         "python -m semcorr weights {wildcards.backbone} {wildcards.weights} 2> {log:q}"

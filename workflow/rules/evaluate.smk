@@ -14,9 +14,9 @@ OUTPUTS
 rule match:
     """The predicted keypoints of every pair, under one rule."""
     input:
-        store="features/{backbone}/{weights}/{dataset}.h5",
-        pairs="data/{dataset}/pairs.parquet",
-        code=code("match"),
+        store=known("features/{backbone}/{weights}/{dataset}.h5"),
+        pairs=known("data/{dataset}/pairs.parquet"),
+        marker=marker("match"),
     output:
         matches="matches/{backbone}/{weights}/{dataset}/{rule}.parquet",
     log:
@@ -24,8 +24,6 @@ rule match:
     threads: config["threads"]
     resources:
         gpu=1,
-    params:
-        settings=settings("match"),
     shell:
         "python -m semcorr match {wildcards.backbone} {wildcards.weights} {wildcards.dataset} {wildcards.rule} 2> {log:q}"
 
@@ -33,15 +31,13 @@ rule match:
 rule evaluate:
     """PCK of one cell."""
     input:
-        matches="matches/{backbone}/{weights}/{dataset}/{rule}.parquet",
-        code=code("evaluate"),
+        matches=known("matches/{backbone}/{weights}/{dataset}/{rule}.parquet"),
+        marker=marker("evaluate"),
     output:
         cell=f"metrics/{PRESET}/cells/{{backbone}}/{{weights}}/{{dataset}}/{{rule}}.json",
         pairs=f"metrics/{PRESET}/cells/{{backbone}}/{{weights}}/{{dataset}}/{{rule}}.parquet",
     log:
         "logs/evaluate/{backbone}/{weights}/{dataset}/{rule}.log",
-    params:
-        settings=settings("evaluate"),
     shell:
         "python -m semcorr evaluate {wildcards.backbone} {wildcards.weights} {wildcards.dataset} {wildcards.rule} 2> {log:q}"
 
@@ -49,16 +45,14 @@ rule evaluate:
 rule draw:
     """Pictures of a few pairs, under the first rule."""
     input:
-        matches=f"matches/{{backbone}}/{{weights}}/{{dataset}}/{GRID['rules'][0]}.parquet",
-        store="features/{backbone}/{weights}/{dataset}.h5",
-        images="data/{dataset}/images.parquet",
-        code=code("draw"),
+        matches=known(f"matches/{{backbone}}/{{weights}}/{{dataset}}/{GRID['rules'][0]}.parquet"),
+        store=known("features/{backbone}/{weights}/{dataset}.h5"),
+        images=known("data/{dataset}/images.parquet"),
+        marker=marker("draw"),
     output:
         gallery=f"metrics/{PRESET}/galleries/{{backbone}}/{{weights}}/{{dataset}}.json",
     log:
         "logs/draw/{backbone}/{weights}/{dataset}.log",
-    params:
-        settings=settings("draw"),
     shell:
         "python -m semcorr draw {wildcards.backbone} {wildcards.weights} {wildcards.dataset} 2> {log:q}"
 
@@ -66,32 +60,31 @@ rule draw:
 rule report:
     """The tables and the HTML page of all cells."""
     input:
-        cells=expand(
-            f"metrics/{PRESET}/cells/{{backbone}}/{{weights}}/{{dataset}}/{{rule}}.{{suffix}}",
-            backbone=GRID["backbones"],
-            weights=GRID["weights"],
-            dataset=GRID["datasets"],
-            rule=GRID["rules"],
-            suffix=["json", "parquet"],
-        ),
-        galleries=expand(
-            f"metrics/{PRESET}/galleries/{{backbone}}/{{weights}}/{{dataset}}.json",
-            backbone=GRID["backbones"],
-            weights=GRID["weights"],
-            dataset=GRID["datasets"],
-        ),
-        code=code("report"),
+        cells=known(made_by("evaluate")),
+        galleries=known(made_by("draw")),
+        marker=marker("report"),
     output:
         html=f"metrics/{PRESET}/report.html",
-        headline=directory(f"metrics/{PRESET}/headline"),
         summary=f"metrics/{PRESET}/summary.json",
-        csv=f"metrics/{PRESET}/summary.csv",
         markdown=f"metrics/{PRESET}/summary.md",
         curves=f"metrics/{PRESET}/curves.csv",
         categories=f"metrics/{PRESET}/categories.csv",
     log:
         "logs/report.log",
-    params:
-        settings=settings("report"),
     shell:
         "python -m semcorr report 2> {log:q}"
+
+
+rule headline:
+    """The numbers that git keeps."""
+    input:
+        cells=known(made_by("evaluate")),
+        page=known(f"metrics/{PRESET}/report.html"),
+        marker=marker("headline"),
+    output:
+        headline=directory(f"metrics/{PRESET}/headline"),
+        csv=f"metrics/{PRESET}/summary.csv",
+    log:
+        "logs/headline.log",
+    shell:
+        "python -m semcorr headline 2> {log:q}"

@@ -12,9 +12,9 @@ OUTPUTS
 rule extract:
     """The features of every image, each encoded once."""
     input:
-        tensors="data/weights/{backbone}/{weights}.safetensors",
-        images="data/{dataset}/images.parquet",
-        code=code("extract"),
+        tensors=known("data/weights/{backbone}/{weights}.safetensors"),
+        images=known("data/{dataset}/images.parquet"),
+        marker=marker("extract"),
     output:
         store="features/{backbone}/{weights}/{dataset}.h5",
     log:
@@ -24,8 +24,6 @@ rule extract:
     threads: config["threads"]
     resources:
         gpu=1,
-    params:
-        settings=settings("extract"),
     shell:
         "python -m semcorr extract {wildcards.backbone} {wildcards.weights} {wildcards.dataset} 2> {log:q}"
 
@@ -33,9 +31,9 @@ rule extract:
 rule trunk:
     """What enters the tuned blocks, so that fine-tuning never runs the rest again."""
     input:
-        tensors="data/weights/{backbone}/frozen.safetensors",
-        images="data/{dataset}/images.parquet",
-        code=code("trunk"),
+        tensors=known("data/weights/{backbone}/frozen.safetensors"),
+        images=known("data/{dataset}/images.parquet"),
+        marker=marker("trunk"),
     output:
         store="features/{backbone}/trunk/{dataset}.h5",
     log:
@@ -43,7 +41,5 @@ rule trunk:
     threads: config["threads"]
     resources:
         gpu=1,
-    params:
-        settings=settings("trunk"),
     shell:
         "python -m semcorr trunk {wildcards.backbone} {wildcards.dataset} 2> {log:q}"

@@ -13,13 +13,13 @@ OUTPUTS
 rule finetune:
     """Train the last blocks of a backbone."""
     input:
-        tensors="data/weights/{backbone}/frozen.safetensors",
-        train=f"features/{{backbone}}/trunk/{GRID['train']}.h5",
-        train_pairs=f"data/{GRID['train']}/pairs.parquet",
-        train_images=f"data/{GRID['train']}/images.parquet",
-        validate=f"features/{{backbone}}/trunk/{GRID['validate']}.h5",
-        validate_pairs=f"data/{GRID['validate']}/pairs.parquet",
-        code=code("finetune"),
+        tensors=known("data/weights/{backbone}/frozen.safetensors"),
+        train=known(f"features/{{backbone}}/trunk/{GRID['train']}.h5"),
+        train_pairs=known(f"data/{GRID['train']}/pairs.parquet"),
+        train_images=known(f"data/{GRID['train']}/images.parquet"),
+        validate=known(f"features/{{backbone}}/trunk/{GRID['validate']}.h5"),
+        validate_pairs=known(f"data/{GRID['validate']}/pairs.parquet"),
+        marker=marker("finetune"),
     output:
         tensors="checkpoints/{backbone}/{tuning}/best.safetensors",
         curve="checkpoints/{backbone}/{tuning}/curve.csv",
@@ -29,8 +29,6 @@ rule finetune:
     threads: config["threads"] * config["runtime"]["processes"]
     resources:
         gpu=config["runtime"]["processes"],
-    params:
-        settings=settings("finetune"),
     shell:
         "python -m semcorr finetune {wildcards.backbone} {wildcards.tuning} 2> {log:q}"
 
@@ -38,10 +36,10 @@ rule finetune:
 rule adapt:
     """A tuned backbone's features, from the cached trunk."""
     input:
-        frozen="data/weights/{backbone}/frozen.safetensors",
-        tuned="checkpoints/{backbone}/{tuning}/best.safetensors",
-        trunk="features/{backbone}/trunk/{dataset}.h5",
-        code=code("adapt"),
+        frozen=known("data/weights/{backbone}/frozen.safetensors"),
+        tuned=known("checkpoints/{backbone}/{tuning}/best.safetensors"),
+        trunk=known("features/{backbone}/trunk/{dataset}.h5"),
+        marker=marker("adapt"),
     output:
         store="features/{backbone}/{tuning}/{dataset}.h5",
     log:
@@ -49,7 +47,5 @@ rule adapt:
     threads: config["threads"]
     resources:
         gpu=1,
-    params:
-        settings=settings("adapt"),
     shell:
         "python -m semcorr adapt {wildcards.backbone} {wildcards.tuning} {wildcards.dataset} 2> {log:q}"

@@ -53,7 +53,7 @@ def _not_plain(model: str, why: str) -> UserError:
     )
 
 
-class TimmVit(Backbone):
+class Network(Backbone):
     """A timm vision transformer; activations are tokens (B, prefix + h * w, C)."""
 
     def __init__(self, model: str, overrides: dict):

@@ -1,0 +1,182 @@
+"""The one truth about what is current: a job whose parameters, code, inputs and outputs are those of a record of it.
+
+Of a job there are up to two records: what it noted itself when it wrote, and what dvc.lock says. Both hold the command,
+the values of the parameters that it reads, and checksums of all that it read and wrote. A job is current if one of them
+is true now, by content alone, and all jobs that it reads from are current. `semcorr plan` and the Snakefile ask here,
+and DVC, which decides for itself, decides alike.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from semcorr import basis
+from semcorr.errors import UserError
+from semcorr.files import write_json
+from semcorr.graph import Graph, Job
+from semcorr.memory import FOLDER, Memory
+from semcorr.params import PARAMS_FILE, leaves
+
+LOCK = Path("dvc.lock")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What was true of a job when it had run.
+
+    Attributes:
+        command: its command line.
+        settings: the values of the parameters that it reads, by key.
+        reads, outputs: MD5 by path; a folder's is over its files, as DVC forms it.
+    """
+
+    command: str
+    settings: dict[str, Any]
+    reads: dict[str, str]
+    outputs: dict[str, str]
+
+
+class Current:
+    """What is current in an experiment, and what is stale.
+
+    Attributes:
+        stale: name of a stale job -> why; each after those that it reads from.
+        unrecorded: jobs that are current while dvc.lock does not say so.
+        basis: what each file of the basis is to say now.
+    """
+
+    def __init__(self, graph: Graph):
+        self._memory = Memory()
+        self._locked = _locked()
+        self.basis = basis.texts(graph, self._memory)
+        self.stale: dict[str, str] = {}
+        self.unrecorded: list[Job] = []
+        made: dict[Path, str] = {}
+        for job in graph.jobs():
+            if job.stage == "validate":
+                continue
+            why = self._why(job)
+            before = next((made[path] for path in job.inputs.values() if made[path] in self.stale), None)
+            if why is None and before:
+                why = f"follows from {before}"
+            if why is not None:
+                self.stale[job.name] = why
+            made |= dict.fromkeys(job.outputs.values(), job.name)
+        self.unrecorded = [job for job in self.unrecorded if job.name not in self.stale]
+        self._memory.save()
+
+    def _why(self, job: Job) -> str | None:
+        """Why a job is stale by itself; None where it is not."""
+        missing = next((path for path in job.outputs.values() if not path.exists()), None)
+        if missing is not None:
+            return f"{missing} is not there"
+        now = {path.as_posix(): self._md5(path) for path in (*job.reads, *job.outputs.values())}
+        locked, noted = self._locked.get(job.name), _noted(job)
+        if locked is not None and self._difference(job, locked, now) is None:
+            return None
+        why = "nothing is known of how it was made"
+        for record in filter(None, (locked, noted)):
+            why = self._difference(job, record, now)
+        if why is None:
+            self.unrecorded.append(job)
+        return why
+
+    def _difference(self, job: Job, record: Record, now: dict[str, str | None]) -> str | None:
+        """What is other now than a record says; None where nothing is."""
+        if record.command != job.command:
+            return "its command is another"
+        if record.settings != job.settings:
+            before, after = leaves(record.settings), leaves(job.settings)
+            keys = [key for key in {**after, **before} if after.get(key, ...) != before.get(key, ...)]
+            return f"changed in params.yaml: {', '.join(keys)}"
+        for paths, noted in ((job.reads, record.reads), (job.outputs.values(), record.outputs)):
+            if {path.as_posix() for path in paths} != set(noted):
+                return "it reads or writes other files"
+            for path in paths:
+                if now[path.as_posix()] != noted[path.as_posix()]:
+                    return self._changed(path, noted[path.as_posix()], made=path in job.outputs.values())
+        return None
+
+    def _changed(self, path: Path, noted: str, made: bool) -> str:
+        """What to say of a file that has changed; of the basis, which of its lines, where it still stands there."""
+        if path not in self.basis:
+            return f"{path} is not what was made" if made else f"{path} has changed"
+        before = path.read_text(encoding="utf-8") if path.is_file() else ""
+        if hashlib.md5(before.encode()).hexdigest() != noted:
+            return (
+                "its code has changed" if path.parts[-2] == "code" else f"the code or data of {path.name} have changed"
+            )
+        lines = set(before.splitlines()) ^ set(self.basis[path].splitlines())
+        names = sorted({line.partition("  ")[2] for line in lines} - {""})
+        return f"{', '.join(names)} {'has' if len(names) == 1 else 'have'} changed"
+
+    def _md5(self, path: Path) -> str | None:
+        if path in self.basis:
+            return hashlib.md5(self.basis[path].encode()).hexdigest()
+        return self._memory.md5(path) if path.exists() else None
+
+
+def _note(job: Job) -> Path:
+    return FOLDER / "notes" / job.stage / f"{'-'.join(job.cell.values()) or 'all'}.json"
+
+
+def _noted(job: Job) -> Record | None:
+    """What a job noted when it wrote."""
+    try:
+        return Record(**json.loads(_note(job).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _locked() -> dict[str, Record]:
+    """What dvc.lock says, by the names of jobs; nothing where it is missing or not whole."""
+    from ruamel.yaml import YAML, YAMLError
+
+    try:
+        stages = YAML(typ="safe").load(LOCK.read_text(encoding="utf-8"))["stages"]
+        return {
+            name: Record(
+                command=stage["cmd"],
+                settings=stage.get("params", {}).get(PARAMS_FILE.as_posix(), {}),
+                reads={entry["path"]: entry["md5"] for entry in stage.get("deps", [])},
+                outputs={entry["path"]: entry["md5"] for entry in stage.get("outs", [])},
+            )
+            for name, stage in stages.items()
+        }
+    except (OSError, KeyError, TypeError, AttributeError, UnicodeDecodeError, YAMLError):
+        return {}
+
+
+@contextlib.contextmanager
+def noted(job: Job, graph: Graph) -> Iterator[None]:
+    """Note what a job read and wrote, when the block that runs it has ended well.
+
+    Raises:
+        UserError: what it reads has changed in the meantime; or, under DVC, since `validate` looked.
+    """
+    memory = Memory()
+    said = {path: basis.text(job, path, graph.params, memory) for path in job.basis}
+    if "DVC_STAGE" in os.environ:
+        for path, text in said.items():
+            if not path.is_file() or path.read_text(encoding="utf-8") != text:
+                raise UserError(f"{path}: code or data have changed since this run began. Run: dvc repro")
+    of_basis = {path.as_posix(): hashlib.md5(text.encode()).hexdigest() for path, text in said.items()}
+    inputs = [path for path in job.reads if path not in said]
+    before = {path.as_posix(): memory.md5(path) for path in inputs if path.exists()}
+    yield
+    for name, digest in before.items():
+        if memory.md5(Path(name)) != digest:
+            raise UserError(f"{name}: has changed while {job.name} read it. Run again")
+    record = Record(
+        command=job.command,
+        settings=job.settings,
+        reads=before | of_basis,
+        outputs={path.as_posix(): memory.md5(path) for path in job.outputs.values()},
+    )
+    write_json(_note(job), asdict(record))
+    memory.save()

@@ -1,0 +1,22 @@
+"""The most similar cell."""
+
+import torch
+from torch import Tensor
+
+from semcorr.params import Argmax
+
+
+def read_out(maps: Tensor, rule: Argmax) -> Tensor:
+    """See `semcorr.readouts`."""
+    return argmax(maps)
+
+
+def argmax(maps: Tensor) -> Tensor:
+    """The most similar cell of each heatmap; the first one in reading order where several are equal.
+
+    >>> argmax(torch.tensor([[[0.0, 1.0, 1.0]]]))
+    tensor([[1., 0.]])
+    """
+    index = maps.flatten(1).argmax(dim=1)
+    width = maps.shape[2]
+    return torch.stack([index % width, index // width], dim=1).to(maps.dtype)
