@@ -17,7 +17,6 @@ from semcorr.files import sha256
 from semcorr.memory import Memory
 
 ROOT = Path(__file__).parents[1]
-TEMPLATES = ROOT / "semcorr/templates"
 # What these say reaches a stage as values, which are compared themselves, or is said to people.
 UNCOUNTED = {
     "semcorr",
@@ -42,7 +41,7 @@ def modules(memory: Memory, *names: str) -> dict[str, str]:
             continue
         found[name], reached = memory.ask("code", path, _read)
         queue += [name.rpartition(".")[0], *reached]
-        for template in sorted(TEMPLATES.glob("*")):
+        for template in sorted((ROOT / "semcorr/templates").glob("*")):
             if template.name in reached:
                 found[f"semcorr/templates/{template.name}"] = memory.ask("sha256", template, sha256)
     return dict(sorted(found.items()))

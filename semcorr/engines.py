@@ -114,6 +114,16 @@ def mark(graph: Graph, stale: dict[str, str]) -> None:
             os.utime(path, (newest + 1, newest + 1))
 
 
+def reasons(stale: dict[str, str]) -> list[str]:
+    """Why jobs are stale, a line for each reason; those that follow from others, or were never made, are left out."""
+    found: dict[str, list[str]] = {}
+    for name, why in stale.items():
+        if not why.startswith("follows from ") and not why.endswith(" is not there"):
+            found.setdefault(why, []).append(name)
+    more = {why: f" and {len(names) - 1} more" if len(names) > 1 else "" for why, names in found.items()}
+    return [f"stale: {names[0]}{more[why]}: {why}" for why, names in found.items()]
+
+
 def begin(graph: Graph) -> None:
     """Make all markers old, once it is planned what runs: Snakemake compares them with what was made, again."""
     for job in graph.jobs():

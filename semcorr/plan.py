@@ -1,8 +1,8 @@
 """What would run now, why, and about how long it takes and how much disk it fills.
 
-What would run is what is not current; see `current`. Times are network passes counted in floating point operations, over
-a rate that is measured on this machine in a second or two; they are meant to tell minutes from days, not to be right to
-the minute.
+What would run is what is not current; see `current`. Times are network passes counted in floating point operations,
+over a rate that is measured on this machine in a second or two; they are meant to tell minutes from days, not to be
+right to the minute.
 """
 
 import time
@@ -258,7 +258,7 @@ def steps(params: Params) -> list[Step]:
 def describe(params: Params, found: list[Step], speed: float, where: str, every: bool) -> list[str]:
     """The plan for people: a line per stage, or per job, and the sum."""
     if not found:
-        return ["Nothing would run: every output is there and was made under these parameters."]
+        return ["Nothing would run: every output is there, and was made as params.yaml, the code and the data are now."]
     rows: dict[str, list[Any]] = {}
     for step in found:
         name = " ".join([step.job.stage, *step.job.cell.values()]) if every else step.job.stage

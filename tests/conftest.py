@@ -97,7 +97,7 @@ def shared_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def finished(clone, shared_folder, tmp_path) -> "Clone":
-    """A copy of a clone in which Snakemake has run the small experiment and DVC has adopted it, once for all tests."""
+    """A copy of a clone in which Snakemake has run the small experiment, once for all tests."""
     original = shared_folder / "finished"
     with FileLock(shared_folder / "finished.lock"):
         if not original.exists():
@@ -105,7 +105,6 @@ def finished(clone, shared_folder, tmp_path) -> "Clone":
             project.edit(small)
             project.commit("small")
             project.snakemake()
-            project.run("dvc", "commit", "--force")
             project.commit("first")
             project.root.rename(original)
     shutil.copytree(original, tmp_path / "semcorr", symlinks=True)
@@ -281,9 +280,9 @@ class Clone:
             yaml.dump(values, file)
 
     def dvc(self) -> set[str]:
-        """`dvc repro`; the stages that ran or were restored from the run cache."""
+        """`dvc repro`; the stages that ran or came from the run cache, but for `validate`, which always runs."""
         output = self.run("dvc", "repro")
-        ran = {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage '")}
+        ran = {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage '")} - {"validate"}
         return ran | {line.split("'")[1] for line in output.splitlines() if "is cached - skipping run" in line}
 
     def snakemake(self, *options: str) -> set[str]:

@@ -25,7 +25,7 @@ import semcorr
 from semcorr import architectures, cli, engines, files, graph, images, params, store
 from semcorr.backbones import build
 from semcorr.backbones.checkpoint import read_checkpoint
-from semcorr.backbones.vit import TimmVit
+from semcorr.backbones.timm import Network as TimmVit
 from semcorr.backbones.weights import get
 from semcorr.datasets import pfwillow, sources, spair, toy
 from semcorr.datasets.annotations import read_mat
@@ -393,13 +393,15 @@ def test_a_file_system_without_locks(smoke, tmp_path, monkeypatch, number, caplo
     monkeypatch.setenv("DVC_STAGE", "x")
     write_json(Path("params.yaml"), {**smoke, "grid": {**smoke["grid"], "backbones": ["dinov2_tiny"]}})
     for words in (
+        ["validate"],
         ["fetch", "toy_willow"],
         ["weights", "dinov2_tiny", "frozen"],
         ["extract", "dinov2_tiny", "frozen", "toy_willow"],
     ):
         cli.run_stage(cli.parser().parse_args(words))
     assert "this file system has no locks" in caplog.text
-    engines.claim_for_snakemake()
+    with engines.at_work("snakemake", alone=True):
+        pass
     job = graph.Graph(params.load()).job("extract", "dinov2_tiny", "frozen", "toy_willow")
     with (
         files.locked(job.outputs["store"].with_name(".toy_willow.h5.lock")),

@@ -21,6 +21,7 @@ from semcorr.files import write_json
 from semcorr.geometry import Grid
 from semcorr.matching import match_pairs, match_points
 from semcorr.provenance import read
+from semcorr.readouts.argmax import argmax
 
 BIAS = "blocks.2.mlp.fc2.bias"
 SPEC = {"family": "timm", "model": "vit_small_patch14_dinov2", "norm": False}
@@ -221,7 +222,6 @@ def test_matches_that_are_no_numbers_are_not_scored(project):
 
 def test_no_answer_from_a_heatmap_without_a_number():
     grid = Grid(image_size=(20, 20), resized_size=(20, 20), stride=5)
-    rule = params.Argmax(readout="argmax", sampling="bilinear")
     good = torch.nn.functional.normalize(torch.randn(4, 4, 8), dim=-1)
     for value in (float("nan"), float("inf"), 3e38):
         bad = good.clone()
@@ -237,11 +237,11 @@ def test_no_answer_from_a_heatmap_without_a_number():
         )
         for maps in ({"a": bad, "b": good}, {"a": good, "b": bad}):
             with pytest.raises(UserError, match="not finite"):
-                match_pairs([pair], lambda id_, maps=maps: (maps[id_], grid), rule)
+                match_pairs([pair], lambda id_, maps=maps: (maps[id_], grid), "bilinear", argmax)
         with pytest.raises(UserError, match="not finite"):
             finite.unit(bad, "x")
     with pytest.raises(UserError, match="similarity of 1 keypoints is not finite"):
-        match_points(np.array([[12.0, 7.0]]), (good * float("nan"), grid), (good, grid), rule)
+        match_points(np.array([[12.0, 7.0]]), (good * float("nan"), grid), (good, grid), "bilinear", argmax)
 
 
 def test_the_largest_value_that_is_kept():

@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 
 from semcorr.datasets.base import Pair
 from semcorr.geometry import Grid
-from semcorr.losses import gaussian_cross_entropy
-from semcorr.matching import argmax, match_pairs, normalise, sample, soft_argmax
-from semcorr.params import Argmax, SoftArgmax
-
-ARGMAX = Argmax(readout="argmax", sampling="bilinear")
+from semcorr.losses.gaussian_ce import gaussian_cross_entropy
+from semcorr.matching import match_pairs, normalise, sample
+from semcorr.params import SoftArgmax
+from semcorr.readouts import readout
+from semcorr.readouts.argmax import argmax
+from semcorr.readouts.softargmax import soft_argmax
 
 
 def test_argmax_takes_the_first_of_equals():
@@ -88,7 +89,7 @@ def test_an_image_matches_itself_within_half_a_cell(seed, stride):
     height, width = grid.shape
     features = torch.eye(height * width).unflatten(0, (height, width))  # every cell its own colour
     keypoints = rng.uniform((0, 0), (209, 140), (5, 2)).tolist()
-    [(predicted, _)] = match_pairs([_pair("a", "a", keypoints)], lambda _: (features, grid), ARGMAX)
+    [(predicted, _)] = match_pairs([_pair("a", "a", keypoints)], lambda _: (features, grid), "bilinear", argmax)
     cell = np.array([210 / 10, 150 / (7 * stride - 3) * stride])
     assert (np.abs(predicted - keypoints) <= cell / 2 + 1e-6).all()
 
@@ -100,7 +101,9 @@ def test_a_shifted_target_moves_the_answer(down, right):
     grid = Grid(image_size=(112, 112), resized_size=(112, 112), stride=14)
     maps = {"a": world[3:11, 3:11], "b": world[3 - down : 11 - down, 3 - right : 11 - right]}
     keypoints = [[20.5 + 14 * x, 20.5 + 14 * y] for x in range(3) for y in range(3)]
-    [(predicted, similarity)] = match_pairs([_pair("a", "b", keypoints)], lambda name: (maps[name], grid), ARGMAX)
+    [(predicted, similarity)] = match_pairs(
+        [_pair("a", "b", keypoints)], lambda name: (maps[name], grid), "bilinear", argmax
+    )
     np.testing.assert_allclose(predicted, np.array(keypoints) + [14 * right, 14 * down], atol=1e-6)
     np.testing.assert_allclose(similarity, 1.0, atol=1e-6)
 
@@ -115,9 +118,9 @@ def test_answers_come_back_to_their_pairs():
         for source, target in ["ab", "cb", "ba", "da", "ad", "ab", "cd"]
     ]
     rule = SoftArgmax(readout="softargmax", sampling="bilinear", window=3, temperature=0.1)
-    together = match_pairs(pairs, lambda name: (maps[name], grid), rule)
+    together = match_pairs(pairs, lambda name: (maps[name], grid), rule.sampling, readout(rule))
     for pair, (predicted, similarity) in zip(pairs, together, strict=True):
-        [(alone, alone_similarity)] = match_pairs([pair], lambda name: (maps[name], grid), rule)
+        [(alone, alone_similarity)] = match_pairs([pair], lambda name: (maps[name], grid), rule.sampling, readout(rule))
         np.testing.assert_allclose(predicted, alone, atol=1e-4)
         np.testing.assert_allclose(similarity, alone_similarity, atol=1e-6)
 

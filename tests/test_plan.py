@@ -5,6 +5,7 @@ import json
 import pytest
 
 from semcorr import cli, graph, params, plan
+from semcorr.current import Current
 from semcorr.files import write_json
 
 
@@ -18,8 +19,7 @@ def experiment(smoke, tmp_path, monkeypatch):
 
 
 def _pending() -> dict[str, str]:
-    jobs = plan.pending(graph.Graph(params.load()))
-    return {" ".join([job.stage, *job.cell.values()]): why for job, why in jobs}
+    return Current(graph.Graph(params.load())).stale
 
 
 def _run(*words: str) -> None:
@@ -30,15 +30,16 @@ def test_why_a_job_would_run(experiment, tmp_path):
     everything = _pending()
     jobs = [job for job in graph.Graph(params.load()).jobs() if job.stage != "validate"]
     assert len(everything) == len(jobs)
-    assert everything["fetch toy_willow"] == "data/toy_willow/images.parquet is not there"
+    assert everything["fetch@toy_willow"] == "data/toy_willow/images.parquet is not there"
     _run("fetch", "toy_willow")
     _run("weights", "dinov2_tiny", "frozen")
     left = _pending()
-    assert everything.keys() - left.keys() == {"fetch toy_willow", "weights dinov2_tiny frozen"}
+    assert everything.keys() - left.keys() == {"fetch@toy_willow", "weights@dinov2_tiny-frozen"}
     experiment["backbones"]["dinov2_tiny"]["weights"]["seed"] = 8
     write_json(tmp_path / "params.yaml", experiment)
-    assert _pending()["weights dinov2_tiny frozen"] == "made under other parameters"
-    assert "fetch toy_willow" not in _pending()
+    why = "changed in params.yaml: backbones.dinov2_tiny.weights.seed"
+    assert _pending()["weights@dinov2_tiny-frozen"] == why
+    assert "fetch@toy_willow" not in _pending()
 
 
 def test_operations_of_a_vit_by_hand(experiment):
@@ -82,7 +83,7 @@ def test_on_the_command_line(experiment, tmp_path, capsys):
     write_json(tmp_path / "params.yaml", experiment)
     cli.main(["plan", "--tflops", "1"])
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:12]] == [*(s for s in graph.STAGES if s != "validate"), "all"]
+    assert [line.split()[0] for line in lines[1:13]] == [*(s for s in graph.STAGES if s != "validate"), "all"]
     assert lines[1].split()[1] == "3"
     assert "*" in lines[3]  # nobody knows how large one's own data are before they are read
     cli.main(["plan", "--tflops", "1", "--jobs"])

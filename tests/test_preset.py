@@ -1,11 +1,12 @@
 """`semcorr preset`: nothing of anybody's is overwritten, and `make` says what it does not do."""
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from semcorr import cli, engines, params
+from semcorr import cli, params
 from semcorr.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -71,11 +72,13 @@ def test_keys_are_set_with_their_comments_kept(project, capsys):
 
 
 def test_not_while_an_engine_is_at_work(project, capsys, monkeypatch):
-    import fcntl
-
-    with engines.LOCK.open("a") as held:
-        fcntl.flock(held, fcntl.LOCK_SH)  # as a stage does that DVC runs
-        assert "DVC or Snakemake is at work" in _refused(capsys, "demo")
+    hold = "import time; from semcorr.engines import at_work\n"
+    hold += "with at_work('python -m semcorr match'): print(1, flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE) as running:
+        running.stdout.readline()
+        said = f"at work in this folder: python -m semcorr match (process {running.pid})"
+        assert said in _refused(capsys, "demo")
+        running.kill()
     cli.main(["preset", "demo"])
 
 

@@ -122,7 +122,7 @@ def test_what_was_begun_with_other_images_is_begun_anew(experiment, smoke, tmp_p
 def test_a_batch_too_large_for_the_gpu_is_halved(experiment, smoke, monkeypatch, caplog):
     """A network that holds one image at most, as a full GPU does, gives the same features."""
     first = _until_store(experiment)
-    from semcorr.backbones.vit import TimmVit
+    from semcorr.backbones.timm import Network as TimmVit
 
     features, sizes = TimmVit.features, []
 
@@ -315,7 +315,7 @@ def test_an_average_and_a_reference_have_names_of_their_own(experiment, smoke):
     for job in list(graph.Graph(params.load()).jobs()):
         if job.stage not in ("validate", "fetch"):
             experiment(job.stage, *job.cell.values(), **changes)
-    outputs = _job("report").outputs
+    outputs = _job("headline").outputs
     [row, _] = sorted(outputs["headline"].rglob("*.json"))
     values = json.loads(row.read_text())
     cell = json.loads(_job("evaluate", "dinov2_tiny", "frozen", "toy_spair_val", "argmax").outputs["cell"].read_text())

@@ -15,15 +15,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as PillowImage
 
-from semcorr import cli, graph, losses, params, training
+from semcorr import cli, graph, params, training
 from semcorr.backbones import build, digest, save
 from semcorr.backbones.weights import read_checkpoint
 from semcorr.datasets.base import Pair
 from semcorr.errors import UserError
 from semcorr.files import sha256, write_json
 from semcorr.geometry import Grid
+from semcorr.losses import contrastive, cosine, end_point, gaussian_ce, l2
 from semcorr.matching import match_pairs
 from semcorr.provenance import read
+from semcorr.readouts.argmax import argmax
 from semcorr.stages import finetune
 
 LOSSES = {
@@ -65,11 +67,11 @@ def test_losses_against_numpy(seed):
     maps = np.einsum("nc,hwc->nhw", descriptors, target)
     tensors = [torch.from_numpy(one) for one in (maps, descriptors, target, cells)]
     found = {
-        "gaussian_ce": losses.gaussian_cross_entropy(tensors[0], tensors[3], 0.05, 1.2),
-        "cosine": losses.cosine(*tensors[1:]),
-        "l2": losses.squared_distance(*tensors[1:]),
-        "contrastive": losses.contrastive(*tensors, 0.07, None, torch.Generator()),
-        "end_point": losses.end_point(tensors[0], tensors[3], 0.05),
+        "gaussian_ce": gaussian_ce.gaussian_cross_entropy(tensors[0], tensors[3], 0.05, 1.2),
+        "cosine": cosine.cosine(*tensors[1:]),
+        "l2": l2.squared_distance(*tensors[1:]),
+        "contrastive": contrastive.contrastive(*tensors, 0.07, None, torch.Generator()),
+        "end_point": end_point.end_point(tensors[0], tensors[3], 0.05),
     }
     for index, (x, y) in enumerate(cells):
         likely = np.exp(maps[index] / 0.05 - np.log(np.exp(maps[index] / 0.05).sum()))
@@ -98,7 +100,7 @@ def test_negatives_are_drawn_from_their_seed_and_never_near():
     maps = torch.full((len(cells), 6, 6), 0.1, dtype=torch.float64)
     maps[:, 1:4, 1:4] = 100.0
     values = [
-        losses.contrastive(maps, descriptors, target, cells, 0.07, 64, torch.Generator().manual_seed(seed))
+        contrastive.contrastive(maps, descriptors, target, cells, 0.07, 64, torch.Generator().manual_seed(seed))
         for seed in (1, 1, 2)
     ]
     torch.testing.assert_close(values[0], values[1], rtol=0, atol=0)
@@ -148,7 +150,7 @@ def test_each_loss_overfits_two_pairs(smoke, name, end_point):
         value.backward()
         optimizer.step()
     with torch.no_grad():
-        answers = match_pairs(pairs, lambda id_: (model.maps[id_], grid), finetune.VALIDATION_RULE)
+        answers = match_pairs(pairs, lambda id_: (model.maps[id_], grid), finetune.VALIDATION_SAMPLING, argmax)
     for pair, (predicted, _) in zip(pairs, answers, strict=True):
         assert (np.hypot(*(predicted - pair.target_keypoints).T) <= 0.05 * 168).all()
 

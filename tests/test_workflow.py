@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 from conftest import Clone, run_forked, setting
 
-from semcorr import graph, params
+from semcorr import engines, graph, params
 from semcorr.files import write_json
-from semcorr.stale import _is_dvcs, remove_stale
 
 ROOT = Path(__file__).parents[1]
 PRESETS = sorted(path.stem for path in (ROOT / "workflow/presets").glob("*.yaml"))
@@ -59,7 +58,6 @@ def _snakemake_graph() -> dict:
                 "command": job.shellcmd.split(" 2> ")[0],
                 "inputs": set(map(str, job.input)),
                 "outputs": set(map(str, job.output)),
-                "settings": dict(job.params.items()).get("settings", {}),
                 "gpu": job.resources.get("gpu", 0),
             }
     return found
@@ -71,24 +69,12 @@ def _our_graph(values: params.Params) -> dict:
     for job in graph.Graph(values).jobs():
         found["@".join(filter(None, [job.stage, "-".join(job.cell.values())]))] = {
             "command": job.command,
-            "inputs": {*map(str, job.inputs.values()), *graph.code_files(job.stage)},
+            "reads": set(map(str, job.reads)),
+            "inputs": {*map(str, job.inputs.values()), str(engines.marker(job))},
             "outputs": set(map(str, job.outputs.values())),
             "settings": job.settings,
         }
     return found
-
-
-def _spelt_out(inputs: set[str], outputs: set[str]) -> set[str]:
-    """DVC's inputs with folders replaced by the files in them, those that are made from `outputs`."""
-    files = set()
-    for path in inputs:
-        if path.startswith("metrics/"):
-            files |= {output for output in outputs if output.startswith(f"{path}/")}
-        elif Path(path).is_dir():
-            files |= {file.as_posix() for file in Path(path).rglob("*") if file.is_file() and file.suffix != ".pyc"}
-        else:
-            files.add(path)
-    return files
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -97,18 +83,14 @@ def test_one_graph_in_both_engines(clone, preset, monkeypatch):
     monkeypatch.chdir(clone(preset).root)
     values = params.load()
     ours, dvc, snakemake = _our_graph(values), _dvc_graph(), _snakemake_graph()
-    # Snakemake validates params.yaml when it reads the Snakefile; DVC needs a stage for it, which the first ones await.
-    assert ours.pop("validate")["outputs"] == dvc.pop("validate")["outputs"] == {graph.CHECKED}
-    for job in (*ours.values(), *dvc.values()):
-        # Snakemake is given what is watched itself; here there is nothing.
-        job["inputs"] -= {graph.CHECKED, *(path for path in job["inputs"] if path.startswith("watched/"))}
+    assert ours.pop("validate")["outputs"] == dvc.pop("validate")["outputs"] == {str(graph.BASIS)}  # Snakemake, itself
     assert ours.keys() == dvc.keys() == snakemake.keys()
-    outputs = {output for job in ours.values() for output in job["outputs"]}
     for name, job in ours.items():
         assert dvc[name]["command"] == snakemake[name]["command"] == job["command"]
         assert dvc[name]["outputs"] == snakemake[name]["outputs"] == job["outputs"]
-        assert _spelt_out(dvc[name]["inputs"], outputs) == snakemake[name]["inputs"] == job["inputs"]
-        assert dvc[name]["settings"] == snakemake[name]["settings"] == job["settings"], name
+        assert dvc[name]["inputs"] == job["reads"]  # the basis among them, and folders that hold what is gathered
+        assert snakemake[name]["inputs"] == job["inputs"]
+        assert dvc[name]["settings"] == job["settings"], name
         assert dvc[name]["gpu"] == snakemake[name]["gpu"]
 
 
@@ -164,7 +146,7 @@ BOTH = ("frozen", "last1")
 CHANGES = {
     "the window": (
         setting("rules", "softargmax", "window", 5),
-        _cells(("match", "evaluate"), BOTH, ("softargmax",)) | {"report"},
+        _cells(("match", "evaluate"), BOTH, ("softargmax",)) | {"report", "headline"},
     ),
     "the batch size": (setting("runtime", "batch_size", 3), set()),
 }
@@ -201,20 +183,15 @@ def _check_whole_grid(project: Clone) -> None:
 
 
 @pytest.mark.pipeline
-def test_dvc_runs_what_a_change_touches(finished, monkeypatch):
+def test_dvc_runs_what_a_change_touches(finished):
     project = finished
-    with monkeypatch.context() as there:  # folders are known by the checksums that DVC forms
-        there.chdir(project.root)
-        assert _is_dvcs(Path("data/toy_spair_test/images"))
-        assert _is_dvcs(Path("metrics/smoke/headline"))
     assert project.dvc() == set()
     first = project.metrics()
     for name in ("the window", "the batch size"):
         change, expected = CHANGES[name]
         before = project.metrics()
         project.edit(change)
-        # `validate` reads the file itself, so that DVC notices keys that no stage knows.
-        assert project.dvc() == expected | {"validate"}, name
+        assert project.dvc() == expected, name
         assert (project.metrics() != before) == bool(expected)
     assert project.dvc() == set()
     differences = project.run("dvc", "metrics", "diff")
@@ -227,11 +204,15 @@ def test_dvc_runs_what_a_change_touches(finished, monkeypatch):
     assert table.splitlines()[1].split()[3].rstrip("*") != "+0.0"
     assert "nope has no matches/" in project.run(*compare, f"nope:{cell}", cell, expect=2)
     project.run("git", "checkout", "-q", "params.yaml")
-    assert "Running stage" not in project.run("dvc", "repro")  # all of it is restored, from the run cache
+    output = project.run("dvc", "repro")  # all of it is restored, from the run cache; what git keeps is written anew
+    ran = {line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage '")}
+    assert ran == {"validate", "headline"}
     assert project.metrics() == first
 
     module = project.root / "semcorr/stages/evaluate.py"
-    module.write_text(module.read_text() + "# no other result\n")
+    module.write_text(f'"""Other words."""\n\n# and a comment\n{module.read_text()}\n')
+    assert project.dvc() == set()
+    module.write_text(f"{module.read_text()}\n_NO_OTHER_RESULT = 1\n")
     assert project.dvc() == _cells(("evaluate",), BOTH)  # the wave ends where the bytes are the same
     assert project.metrics() == first
     _cache_is_linked_and_whole(project, "matches/dinov2_tiny/frozen/toy_spair_test/softargmax.parquet")
@@ -260,8 +241,11 @@ def test_snakemake_runs_what_a_change_touches(finished):
         assert project.snakemake() == expected, name
     assert project.snakemake() == set()
     module = project.root / "semcorr/stages/evaluate.py"
-    module.write_text(module.read_text() + "# no other result\n")
-    assert project.snakemake() == _cells(("evaluate",), BOTH) | {"report"}  # it plans ahead
+    module.write_text(module.read_text() + "# a comment\n")
+    assert project.snakemake() == set()
+    module.write_text(module.read_text() + "_NO_OTHER_RESULT = 1\n")
+    # It plans ahead.
+    assert project.snakemake() == _cells(("evaluate",), BOTH) | {"report", "headline"}
     refused = project.run("snakemake", "--cores", "all", "--config", "threads=2", expect=1)
     assert "--config and --configfile are not supported" in refused
     project.edit(setting("evaluat", {}))
@@ -283,33 +267,27 @@ def test_what_one_engine_made_is_not_stale_in_the_other(finished):
     assert project.snakemake() >= SOFT
     under_b = project.metrics()
     assert under_b != under_a
-    project.dvc()
+    assert project.dvc() == set()
     assert project.metrics() == under_b
 
     temperature(0.04)
-    assert "would be removed and made again" in project.run("snakemake", "--dry-run")
-    assert project.metrics() == under_b
-    project.dvc()
+    assert "changed in params.yaml: rules.softargmax.temperature" in project.run("snakemake", "--dry-run")
+    for look in (
+        ("--summary",),
+        ("--list-rules",),
+        ("--lint",),
+        ("--report", "x.html"),
+        ("no_such_target",),
+        ("--dag",),
+    ):
+        subprocess.run(["snakemake", *look], cwd=project.root, capture_output=True, check=False)
+        assert project.metrics() == under_b  # looking deletes nothing
+    assert project.dvc() > SOFT
     assert project.metrics() == under_a
+    assert project.snakemake() == set()
 
-    # Snakemake's records say "made under B"; the files are A's, and params.yaml asks for B.
+    # Snakemake's own records say "made under B"; the files are A's, and params.yaml asks for B.
     temperature(0.5)
     assert project.snakemake() >= SOFT
     assert project.metrics() == under_b
-
-
-def test_stale_outputs_are_found(tmp_path, monkeypatch, smoke):
-    monkeypatch.chdir(tmp_path)
-    values = params.validate(smoke, "smoke")
-    plan = graph.Graph(values)
-    job = plan.job("evaluate", "dinov2_tiny", "frozen", "toy_willow", "argmax")
-    path = job.outputs["cell"]
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({"provenance": {"fingerprint": job.fingerprint}}))
-    assert remove_stale(plan, dry_run=False) == []
-    for content in (json.dumps({"provenance": {"fingerprint": "0"}}), "", "{"):
-        path.write_text(content)
-        assert remove_stale(plan, dry_run=True) == [job]
-        assert path.exists()
-        assert remove_stale(plan, dry_run=False) == [job]
-        assert not path.exists()
+    assert project.dvc() == set()

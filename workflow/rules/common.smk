@@ -48,8 +48,8 @@ if workflow.is_main_process:  # and not in the jobs of a cluster, which read thi
     STALE = Current(EXPERIMENT).stale
     engines.mark(EXPERIMENT, STALE)
     engines.make_writable(EXPERIMENT.jobs())
-    for name, why in STALE.items():
-        logging.getLogger("snakemake.logging").info(f"{name}: {why}")
+    for line in engines.reasons(STALE):
+        logging.getLogger("snakemake.logging").info(line)
 
 
 onstart:
