@@ -150,6 +150,7 @@ CHANGES = {
     ),
     "the batch size": (setting("runtime", "batch_size", 3), set()),
 }
+DRAWS = {f"draw@dinov2_tiny-{weights}-toy_spair_test" for weights in BOTH}
 SOFT = _cells(("match", "evaluate"), BOTH, ("softargmax",))
 
 
@@ -291,3 +292,44 @@ def test_what_one_engine_made_is_not_stale_in_the_other(finished):
     assert project.snakemake() >= SOFT
     assert project.metrics() == under_b
     assert project.dvc() == set()
+
+
+@pytest.mark.pipeline
+def test_a_second_clone_pulls(finished, tmp_path):
+    """What another has pushed is current for both engines; a change then runs what it touches, in one, for both."""
+    first = finished.metrics()
+    finished.commit("results")
+    finished.run("dvc", "remote", "add", "--default", "shared", str(tmp_path / "remote"))
+    finished.run("dvc", "push")
+    finished.commit("remote")
+    project = Clone(tmp_path / "second")
+    finished.run("git", "clone", "--quiet", ".", str(project.root))
+    project.run("dvc", "pull")
+    assert project.metrics() == first
+    assert project.snakemake() == set()
+    assert project.dvc() == set()
+    change, expected = CHANGES["the window"]
+    project.edit(change)
+    assert project.snakemake() == expected
+    assert project.dvc() == set()
+
+
+@pytest.mark.pipeline
+def test_other_presets_results_stay(finished, tmp_path):
+    """An experiment under another preset, in the workspace and beside it; then files of both are as they were."""
+    finished.commit("results")
+    first = finished.metrics()
+    other = tmp_path / "other.yaml"
+    other.write_text((finished.root / "params.yaml").read_text().replace("preset: smoke", "preset: other"))
+    finished.run(sys.executable, "-m", "semcorr", "preset", str(other))
+    folders = ("features", "matches", "checkpoints", "data")
+    before = {path for folder in folders for path in (finished.root / folder).rglob("*")}
+    assert finished.dvc() == {*_cells(("evaluate",), BOTH), *DRAWS, "report", "headline"}
+    finished.commit("other")
+    finished.run("dvc", "exp", "run", "-S", "evaluate.bootstrap=150")
+    assert "bootstrap: 150" in (finished.root / "params.yaml").read_text()
+    assert {name: content for name, content in finished.metrics().items() if "/smoke/" in name} == first
+    assert before <= {path for folder in folders for path in (finished.root / folder).rglob("*")}
+    finished.run("git", "checkout", "-q", "HEAD~1", "--", "params.yaml", "dvc.lock")
+    assert finished.snakemake() == set()
+    assert finished.dvc() == set()
