@@ -15,7 +15,7 @@ import warnings
 from pathlib import Path
 
 from semcorr import __version__, engines, graph, params, shipped
-from semcorr.current import noted
+from semcorr.current import Current, noted
 from semcorr.errors import UserError
 from semcorr.files import replacing, write_json, write_text
 from semcorr.keeper import forget_links
@@ -398,12 +398,15 @@ def backbones(_: argparse.Namespace) -> None:
 
 def table(_: argparse.Namespace) -> None:
     """Print summary.md of the current experiment."""
-    job = graph.Graph(params.load()).job("report")
+    experiment = graph.Graph(params.load())
+    job = experiment.job("report")
     if not job.outputs["markdown"].exists():
         raise UserError(f"{job.outputs['markdown']}: not made yet. Run: dvc repro (or snakemake --cores all)")
     expect(job.outputs["html"], job.fingerprint)
     print(job.outputs["markdown"].read_text(encoding="utf-8"))
     print(f"Report: {job.outputs['html']}")
+    if why := Current(experiment).stale.get(job.name):
+        print(f"Not up to date: {why}; see semcorr plan", file=sys.stderr)
 
 
 def schema(_: argparse.Namespace) -> None:

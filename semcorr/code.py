@@ -27,6 +27,7 @@ UNCOUNTED = {
     "semcorr.memory",
     "semcorr.basis",
 }
+FORMAT = "code 1"  # of the hashes; another one, and none that is remembered counts
 LAYOUT = {"kind", "type_comment", "type_ignores", "ctx"}  # parts of the tree that change nothing
 
 
@@ -39,7 +40,7 @@ def modules(memory: Memory, *names: str) -> dict[str, str]:
         path = _file(name)
         if name in found or name in UNCOUNTED or path is None:
             continue
-        found[name], reached = memory.ask("code", path, _read)
+        found[name], reached = memory.ask(FORMAT, path, _read)
         queue += [name.rpartition(".")[0], *reached]
         for template in sorted((ROOT / "semcorr/templates").glob("*")):
             if template.name in reached:

@@ -1,29 +1,24 @@
-"""Who is at work in a folder, and what Snakemake and DVC are told.
+"""Who is at work in a folder, and how Snakemake is told what is stale.
 
-Each process that writes results holds a lock of the system's while it lives, on a file that says what it does: however
-it ends, the lock ends with it. DVC keeps order among its own stages, and Snakemake among its own jobs; the two are kept
-apart by DVC's own table of who is at work, in which `keeper` enters Snakemake.
+Each process that writes results holds a lock while it lives, on a file whose name says what it does. DVC keeps order
+among its own stages, and Snakemake among its own jobs; `keeper` keeps the two apart.
 """
 
 import contextlib
-import fcntl
-import logging
 import os
-import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import Timeout
+
 from semcorr.errors import UserError
-from semcorr.files import has_no_locks, unwritable, write_text
-from semcorr.graph import Graph, Job
+from semcorr.files import take_lock, unwritable, write_text
+from semcorr.graph import Graph
 from semcorr.memory import FOLDER
 
 AT_WORK = FOLDER / "at_work"
-MARKERS = FOLDER / "markers"
-LONG_AGO = 1.0  # seconds of the clock: earlier than any output
-
-logger = logging.getLogger(__name__)
+LONG_AGO = (1.0, 1.0)  # seconds of the clock: earlier than any output
 
 
 @contextlib.contextmanager
@@ -37,113 +32,63 @@ def at_work(what: str, alone: bool = False) -> Iterator[None]:
     Raises:
         UserError: something is at work that is in the way.
     """
-    mine = AT_WORK / f"{socket.gethostname()}-{os.getpid()}"
-    begun = mine.with_suffix(".new")  # gets its name once it is locked, so that nobody takes it for one that was left
+    path = AT_WORK / f"{what.replace('/', ' ')[:200]} (process {os.getpid()})"
     with unwritable(AT_WORK):
         AT_WORK.mkdir(parents=True, exist_ok=True)
-        file = begun.open("w")
-    with file:
-        if not _lock(file.fileno()):
-            logger.warning("this file system has no locks: start no second engine here, it would not be noticed")
-        file.write(f"{what} (process {os.getpid()})")
-        file.flush()
-        begun.replace(mine)
-        try:
-            found = [one for one in others() if alone or one.startswith(f"{what} (")]
-            if found:
-                raise UserError(
-                    f"at work in this folder: {', '.join(found)}. Wait until that has ended, then run again"
-                )
-            yield
-        finally:
-            mine.unlink(missing_ok=True)
+        lock = take_lock(path)
+    try:
+        found = [one for one in others() if alone or one.startswith(path.name.rpartition("(")[0])]
+        if found:
+            raise UserError(f"at work in this folder: {', '.join(found)}. Wait until that has ended, then run again")
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
 
 
 def others() -> list[str]:
     """What other processes are at work on in this folder; what is left of those that were killed is removed."""
     found = []
-    for path in sorted(AT_WORK.glob("*")) if AT_WORK.exists() else ():
-        if path.suffix == ".new" or path.name == f"{socket.gethostname()}-{os.getpid()}":
+    for path in sorted(AT_WORK.glob("*)")):
+        if path.name.endswith(f"(process {os.getpid()})"):
             continue
-        with contextlib.suppress(FileNotFoundError), path.open("r+") as file:
-            try:
-                _lock(file.fileno())
-                path.unlink(missing_ok=True)
-            except BlockingIOError:
-                found.append(file.read())
+        try:
+            lock = take_lock(path, 0)
+        except Timeout:
+            found.append(path.name)
+        else:
+            path.unlink(missing_ok=True)
+            lock.release()
     return found
 
 
-def _lock(file: int) -> bool:
-    """Lock an open file; False where the file system cannot.
-
-    Raises:
-        BlockingIOError: another process has.
-    """
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
-    except OSError as error:
-        if not has_no_locks(error):
-            raise
-        return False
-    return True
-
-
-def marker(job: Job) -> Path:
+def marker(stage: str, *cell: str) -> Path:
     """The file through which Snakemake is told whether a job is stale: an input that is newer than its outputs then."""
-    return MARKERS / job.stage / ("-".join(job.cell.values()) or "all")
+    return FOLDER / "markers" / stage / ("-".join(cell) or "all")
 
 
 def mark(graph: Graph, stale: dict[str, str]) -> None:
-    """Set the markers of all jobs.
+    """Set the markers of all jobs: new where a job is stale, old where not.
 
-    Only the marker's time is ever set back, not an output's: DVC's cache may be the same file.
+    A marker's time alone is set, never an output's: DVC's cache may be the same file. Outputs get write permission,
+    which DVC takes from them: Snakemake refuses to make such a file anew. Nothing here writes into a file in place.
     """
     for job in graph.jobs():
-        path = marker(job)
-        why = stale.get(job.name)
-        if why is None:
-            _age(path)
-            continue
-        # Other bytes each time: what equals the input that Snakemake remembers does not count as newer.
-        write_text(path, f"{why}\n{time.time_ns()}\n")
-        newest = max((output.stat().st_mtime for output in job.outputs.values() if output.exists()), default=0.0)
-        if newest > path.stat().st_mtime:  # made under a clock that is ahead
-            os.utime(path, (newest + 1, newest + 1))
+        path, made = (
+            marker(job.stage, *job.cell.values()),
+            [output for output in job.outputs.values() if output.exists()],
+        )
+        if job.name in stale or not path.exists():  # other bytes each time: what Snakemake has seen is never newer
+            write_text(path, f"{stale.get(job.name)}\n{time.time_ns()}\n")
+        newest = max([output.stat().st_mtime + 1 for output in made] + [time.time()])  # some are of a clock ahead
+        os.utime(path, (newest, newest) if job.name in stale else LONG_AGO)
+        for output in made:
+            if not os.access(output, os.W_OK):
+                with contextlib.suppress(OSError):  # not ours: Snakemake says so
+                    output.chmod(output.stat().st_mode | 0o200)
 
 
-def reasons(stale: dict[str, str]) -> list[str]:
-    """Why jobs are stale, a line for each reason; those that follow from others, or were never made, are left out."""
-    found: dict[str, list[str]] = {}
-    for name, why in stale.items():
-        if not why.startswith("follows from ") and not why.endswith(" is not there"):
-            found.setdefault(why, []).append(name)
-    more = {why: f" and {len(names) - 1} more" if len(names) > 1 else "" for why, names in found.items()}
-    return [f"stale: {names[0]}{more[why]}: {why}" for why, names in found.items()]
-
-
-def begin(graph: Graph) -> None:
+def age(graph: Graph) -> None:
     """Make all markers old, once it is planned what runs: Snakemake compares them with what was made, again."""
     for job in graph.jobs():
-        _age(marker(job))
-
-
-def _age(path: Path) -> None:
-    if not path.exists():
-        write_text(path, "")
-    if path.stat().st_mtime != LONG_AGO:
-        os.utime(path, (LONG_AGO, LONG_AGO))
-
-
-def make_writable(jobs: Iterable[Job]) -> None:
-    """Give write permission for outputs that DVC took it from: Snakemake refuses to make such a file anew.
-
-    Nothing here writes into a file in place, so DVC's cache, which may be the same file, stays as it is.
-    """
-    for job in jobs:
-        for path in job.outputs.values():
-            if path.exists() and not os.access(path, os.W_OK) and not path.is_symlink():
-                with contextlib.suppress(OSError):  # not ours: Snakemake says so
-                    path.chmod(path.stat().st_mode | 0o200)
+        os.utime(marker(job.stage, *job.cell.values()), LONG_AGO)

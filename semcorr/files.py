@@ -6,6 +6,7 @@ and a file that an engine has linked into its cache is replaced, never changed i
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -113,6 +114,20 @@ def locked(path: Path, timeout: float = -1) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def has_locks(folder: Path) -> bool:
+    """Whether a folder's file system has locks of the system's."""
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        return not has_no_locks(error)
+    finally:
+        os.close(file)
+    return True
 
 
 def has_no_locks(error: Exception) -> bool:

@@ -41,7 +41,7 @@ class Stage:
 
     axes: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
-    inputs: dict[str, str]
+    inputs: dict[str, str] = field(default_factory=dict)
     gathers: dict[str, str] = field(default_factory=dict)
     outputs: dict[str, str]
     basis: tuple[str, ...] = ()
@@ -58,53 +58,36 @@ BASIS = Path("data/basis")
 FAMILY = "backbones/{backbone}"
 
 STAGES: dict[str, Stage] = {
-    "validate": Stage(
-        inputs={},
-        outputs={"basis": BASIS.as_posix()},
-    ),
+    "validate": Stage(outputs={"basis": BASIS.as_posix()}),
     "fetch": Stage(
         axes=("dataset",),
         reads=("datasets.{dataset}",),
-        inputs={},
         outputs={
             "images": "data/{dataset}/images.parquet",
             "pairs": "data/{dataset}/pairs.parquet",
             "folder": "data/{dataset}/images",
         },
-        basis=(
-            "code/fetch",
-            "datasets/{dataset}",
-        ),
+        basis=("datasets/{dataset}",),
     ),
     "weights": Stage(
         axes=("backbone", "weights"),
         reads=(*NETWORK, "backbones.{backbone}.weights", "baselines.{weights}"),
-        inputs={},
         outputs={"tensors": WEIGHTS},
-        basis=("code/weights", FAMILY, "weights/{backbone}"),
+        basis=(FAMILY, "weights/{backbone}"),
     ),
     "extract": Stage(
         axes=("backbone", "weights", "dataset"),
         reads=(*NETWORK, SIZE, *READ, "backbones.{backbone}.debias", COMPUTE, PRECISION, "threads"),
         inputs={"tensors": WEIGHTS, "images": "data/{dataset}/images.parquet"},
         outputs={"store": STORE},
-        basis=(
-            "code/extract",
-            FAMILY,
-        ),
+        basis=(FAMILY,),
     ),
     "trunk": Stage(
         axes=("backbone", "dataset"),
         reads=(*NETWORK, SIZE, *LAYER, COMPUTE, "trunk", "threads"),
-        inputs={
-            "tensors": "data/weights/{backbone}/frozen.safetensors",
-            "images": "data/{dataset}/images.parquet",
-        },
+        inputs={"tensors": "data/weights/{backbone}/frozen.safetensors", "images": "data/{dataset}/images.parquet"},
         outputs={"store": TRUNK},
-        basis=(
-            "code/trunk",
-            FAMILY,
-        ),
+        basis=(FAMILY,),
     ),
     "finetune": Stage(
         axes=("backbone", "tuning"),
@@ -122,7 +105,7 @@ STAGES: dict[str, Stage] = {
             "curve": "checkpoints/{backbone}/{tuning}/curve.csv",
             "steps": "checkpoints/{backbone}/{tuning}/steps.csv",
         },
-        basis=("code/finetune", FAMILY, "tunings/{tuning}"),
+        basis=(FAMILY, "tunings/{tuning}"),
     ),
     "adapt": Stage(
         axes=("backbone", "tuning", "dataset"),
@@ -133,27 +116,20 @@ STAGES: dict[str, Stage] = {
             "trunk": TRUNK,
         },
         outputs={"store": "features/{backbone}/{tuning}/{dataset}.h5"},
-        basis=(
-            "code/adapt",
-            FAMILY,
-        ),
+        basis=(FAMILY,),
     ),
     "match": Stage(
         axes=("backbone", "weights", "dataset", "rule"),
         reads=("rules.{rule}", "threads"),
         inputs={"store": STORE, "pairs": "data/{dataset}/pairs.parquet"},
         outputs={"matches": MATCHES},
-        basis=(
-            "code/match",
-            "rules/{rule}",
-        ),
+        basis=("rules/{rule}",),
     ),
     "evaluate": Stage(
         axes=("backbone", "weights", "dataset", "rule"),
         reads=("evaluate", "datasets.{dataset}.format"),
         inputs={"matches": MATCHES},
         outputs={"cell": CELL, "pairs": PAIRS},
-        basis=("code/evaluate",),
     ),
     "draw": Stage(
         axes=("backbone", "weights", "dataset"),
@@ -164,11 +140,9 @@ STAGES: dict[str, Stage] = {
             "images": "data/{dataset}/images.parquet",
         },
         outputs={"gallery": GALLERY},
-        basis=("code/draw",),
     ),
     "report": Stage(
         reads=("grid", "evaluate"),
-        inputs={},
         gathers={"evaluate": "metrics/{preset}/cells", "draw": "metrics/{preset}/galleries"},
         outputs={
             "html": "metrics/{preset}/report.html",
@@ -177,14 +151,12 @@ STAGES: dict[str, Stage] = {
             "curves": "metrics/{preset}/curves.csv",
             "categories": "metrics/{preset}/categories.csv",
         },
-        basis=("code/report",),
     ),
     "headline": Stage(
         reads=("grid", "evaluate"),
         inputs={"page": "metrics/{preset}/report.html"},
         gathers={"evaluate": "metrics/{preset}/cells"},
         outputs={"headline": "metrics/{preset}/headline", "csv": "metrics/{preset}/summary.csv"},
-        basis=("code/headline",),
     ),
 }
 
@@ -288,7 +260,8 @@ class Graph:
                 values = self.constants | dict(zip(STAGES[name].axes, one, strict=True))
                 for role, path in STAGES[name].outputs.items():
                     inputs[f"{name} {role} {'/'.join(one)}"] = Path(path.format(**values))
-        basis = {BASIS / path.format(**fields): self._modules(path.format(**fields)) for path in row.basis}
+        rests_on = [f"code/{stage}", *(path.format(**fields) for path in row.basis)] if stage != "validate" else []
+        basis = {BASIS / path: self._modules(path) for path in rests_on}
         folders = [Path(folder.format(**fields)) for folder in row.gathers.values()]
         reads = [path for path in inputs.values() if not any(path.is_relative_to(folder) for folder in folders)]
         settings = {key: self.lookup(key) for key in (read.format(**fields) for read in row.reads)}

@@ -1,8 +1,8 @@
-"""Beside a Snakemake at work: keeps DVC out, and afterwards tells DVC what was made.
+"""Snakemake's side of the truth: what it is told at its start, and what DVC is told at its end.
 
-A process of its own, since Snakemake may be killed at any moment: it waits for the end of its standard input, which
-ends with Snakemake, and for stages that were left at work. Then each job that is current goes into dvc.lock and DVC's
-cache, as `dvc commit` would put it there, so that `dvc repro` finds what Snakemake has made.
+Beside a Snakemake at work runs a process of this module. It keeps DVC out, waits for the end of its standard input,
+which ends with Snakemake, however that ends, and for stages that were left at work. Then each job that is current goes
+into dvc.lock and DVC's cache, as `dvc commit` would put it there, so that `dvc repro` has nothing to do.
 
     python -m semcorr.keeper "snakemake --cores all"
 """
@@ -17,9 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from semcorr import basis, engines, params
+from semcorr import architectures, basis, engines, params
 from semcorr.current import Current
 from semcorr.errors import UserError
+from semcorr.files import has_locks
 from semcorr.graph import Graph
 
 READY = "ready"
@@ -28,17 +29,42 @@ logger = logging.getLogger(__name__)
 
 
 class Keeper:
-    """Snakemake's side: starts the process, and waits for it at the end."""
+    """What the Snakefile needs.
 
-    def __init__(self, command: str):
-        self._command = command
+    Args:
+        graph: of the experiment.
+        command: how Snakemake was called.
+        plans: whether this process decides what runs.
+
+    Attributes:
+        remade: outputs of stale jobs.
+    """
+
+    def __init__(self, graph: Graph, command: list[str], plans: bool):
+        self._graph, self._command = graph, " ".join(["snakemake", *command])
         self._running: subprocess.Popen | None = None
+        self._stale = Current(graph).stale if plans else {}
+        jobs = [job for job in graph.jobs() if job.name in self._stale]
+        self.remade = {path.as_posix() for job in jobs for path in job.outputs.values()}
+        if plans:
+            engines.mark(graph, self._stale)
+            self._say_why()
+
+    def _say_why(self) -> None:
+        """A line for each reason for which something was made before and is made anew."""
+        reasons: dict[str, list[str]] = {}
+        for name, why in self._stale.items():
+            if not why.startswith("follows from ") and not why.endswith(" is not there"):
+                reasons.setdefault(why, []).append(name)
+        for why, (name, *others) in reasons.items():
+            more = f" and {len(others)} more" if others else ""
+            logging.getLogger("snakemake.logging").info(f"stale: {name}{more}: {why}")
 
     def start(self) -> None:
         """Keep DVC out from here on.
 
         Raises:
-            UserError: DVC, or what is left of a run that was killed, is at work.
+            UserError: DVC is at work, or what is left of a run that was killed, or something has changed meanwhile.
         """
         self._running = subprocess.Popen(
             [sys.executable, "-m", "semcorr.keeper", self._command],
@@ -49,10 +75,16 @@ class Keeper:
         )
         said = self._running.stdout.readline().strip()
         if said != READY:
-            raise UserError(f"{said}{self._running.stdout.read()}".strip() or "semcorr.keeper ended before it began")
+            raise UserError(f"{said} {self._running.stdout.read()}".strip())
+        now = Current(self._graph)
+        if now.stale != self._stale:
+            raise UserError("something has changed while Snakemake planned; run it again")
+        architectures.check(self._graph.params)
+        basis.write(now.basis)
+        engines.age(self._graph)
 
     def end(self) -> None:
-        """Let it tell DVC what was made."""
+        """Let DVC be told what was made."""
         if self._running is not None:
             self._running.stdin.close()
             self._running.wait()
@@ -61,24 +93,23 @@ class Keeper:
 def main() -> None:
     """Keep, wait, record."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("dvc").setLevel(logging.WARNING)
-    command = sys.argv[1]
+    logging.getLogger("dvc").setLevel(logging.ERROR)
     try:
-        with engines.at_work(command, alone=True), _known_to_dvc(command):
+        with engines.at_work(sys.argv[1], alone=True), known_to_dvc(sys.argv[1]):
             sys.stdout.write(f"{READY}\n")
             sys.stdout.flush()
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # who read it may be gone
             sys.stdin.read()
-            while [one for one in engines.others() if one.startswith("python -m semcorr ")]:
+            while any(one.startswith("python -m semcorr ") for one in engines.others()):
                 time.sleep(0.2)
     except UserError as error:
         sys.stdout.write(f"{error}\n")
         raise SystemExit(2) from None
     try:
-        with engines.at_work("semcorr.keeper: telling DVC what Snakemake made"):
+        with engines.at_work("telling DVC what Snakemake made"):
             record()
-    except UserError as error:
-        logger.warning("dvc.lock was not brought up to date, the next Snakemake run does it: %s", error)
+    except (UserError, OSError) as error:
+        logger.warning("dvc.lock was not brought up to date; the next Snakemake that runs a job does it (%s)", error)
 
 
 @contextlib.contextmanager
@@ -86,11 +117,8 @@ def repository() -> Iterator[Any]:
     """The project as DVC knows it; None where it does not, or is not installed.
 
     Raises:
-        UserError: DVC is at work, or cannot read what it wrote.
+        UserError: DVC is at work, or cannot read or write what is its own.
     """
-    if not Path(".dvc").is_dir():
-        yield None
-        return
     try:
         from dvc.exceptions import DvcException
         from dvc.lock import LockError
@@ -100,16 +128,20 @@ def repository() -> Iterator[Any]:
         yield None
         return
     try:
-        with Repo(".") as repo:
+        opened = Repo(".") if Path(".dvc").is_dir() else contextlib.nullcontext()
+    except SCMError:  # in a folder that git does not know, DVC does nothing at all
+        opened = contextlib.nullcontext()
+    try:
+        with opened as repo:
             yield repo
     except LockError as error:
         raise UserError(f"DVC is at work in this folder: {error}") from None
-    except (DvcException, SCMError) as error:
+    except DvcException as error:
         raise UserError(f"DVC: {error}; see docs/troubleshooting.md") from None
 
 
 @contextlib.contextmanager
-def _known_to_dvc(command: str) -> Iterator[None]:
+def known_to_dvc(command: str) -> Iterator[None]:
     """Enter this process into DVC's table of who is at work, as one that may write to all of the project.
 
     Raises:
@@ -117,10 +149,14 @@ def _known_to_dvc(command: str) -> Iterator[None]:
     """
     with contextlib.ExitStack() as entered:
         with repository() as repo:
-            if repo is not None:
+            hardlink = repo is not None and repo.config["core"].get("hardlink_lock", False)
+            if repo is not None and not hardlink and not has_locks(Path(".dvc")):
+                logger.warning(
+                    "this file system has no locks: do not start DVC here meanwhile, it would not be noticed"
+                )
+            elif repo is not None:
                 from dvc.rwlock import rwlock
 
-                hardlink = repo.config["core"].get("hardlink_lock", False)
                 with repo.lock:  # DVC holds it between two stages; while one runs, the stage stands in the table
                     entered.enter_context(rwlock(repo.tmp_dir, repo.fs, command, [], [repo.root_dir], hardlink))
         yield
@@ -131,11 +167,10 @@ def record() -> None:
     experiment = Graph(params.load())
     found = Current(experiment)
     names = {"validate", *(job.name for job in found.unrecorded)}
-    if len(names) == 1 or not experiment.params.runtime.record:
-        return
     with repository() as repo:
-        if repo is None:
+        if repo is None or not found.unrecorded or not experiment.params.runtime.record:
             return
+        logger.info("putting %d jobs into dvc.lock and DVC's cache", len(found.unrecorded))
         basis.write(found.basis)
         with repo.lock:
             stages = [stage for stage in repo.index.stages if stage.addressing in names]
@@ -144,7 +179,6 @@ def record() -> None:
                 stage.commit()
             stages[0].dvcfile.dump_stages(stages, update_pipeline=False)
         repo.state.links.clear()
-    logger.info("%d jobs went into dvc.lock and DVC's cache", len(found.unrecorded))
 
 
 def forget_links() -> None:
@@ -153,7 +187,7 @@ def forget_links() -> None:
     What another preset's parameters made would be removed by the next checkout that has no target, and `dvc exp run` is
     one: DVC takes for leftovers what params.yaml does not ask for now. Such files stay where they are.
     """
-    with repository() as repo:
+    with contextlib.suppress(UserError), repository() as repo:
         if repo is not None:
             repo.state.links.clear()
 

@@ -29,6 +29,7 @@ IN_THE_WAY = (
     "another process is writing",
     "is busy",
     "Unable to acquire lock",
+    "something has changed while Snakemake planned",
 )  # what a latecomer may say
 ENGINES = {"dvc": ("dvc", "repro"), "snakemake": ("snakemake", "--cores", "1")}
 
@@ -125,14 +126,14 @@ def test_a_lock_file_that_was_being_written(finished):
         assert "Nothing to be done" in finished.run("snakemake", "--cores", "1")
         assert "Nothing would run" in finished.run("python", "-m", "semcorr", "plan")  # the jobs' own notes say so
     lock.unlink()
-    assert "Running stage" not in finished.run("dvc", "repro")
+    assert finished.run("dvc", "repro").count("Running stage") == 2  # validate, headline; all else comes back
     assert finished.metrics() == made
     assert lock.read_text() == whole
     table = finished.root / ".dvc/tmp/rwlock"
     table.write_text("")
     assert EMPTY in finished.run("dvc", "repro", expect=255)
     table.unlink()
-    assert "Running stage" not in finished.run("dvc", "repro")
+    assert finished.dvc() == set()
     assert finished.metrics() == made
 
 

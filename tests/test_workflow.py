@@ -70,7 +70,7 @@ def _our_graph(values: params.Params) -> dict:
         found["@".join(filter(None, [job.stage, "-".join(job.cell.values())]))] = {
             "command": job.command,
             "reads": set(map(str, job.reads)),
-            "inputs": {*map(str, job.inputs.values()), str(engines.marker(job))},
+            "inputs": {*map(str, job.inputs.values()), str(engines.marker(job.stage, *job.cell.values()))},
             "outputs": set(map(str, job.outputs.values())),
             "settings": job.settings,
         }

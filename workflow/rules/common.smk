@@ -6,18 +6,15 @@ OUTPUTS
     none
 """
 
-import logging
 import sys
 
 from snakemake.exceptions import WorkflowError
 
-from semcorr import architectures, basis, engines
 from semcorr import graph as stage_graph
 from semcorr import params as experiment
-from semcorr.current import Current
+from semcorr.engines import marker as marker_of
 from semcorr.errors import UserError
 from semcorr.keeper import Keeper
-from semcorr.memory import Memory
 
 
 def load_experiment():
@@ -31,35 +28,21 @@ def load_experiment():
             )
     except UserError as error:
         sys.exit(f"semcorr: {error}")
-    return values
+    return stage_graph.Graph(values)
 
 
-EXPERIMENT = stage_graph.Graph(load_experiment())
-GRID = config["grid"]
-PRESET = config["preset"]
+EXPERIMENT = load_experiment()
+GRID, PRESET = config["grid"], config["preset"]
 NAMES = r"[a-z0-9_]+"
-KEEPER = Keeper(" ".join(["snakemake", *sys.argv[1:]]))
+KEEPER = Keeper(EXPERIMENT, sys.argv[1:], plans=workflow.is_main_process)  # jobs of a cluster read this file too
 
 # One job at a time on the GPU unless told otherwise: --resources gpu=4.
 workflow.global_resources.setdefault("gpu", config["runtime"]["processes"])
-
-STALE = {}
-if workflow.is_main_process:  # and not in the jobs of a cluster, which read this file too
-    STALE = Current(EXPERIMENT).stale
-    engines.mark(EXPERIMENT, STALE)
-    engines.make_writable(EXPERIMENT.jobs())
-    for line in engines.reasons(STALE):
-        logging.getLogger("snakemake.logging").info(line)
 
 
 onstart:
     try:
         KEEPER.start()
-        if Current(EXPERIMENT).stale != STALE:
-            raise UserError("something has changed while Snakemake planned; run it again")
-        architectures.check(EXPERIMENT.params)
-        basis.write(basis.texts(EXPERIMENT, Memory()))
-        engines.begin(EXPERIMENT)
     except UserError as error:
         raise WorkflowError(f"semcorr: {error}") from None
 
@@ -72,31 +55,19 @@ onerror:
     KEEPER.end()
 
 
-def marker(stage):
-    """A function of wildcards: the file that tells Snakemake whether a stage's job is stale."""
-
-    def of(wildcards):
-        axes = stage_graph.STAGES[stage].axes
-        return engines.marker(EXPERIMENT.job(stage, *(wildcards[axis] for axis in axes)))
-
-    return of
-
-
-REMADE = {path.as_posix() for job in EXPERIMENT.jobs() if job.name in STALE for path in job.outputs.values()}
-
-
 def known(paths):
-    """A function of wildcards: inputs that are made by others. Their times count for nothing; markers alone do.
-
-    Of what is made anew, they do count: else Snakemake, which does not look at the marker of what follows from a job
-    that runs, would leave that out.
-    """
+    """A function of wildcards: inputs that other jobs make. What is made anew is newer; else their times do not count."""
 
     def of(wildcards):
         filled = expand(paths, **wildcards) if isinstance(paths, str) else paths
-        return [path if path in REMADE else ancient(path) for path in filled]
+        return [path if path in KEEPER.remade else ancient(path) for path in filled]
 
     return of
+
+
+def marker(stage):
+    """The file that tells Snakemake whether a stage's job is stale."""
+    return str(marker_of(stage, *(f"{{{axis}}}" for axis in stage_graph.STAGES[stage].axes)))
 
 
 def made_by(*stages):
