@@ -19,12 +19,10 @@ from pathlib import Path
 
 from semcorr import code
 from semcorr.errors import UserError
-from semcorr.files import project_path, remove, sha256, write_text
+from semcorr.files import canonical_json, project_path, remove, sha256, write_text
 from semcorr.graph import BASIS, Graph, Job
 from semcorr.memory import Memory, files
 from semcorr.params import FileWeights, Params, PathSource
-
-READ = "read of this machine:"
 
 
 def texts(graph: Graph, memory: Memory) -> dict[Path, str]:
@@ -38,25 +36,29 @@ def texts(graph: Graph, memory: Memory) -> dict[Path, str]:
 def text(job: Job, path: Path, params: Params, memory: Memory) -> str:
     """What one file of a job's basis is to say now."""
     lines = [f"{digest}  {module}" for module, digest in code.modules(memory, *job.basis[path]).items()]
-    there = [one for one in sources(path, params) if one.exists()]
-    read = [line for one in there for line in memory.ask("files", one, _listing)] if there else _said(path)
-    return "\n".join([*lines, *([READ, *read] if read else [])]) + "\n"
+    wanted, heading = sources(path, params)
+    if all(one.exists() for one in wanted):
+        read = [line for one in wanted for line in memory.ask("files", one, _listing)]
+    else:
+        read = _said(path, heading)
+    return "\n".join([*lines, *([heading, *read] if read else [])]) + "\n"
 
 
-def sources(path: Path, params: Params) -> list[Path]:
-    """Files and folders of this machine that a file of the basis tells of, be they there or not."""
+def sources(path: Path, params: Params) -> tuple[list[Path], str]:
+    """What a file of the basis tells of on this machine, be it there or not, and the line over what is read of it."""
     kind, name = path.relative_to(BASIS).parts
+    spec = {"datasets": params.datasets, "weights": params.backbones}.get(kind, {}).get(name)
+    if spec is None:
+        return [], ""
     if kind == "weights":
-        source = params.backbones[name].weights
-        return [project_path(source.path)] if isinstance(source, FileWeights) else []
-    if kind != "datasets":
-        return []
-    spec = params.datasets[name]
-    paths = [project_path(source.path) for source in spec.sources if isinstance(source, PathSource)]
-    first = next((path for path in paths if path.exists()), None)
-    found = paths if first is None else [_root(first, spec.format)]
-    listed = getattr(spec, "pairs", None)
-    return [*found, *([project_path(listed)] if listed else [])]
+        found = [project_path(spec.weights.path)] if isinstance(spec.weights, FileWeights) else []
+        given = spec.weights.model_dump()
+    else:
+        paths = [project_path(source.path) for source in spec.sources if isinstance(source, PathSource)]
+        there = [_root(one, spec.format) for one in paths if one.exists()]
+        listed = [project_path(spec.pairs)] if getattr(spec, "pairs", None) else []
+        found, given = (there[:1] or paths[:1]) + listed, [source.model_dump() for source in spec.sources]
+    return found, f"read of this machine, for {hashlib.sha256(canonical_json(given).encode()).hexdigest()[:16]}:"
 
 
 def _root(path: Path, format_: str) -> Path:
@@ -78,13 +80,13 @@ def _listing(path: Path) -> list[str]:
     return [f"{hashlib.sha256(chr(10).join(of).encode()).hexdigest()}  {name}/" for name, of in folders.items()]
 
 
-def _said(path: Path) -> list[str]:
-    """What a file of the basis says was read."""
+def _said(path: Path, heading: str) -> list[str]:
+    """What a file of the basis says was read, for the sources that params.yaml has now."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
         return []
-    return lines[lines.index(READ) + 1 :] if READ in lines else []
+    return lines[lines.index(heading) + 1 :] if heading in lines else []
 
 
 def require_sources(path: Path, params: Params) -> None:
@@ -97,12 +99,12 @@ def require_sources(path: Path, params: Params) -> None:
     Raises:
         UserError: what it names is gone.
     """
-    wanted = sources(path, params)
-    if _said(path) and not any(one.exists() for one in wanted):
-        gone = ", ".join(map(str, wanted)) or "what it was made from"
+    wanted, heading = sources(path, params)
+    gone = [str(one) for one in wanted if not one.exists()]
+    if gone and _said(path, heading):
         raise UserError(
-            f"{gone}: gone since this was made. Bring it back; or remove {path} and run again, and the "
-            "next of the sources in params.yaml is taken"
+            f"{', '.join(gone)}: gone since this was made. Bring it back; or remove {path} and run again, and the next "
+            "of the sources in params.yaml is taken"
         )
 
 

@@ -93,7 +93,7 @@ class Current:
         if record.settings != job.settings:
             before, after = leaves(record.settings), leaves(job.settings)
             keys = [key for key in {**after, **before} if after.get(key, ...) != before.get(key, ...)]
-            return f"changed in params.yaml: {', '.join(keys)}"
+            return f"changed in params.yaml: {', '.join(keys or job.settings)}"
         for paths, noted in ((job.reads, record.reads), (job.outputs.values(), record.outputs)):
             if {path.as_posix() for path in paths} != set(noted):
                 return "it reads or writes other files"
@@ -108,9 +108,7 @@ class Current:
             return f"{path} is not what was made" if made else f"{path} has changed"
         before = path.read_text(encoding="utf-8") if path.is_file() else ""
         if hashlib.md5(before.encode()).hexdigest() != noted:
-            return (
-                "its code has changed" if path.parts[-2] == "code" else f"the code or data of {path.name} have changed"
-            )
+            return f"code, or files of this machine, have changed ({path})"
         lines = set(before.splitlines()) ^ set(self.basis[path].splitlines())
         names = sorted({line.partition("  ")[2] for line in lines} - {""})
         return f"{', '.join(names)} {'has' if len(names) == 1 else 'have'} changed"
