@@ -23,7 +23,8 @@ from semcorr.backbones.weights import get
 from semcorr.backbones.wheel import download_wheel, onnx_to_timm
 from semcorr.errors import UserError
 from semcorr.files import sha256
-from semcorr.matching import argmax, heatmaps, normalise, sample
+from semcorr.matching import heatmaps, normalise, sample
+from semcorr.readouts.argmax import argmax
 
 NAMES = ["dinov2_tiny", "dinov3_tiny", "sam_tiny"]
 

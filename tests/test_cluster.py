@@ -5,7 +5,6 @@ import shutil
 import socket
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
 from conftest import Clone
@@ -133,21 +132,3 @@ def test_a_network_asks_for_a_gpu(finished, slurm, profile):
     for option, value in (("--gpus", "1"), ("--mem", "16000")):
         assert words[words.index(option) + 1] == value
     assert "120" in words  # minutes
-
-
-@pytest.mark.pipeline
-def test_a_second_clone_pulls_and_runs_nothing(finished, tmp_path):
-    """`dvc push` into a folder, `dvc pull` in another clone: all is there, and neither engine runs anything."""
-    remote = tmp_path / "remote"
-    finished.run("dvc", "remote", "add", "--default", "shared", str(remote))
-    finished.commit("remote")
-    finished.run("dvc", "push")
-    finished.run("git", "clone", "-q", str(finished.root), str(tmp_path / "second"))
-    second = Clone(tmp_path / "second")
-    second.run("dvc", "pull")
-    assert second.metrics() == finished.metrics()
-    assert second.dvc() == set()
-    second.run("snakemake", "--cores", "1", "--touch")  # it goes by times, and those of pulled files say nothing
-    assert "Nothing to be done" in second.run("snakemake", "--cores", "all")
-    assert second.dvc() == set()
-    assert Path(second.root / "features/dinov2_tiny/trunk/toy_spair_trn.h5").exists()

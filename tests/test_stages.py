@@ -328,4 +328,4 @@ def test_an_average_and_a_reference_have_names_of_their_own(experiment, smoke):
     table = pd.read_csv(outputs["csv"])
     assert "per_image_PCK@0.10" in table
     assert "image_PCK@0.10" not in table
-    assert "| PCK@0.10, reference image |" in outputs["markdown"].read_text()
+    assert "| PCK@0.10, reference image |" in _job("report").outputs["markdown"].read_text()

@@ -273,14 +273,7 @@ def test_what_one_engine_made_is_not_stale_in_the_other(finished):
 
     temperature(0.04)
     assert "changed in params.yaml: rules.softargmax.temperature" in project.run("snakemake", "--dry-run")
-    for look in (
-        ("--summary",),
-        ("--list-rules",),
-        ("--lint",),
-        ("--report", "x.html"),
-        ("no_such_target",),
-        ("--dag",),
-    ):
+    for look in (("--summary",), ("--list-rules",), ("no_such_target",)):
         subprocess.run(["snakemake", *look], cwd=project.root, capture_output=True, check=False)
         assert project.metrics() == under_b  # looking deletes nothing
     assert project.dvc() > SOFT
@@ -296,7 +289,7 @@ def test_what_one_engine_made_is_not_stale_in_the_other(finished):
 
 @pytest.mark.pipeline
 def test_a_second_clone_pulls(finished, tmp_path):
-    """What another has pushed is current for both engines; a change then runs what it touches, in one, for both."""
+    """What another has pushed is current for both engines."""
     first = finished.metrics()
     finished.commit("results")
     finished.run("dvc", "remote", "add", "--default", "shared", str(tmp_path / "remote"))
@@ -307,10 +300,6 @@ def test_a_second_clone_pulls(finished, tmp_path):
     project.run("dvc", "pull")
     assert project.metrics() == first
     assert project.snakemake() == set()
-    assert project.dvc() == set()
-    change, expected = CHANGES["the window"]
-    project.edit(change)
-    assert project.snakemake() == expected
     assert project.dvc() == set()
 
 

@@ -24,7 +24,7 @@ from semcorr.store import Store
 
 experiment = params.load()
 plan = graph.Graph(experiment)
-scores = pd.read_csv(plan.job("report").outputs["csv"])
+scores = pd.read_csv(plan.job("headline").outputs["csv"])
 scores[["dataset", "backbone", "weights", "rule", "pck", "low", "high"]]
 
 # %% [markdown]
