@@ -56,17 +56,18 @@ class Current:
         self.basis = basis.texts(graph, self._memory)
         self.stale: dict[str, str] = {}
         self.unrecorded: list[Job] = []
-        made: dict[Path, str] = {}
+        self._remade: dict[Path, str] = {}  # outputs of stale jobs, and folders that hold them -> the job
         for job in graph.jobs():
             if job.stage == "validate":
                 continue
             why = self._why(job)
-            before = next((made[path] for path in job.inputs.values() if made[path] in self.stale), None)
+            before = next((self._remade[path] for path in job.reads if path in self._remade), None)
             if why is None and before:
                 why = f"follows from {before}"
             if why is not None:
                 self.stale[job.name] = why
-            made |= dict.fromkeys(job.outputs.values(), job.name)
+                for path in job.outputs.values():
+                    self._remade |= dict.fromkeys([path, *path.parents], job.name)
         self.unrecorded = [job for job in self.unrecorded if job.name not in self.stale]
         self._memory.save()
 
@@ -98,7 +99,7 @@ class Current:
             if {path.as_posix() for path in paths} != set(noted):
                 return "it reads or writes other files"
             for path in paths:
-                if now[path.as_posix()] != noted[path.as_posix()]:
+                if now[path.as_posix()] != noted[path.as_posix()] and path not in self._remade:
                     return self._changed(path, noted[path.as_posix()], made=path in job.outputs.values())
         return None
 
