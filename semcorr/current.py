@@ -10,8 +10,8 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from semcorr.memory import FOLDER, Memory
 from semcorr.params import PARAMS_FILE, leaves
 
 LOCK = Path("dvc.lock")
+UNKNOWN = "nothing is known of how it was made"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +34,14 @@ class Record:
         command: its command line.
         settings: the values of the parameters that it reads, by key.
         reads, outputs: MD5 by path; a folder's is over its files, as DVC forms it.
+        recorded: whether DVC has put it into dvc.lock and its cache.
     """
 
     command: str
     settings: dict[str, Any]
     reads: dict[str, str]
     outputs: dict[str, str]
+    recorded: bool = True
 
 
 class Current:
@@ -46,7 +49,7 @@ class Current:
 
     Attributes:
         stale: name of a stale job -> why; each after those that it reads from.
-        unrecorded: jobs that are current while dvc.lock does not say so.
+        unrecorded: jobs that are current, and that DVC does not know so.
         basis: what each file of the basis is to say now.
     """
 
@@ -78,14 +81,12 @@ class Current:
             return f"{missing} is not there"
         now = {path.as_posix(): self._md5(path) for path in (*job.reads, *job.outputs.values())}
         locked, noted = self._locked.get(job.name), _noted(job)
-        if locked is not None and self._difference(job, locked, now) is None:
-            return None
-        why = "nothing is known of how it was made"
-        for record in filter(None, (locked, noted)):
-            why = self._difference(job, record, now)
-        if why is None:
+        reasons = [self._difference(job, record, now) if record else UNKNOWN for record in (locked, noted)]
+        if None not in reasons:
+            return next((why for why in reversed(reasons) if why != UNKNOWN), UNKNOWN)
+        if reasons[0] is not None or not (noted is None or noted.recorded):
             self.unrecorded.append(job)
-        return why
+        return None
 
     def _difference(self, job: Job, record: Record, now: dict[str, str | None]) -> str | None:
         """What is other now than a record says; None where nothing is."""
@@ -151,6 +152,14 @@ def _locked() -> dict[str, Record]:
         return {}
 
 
+def remember_recorded(jobs: Iterable[Job]) -> None:
+    """Note that DVC has what these jobs made."""
+    for job in jobs:
+        record = _noted(job)
+        if record is not None:
+            write_json(_note(job), asdict(replace(record, recorded=True)))
+
+
 @contextlib.contextmanager
 def noted(job: Job, graph: Graph) -> Iterator[None]:
     """Note what a job read and wrote, when the block that runs it has ended well.
@@ -176,6 +185,7 @@ def noted(job: Job, graph: Graph) -> Iterator[None]:
         settings=job.settings,
         reads=before | of_basis,
         outputs={path.as_posix(): memory.md5(path) for path in job.outputs.values()},
+        recorded="DVC_STAGE" in os.environ,  # DVC does that when the job has ended
     )
     write_json(_note(job), asdict(record))
     memory.save()

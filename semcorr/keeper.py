@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from semcorr import architectures, basis, engines, params
-from semcorr.current import Current
+from semcorr.current import Current, remember_recorded
 from semcorr.errors import UserError
 from semcorr.files import has_locks
 from semcorr.graph import Graph
@@ -178,6 +178,7 @@ def record() -> None:
                 stage.save()
                 stage.commit()
             stages[0].dvcfile.dump_stages(stages, update_pipeline=False)
+        remember_recorded(found.unrecorded)
         repo.state.links.clear()
 
 
