@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from semcorr.errors import UserError
 from semcorr.files import sha256
 from semcorr.memory import Memory
 
@@ -32,7 +33,14 @@ LAYOUT = {"kind", "type_comment", "type_ignores", "ctx"}  # parts of the tree th
 
 
 def modules(memory: Memory, *names: str) -> dict[str, str]:
-    """Every module and template that the named modules rest on -> a hash of what it does."""
+    """Every module and template that the named modules rest on -> a hash of what it does.
+
+    Raises:
+        UserError: there is no module of a name.
+    """
+    missing = [name for name in names if _file(name) is None]
+    if missing:
+        raise UserError(f"{missing[0]}: no such module, while params.yaml asks for it by its name")
     found: dict[str, str] = {}
     queue = list(names)
     while queue:

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -70,7 +71,7 @@ class Current:
             if why is not None:
                 self.stale[job.name] = why
                 for path in job.outputs.values():
-                    self._remade |= dict.fromkeys([path, *path.parents], job.name)
+                    self._remade |= dict.fromkeys([path, *path.parents], " ".join([job.stage, *job.cell.values()]))
         self.unrecorded = [job for job in self.unrecorded if job.name not in self.stale]
         self._memory.save()
 
@@ -95,6 +96,7 @@ class Current:
         if record.settings != job.settings:
             before, after = leaves(record.settings), leaves(job.settings)
             keys = [key for key in {**after, **before} if after.get(key, ...) != before.get(key, ...)]
+            keys = dict.fromkeys(re.sub(r"(\.\d+)+$", "", key) for key in keys)  # of a list, the list
             return f"changed in params.yaml: {', '.join(keys or job.settings)}"
         for paths, noted in ((job.reads, record.reads), (job.outputs.values(), record.outputs)):
             if {path.as_posix() for path in paths} != set(noted):

@@ -10,6 +10,7 @@ into dvc.lock and DVC's cache, as `dvc commit` would put it there, so that `dvc 
 import contextlib
 import logging
 import os
+import re
 import subprocess
 import sys
 import time
@@ -51,11 +52,11 @@ class Keeper:
             self._say_why()
 
     def _say_why(self) -> None:
-        """A line for each reason for which something was made before and is made anew."""
+        """A line for each reason; jobs that only follow from others are left out."""
         reasons: dict[str, list[str]] = {}
         for name, why in self._stale.items():
-            if not why.startswith("follows from ") and not why.endswith(" is not there"):
-                reasons.setdefault(why, []).append(name)
+            if not why.startswith("follows from "):
+                reasons.setdefault("not there" if why.endswith(" is not there") else why, []).append(name)
         for why, (name, *others) in reasons.items():
             more = f" and {len(others)} more" if others else ""
             logging.getLogger("snakemake.logging").info(f"stale: {name}{more}: {why}")
@@ -135,7 +136,8 @@ def repository() -> Iterator[Any]:
         with opened as repo:
             yield repo
     except LockError as error:
-        raise UserError(f"DVC is at work in this folder: {error}") from None
+        who = ", ".join(dict.fromkeys(re.findall(r"\(PID \d+\): .*", str(error)))) or "between two stages, or looking"
+        raise UserError(f"DVC is at work in this folder: {who}. Wait until it has ended, then run again") from None
     except DvcException as error:
         raise UserError(f"DVC: {error}; see docs/troubleshooting.md") from None
 

@@ -8,8 +8,6 @@ OUTPUTS
 
 import sys
 
-from snakemake.exceptions import WorkflowError
-
 from semcorr import graph as stage_graph
 from semcorr import params as experiment
 from semcorr.engines import marker as marker_of
@@ -18,7 +16,7 @@ from semcorr.keeper import Keeper
 
 
 def load_experiment():
-    """The validated parameters; a mistake, or an override that the stages could not see, ends the run."""
+    """The jobs of params.yaml, and what is stale; a mistake, or an override that stages could not see, ends the run."""
     try:
         values = experiment.load()
         if values.to_dict() != config:
@@ -26,15 +24,16 @@ def load_experiment():
                 "params.yaml: --config and --configfile are not supported, since the stages and DVC could not see "
                 "them, and numbers must be written as 1.0e-4, not 1e-4. Edit params.yaml"
             )
+        graph = stage_graph.Graph(values)
+        # Jobs of a cluster read this file too, and plan nothing.
+        return graph, Keeper(graph, sys.argv[1:], plans=workflow.is_main_process)
     except UserError as error:
         sys.exit(f"semcorr: {error}")
-    return stage_graph.Graph(values)
 
 
-EXPERIMENT = load_experiment()
+EXPERIMENT, KEEPER = load_experiment()
 GRID, PRESET = config["grid"], config["preset"]
 NAMES = r"[a-z0-9_]+"
-KEEPER = Keeper(EXPERIMENT, sys.argv[1:], plans=workflow.is_main_process)  # jobs of a cluster read this file too
 
 # One job at a time on the GPU unless told otherwise: --resources gpu=4.
 workflow.global_resources.setdefault("gpu", config["runtime"]["processes"])
@@ -44,7 +43,7 @@ onstart:
     try:
         KEEPER.start()
     except UserError as error:
-        raise WorkflowError(f"semcorr: {error}") from None
+        sys.exit(f"semcorr: {error}")
 
 
 onsuccess:
