@@ -1,10 +1,12 @@
 """params.yaml, the whole experiment, as one typed and validated model.
 
 A value that changes a result has its only home in params.yaml: no field below has a default, unknown keys are
-refused, and types are not coerced. Values under `runtime` change speed alone and are hashed by nobody.
+refused, and types are not coerced. Values under `runtime` change no result and are hashed by nobody; `record` alone has a
+default, since files in use are older.
 """
 
 import contextlib
+import functools
 import io
 import json
 import re
@@ -403,7 +405,7 @@ class Evaluate(Model):
 
 
 class Runtime(Model):
-    """Speed only: no result depends on it, and changing it re-runs nothing."""
+    """No result depends on it, and changing it re-runs nothing: speed, and whether DVC is told what Snakemake makes."""
 
     device: Literal["auto", "cpu", "cuda"]
     workers: Annotated[int, Field(ge=0)]
@@ -718,12 +720,18 @@ def _problem(path: tuple, schema: dict[str, Any], problems: list) -> str:
     return f"{where}: {messages}, got {first['input']!r}"
 
 
+@functools.cache
+def _schema() -> dict[str, Any]:
+    """The JSON schema of params.yaml."""
+    return Params.model_json_schema()
+
+
 def _locate(location: tuple) -> tuple[list, dict[str, Any]]:
     """The path in the file of a validation problem, and the schema of what stands there or holds it.
 
     Pydantic's locations also name the member of a union that was tried, which is no key of the file.
     """
-    whole = node = Params.model_json_schema()
+    whole = node = _schema()
     path: list = []
     for step in location:
         if step == "[key]":  # the key itself is wrong, not what stands under it
