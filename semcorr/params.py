@@ -1,8 +1,8 @@
 """params.yaml, the whole experiment, as one typed and validated model.
 
 A value that changes a result has its only home in params.yaml: no field below has a default, unknown keys are
-refused, and types are not coerced. Values under `runtime` change no result and are hashed by nobody; `record` alone has a
-default, since files in use are older.
+refused, and types are not coerced. Values under `runtime` change no result and are hashed by nobody; `record` alone
+has a default, since files in use are older.
 """
 
 import contextlib
