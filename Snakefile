@@ -6,7 +6,11 @@ OUTPUTS
     metrics/<preset>/{summary.json, summary.csv, summary.md, report.html}
 """
 
+import sys
+
 from snakemake.utils import min_version
+
+sys.path.insert(0, workflow.basedir)  # the package beside this file, as `python -m semcorr` takes it, if there is one
 
 min_version("9.0")
 

@@ -185,14 +185,17 @@ def run_stage(options: argparse.Namespace) -> str:
     cell = [getattr(options, axis) for axis in graph.STAGES[options.verb].axes]
     experiment = graph.Graph(values)
     job = experiment.job(options.verb, *cell)
-    stage = getattr(importlib.import_module(f"semcorr.stages.{options.verb}"), options.verb)
+
+    def stage() -> str:
+        return getattr(importlib.import_module(f"semcorr.stages.{options.verb}"), options.verb)(job, values)
+
     if "TORCHELASTIC_RUN_ID" in os.environ:  # one of several processes of a job, which the job has launched itself
-        return stage(job, values)
+        return stage()
     if job.stage == "validate":
         with engines.at_work(job.command, alone="DVC_STAGE" in os.environ):
-            return stage(job, values)
+            return stage()
     with engines.at_work(job.command), noted(job, experiment):
-        said = stage(job, values)
+        said = stage()
     if job.stage == "headline" and "DVC_STAGE" in os.environ:  # the last one
         forget_links()
     return said

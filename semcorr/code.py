@@ -66,7 +66,10 @@ def _file(name: str) -> Path | None:
 
 def _read(path: Path) -> list[Any]:
     """The hash of a module's code, and the names that it imports; what is a template's name is one of them."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (SyntaxError, ValueError) as error:
+        raise UserError(f"{path}: is no Python ({error})") from None
     return [hashlib.sha256(repr(_plain(tree)).encode()).hexdigest()[:16], sorted(set(_reached(tree)))]
 
 

@@ -8,6 +8,7 @@ and DVC, which decides for itself, decides alike.
 
 import contextlib
 import hashlib
+import importlib
 import json
 import os
 import re
@@ -16,12 +17,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from semcorr import basis
+from semcorr import basis, code
 from semcorr.errors import UserError
 from semcorr.files import write_json
 from semcorr.graph import Graph, Job
 from semcorr.memory import FOLDER, Memory
-from semcorr.params import PARAMS_FILE, leaves
+from semcorr.params import PARAMS_FILE, leaves, load
 
 LOCK = Path("dvc.lock")
 UNKNOWN = "nothing is known of how it was made"
@@ -164,18 +165,18 @@ def remember_recorded(jobs: Iterable[Job]) -> None:
 
 @contextlib.contextmanager
 def noted(job: Job, graph: Graph) -> Iterator[None]:
-    """Note what a job read and wrote, when the block that runs it has ended well.
+    """Load a job's code, and note what the job read and wrote when the block that runs it has ended well.
 
     Raises:
-        UserError: what it reads has changed in the meantime; or, under DVC, since `validate` looked.
+        UserError: what it reads has changed since it began; or, under DVC, since `validate` looked.
     """
-    memory = Memory()
-    said = {path: basis.text(job, path, graph.params, memory) for path in job.basis}
-    if "DVC_STAGE" in os.environ:
-        for path, text in said.items():
-            if not path.is_file() or path.read_text(encoding="utf-8") != text:
-                raise UserError(f"{path}: code or data have changed since this run began. Run: dvc repro")
-    of_basis = {path.as_posix(): hashlib.md5(text.encode()).hexdigest() for path, text in said.items()}
+    memory, under_dvc = Memory(), "DVC_STAGE" in os.environ
+    said = _basis(job, graph, memory)
+    looks = _load(job, memory)
+    if _basis(job, graph, memory) != said or _load(job, memory) != looks:
+        raise UserError(f"{job.name}: its code has changed while it was loaded. Run again")
+    if under_dvc:
+        _require_basis(said)
     inputs = [path for path in job.reads if path not in said]
     before = {path.as_posix(): memory.md5(path) for path in inputs if path.exists()}
     yield
@@ -185,9 +186,32 @@ def noted(job: Job, graph: Graph) -> Iterator[None]:
     record = Record(
         command=job.command,
         settings=job.settings,
-        reads=before | of_basis,
+        reads=before | {path.as_posix(): hashlib.md5(text.encode()).hexdigest() for path, text in said.items()},
         outputs={path.as_posix(): memory.md5(path) for path in job.outputs.values()},
-        recorded="DVC_STAGE" in os.environ,  # DVC does that when the job has ended
+        recorded=under_dvc,  # DVC does that when the job has ended
     )
     write_json(_note(job), asdict(record))
     memory.save()
+    if under_dvc:  # which records what stands there now, not what the job was given
+        _require_basis(said)
+        now = [one for one in Graph(load()).jobs() if one.name == job.name]
+        if not now or now[0].settings != job.settings:
+            raise UserError(f"params.yaml has changed while {job.name} ran. Run: dvc repro")
+
+
+def _basis(job: Job, graph: Graph, memory: Memory) -> dict[Path, str]:
+    """What each file of a job's basis is to say now."""
+    return {path: basis.text(job, path, graph.params, memory) for path in job.basis}
+
+
+def _load(job: Job, memory: Memory) -> dict[str, tuple[int, int]]:
+    """Import all code that counts for a job, so that no later edit reaches it; how each module's file looks."""
+    names = [name for names in job.basis.values() for name in code.modules(memory, *names) if "/" not in name]
+    files = {name: Path(importlib.import_module(name).__file__).stat() for name in names}
+    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in files.items()}
+
+
+def _require_basis(said: dict[Path, str]) -> None:
+    for path, text in said.items():
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            raise UserError(f"{path}: code or data have changed since this run began. Run: dvc repro")

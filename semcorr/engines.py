@@ -89,6 +89,13 @@ def mark(graph: Graph, stale: dict[str, str]) -> None:
 
 
 def age(graph: Graph) -> None:
-    """Make all markers old, once it is planned what runs: Snakemake compares them with what was made, again."""
+    """Make all markers old, once it is planned what runs: Snakemake compares them with what was made, again.
+
+    And what was made under a clock that is ahead is of now: Snakemake refuses what is older than its inputs.
+    """
     for job in graph.jobs():
         os.utime(marker(job.stage, *job.cell.values()), LONG_AGO)
+        for output in job.outputs.values():
+            if output.exists() and output.stat().st_mtime > time.time():
+                with contextlib.suppress(OSError):
+                    os.utime(output)

@@ -39,17 +39,20 @@ class Keeper:
 
     Attributes:
         remade: outputs of stale jobs.
+        missed: whether something is current that DVC does not know so, since a keeper was killed, or dvc.lock put back.
     """
 
     def __init__(self, graph: Graph, command: list[str], plans: bool):
         self._graph, self._command = graph, " ".join(["snakemake", *command])
         self._running: subprocess.Popen | None = None
-        self._stale = Current(graph).stale if plans else {}
+        found = Current(graph) if plans else None
+        self._stale = found.stale if found else {}
         jobs = [job for job in graph.jobs() if job.name in self._stale]
         self.remade = {path.as_posix() for job in jobs for path in job.outputs.values()}
         if plans:
             engines.mark(graph, self._stale)
             self._say_why()
+        self.missed = bool(found and found.unrecorded)
 
     def _say_why(self) -> None:
         """A line for each reason; jobs that only follow from others are left out."""
@@ -83,6 +86,16 @@ class Keeper:
         architectures.check(self._graph.params)
         basis.write(now.basis)
         engines.age(self._graph)
+
+    def catch_up(self) -> None:
+        """Let DVC be told what was missed, first of all: with nothing to do, Snakemake runs nothing else."""
+        if self.missed:
+            subprocess.run(
+                [sys.executable, "-m", "semcorr.keeper", self._command],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                check=False,
+            )
 
     def end(self) -> None:
         """Let DVC be told what was made."""
@@ -128,10 +141,11 @@ def repository() -> Iterator[Any]:
     except ImportError:  # results can be made without an engine
         yield None
         return
-    try:
-        opened = Repo(".") if Path(".dvc").is_dir() else contextlib.nullcontext()
-    except SCMError:  # in a folder that git does not know, DVC does nothing at all
-        opened = contextlib.nullcontext()
+    opened = contextlib.nullcontext()
+    # In a folder that git does not know, DVC does nothing at all.
+    with contextlib.suppress(DvcException, SCMError):
+        found = Repo(".") if Path(".dvc").is_dir() else None
+        opened = found if found and found.scm is not None else opened
     try:
         with opened as repo:
             yield repo

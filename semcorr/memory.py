@@ -7,6 +7,7 @@ memory: where it is gone, what it held is found out anew.
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from semcorr.errors import UserError
 from semcorr.files import write_text
 
 FOLDER = Path(".semcorr")  # in the project: what semcorr itself keeps there
-NO_CONTENT = (".snakemake_timestamp",)  # what engines leave in outputs
+NO_CONTENT = re.compile(r"\.snakemake_timestamp|__pycache__|.*\.pyc|.*\.partial")  # names; .dvcignore says the same
 
 
 class Memory:
@@ -41,11 +42,14 @@ class Memory:
             path: of what is there.
             answer: finds it out; a value of JSON.
         """
-        key, look = f"{question} {path.as_posix()}", _look(path)
-        known = self._known.get(key)
-        if not (isinstance(known, list) and len(known) == 2 and known[0] == look):
-            known = self._known[key] = [look, answer(path)]
-            self._learned = True
+        key = f"{question} {path.as_posix()}"
+        try:
+            look, known = _look(path), self._known.get(key)
+            if not (isinstance(known, list) and len(known) == 2 and known[0] == look):
+                known = self._known[key] = [look, answer(path)]
+                self._learned = True
+        except OSError as error:  # a link to nothing, a file that may not be read
+            raise UserError(f"{error.filename or path}: cannot be read ({error.strerror})") from None
         return known[1]
 
     def md5(self, path: Path) -> str:
@@ -70,14 +74,15 @@ def files(path: Path) -> Iterator[tuple[str, Path]]:
             below.clear()
             continue
         seen.add(here)
-        found += [Path(folder, name) for name in names if name not in NO_CONTENT and not name.endswith(".partial")]
+        below[:] = [name for name in below if not NO_CONTENT.fullmatch(name)]
+        found += [Path(folder, name) for name in names if not NO_CONTENT.fullmatch(name)]
     return iter(sorted((file.relative_to(path).as_posix(), file) for file in found))
 
 
 def _look(path: Path) -> str:
     if not path.is_dir():
         stat = path.stat()
-        return f"{stat.st_size} {stat.st_mtime_ns}"
+        return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
     stats = [f"{name} {(stat := file.stat()).st_size} {stat.st_mtime_ns}" for name, file in files(path)]
     return hashlib.md5("\n".join(stats).encode()).hexdigest()
 

@@ -288,10 +288,8 @@ def test_clock_path_and_hands(finished, tmp_path):
     assert project.snakemake() == set()
     assert project.dvc() == set()
     project.edit(setting("evaluate", "bootstrap", 120))
-    assert "clock skew" in project.run("snakemake", "--cores", "all", expect=1)  # it says so, and makes nothing
+    assert len(project.snakemake()) == 8
     project.edit(setting("evaluate", "bootstrap", 100))
-    project.run("snakemake", "--unlock")
-    set_times(time.time() - 60)
     project.snakemake()
     assert project.metrics() == made
 

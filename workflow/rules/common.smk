@@ -27,13 +27,18 @@ def load_experiment():
         graph = stage_graph.Graph(values)
         # Jobs of a cluster read this file too, and plan nothing.
         return graph, Keeper(graph, sys.argv[1:], plans=workflow.is_main_process)
-    except UserError as error:
+    except (UserError, OSError) as error:
         sys.exit(f"semcorr: {error}")
 
 
 EXPERIMENT, KEEPER = load_experiment()
 GRID, PRESET = config["grid"], config["preset"]
 NAMES = r"[a-z0-9_]+"
+
+if not workflow.output_settings.dryrun and (
+    workflow.resource_settings.cores or workflow.resource_settings.nodes
+):  # it is to run, and not only to look
+    KEEPER.catch_up()
 
 # One job at a time on the GPU unless told otherwise: --resources gpu=4.
 workflow.global_resources.setdefault("gpu", config["runtime"]["processes"])
