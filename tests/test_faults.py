@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import hashlib
+import importlib
 import json
 import os
 import random
@@ -15,12 +16,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from conftest import Clone, fill, fork, run_forked, setting, small
 
-from semcorr import cli, graph, params
+from semcorr import cli, code, graph, params
 from semcorr.current import Current, noted
 from semcorr.errors import UserError
 from semcorr.files import remove, write_json
@@ -510,9 +511,38 @@ def test_what_a_job_reads_must_not_change_while_it_runs(smoke, tmp_path, monkeyp
     _run("validate")
     _run(job.stage, *job.cell.values())
     assert job.name not in Current(experiment).stale
+    other = params.read_yaml(Path("params.yaml"))
+    other["threads"] += 1
+    with pytest.raises(UserError, match=r"params\.yaml has changed while extract@"), noted(job, experiment):
+        write_json(Path("params.yaml"), other)
+    _small_project(smoke, tmp_path)
     (graph.BASIS / "code/extract").write_text("other code\n")
     with pytest.raises(UserError, match="code or data have changed since this run began"):
         _run(job.stage, *job.cell.values())
+
+
+def test_code_must_not_change_while_a_job_loads_it(smoke, tmp_path, monkeypatch):
+    """What runs would be the old code, or the new."""
+    monkeypatch.chdir(tmp_path)
+    _small_project(smoke, tmp_path)
+    shutil.copytree(Path(cli.__file__).parent, tmp_path / "semcorr")
+    monkeypatch.setattr(code, "ROOT", tmp_path)
+    experiment = graph.Graph(params.load())
+    job = experiment.job("evaluate", "dinov2_tiny", "frozen", "toy_willow", "argmax")
+    module, imported = tmp_path / "semcorr/pck.py", importlib.import_module
+    source = module.read_text()
+    with noted(job, experiment):
+        for path in job.outputs.values():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("{}")
+
+    def late(name: str) -> ModuleType:
+        module.write_text(f"{source}\n_CHANGED = 1\n")
+        return imported(name)
+
+    monkeypatch.setattr(importlib, "import_module", late)
+    with pytest.raises(UserError, match="its code has changed while it was loaded"), noted(job, experiment):
+        pytest.fail("it ran")
 
 
 def test_a_record_is_dvcs_or_the_jobs_own(tmp_path, monkeypatch):
