@@ -38,14 +38,14 @@ def modules(memory: Memory, *names: str) -> dict[str, str]:
     Raises:
         UserError: there is no module of a name.
     """
-    missing = [name for name in names if _file(name) is None]
+    missing = [name for name in names if file_of(name) is None]
     if missing:
         raise UserError(f"{missing[0]}: no such module, while params.yaml asks for it by its name")
     found: dict[str, str] = {}
     queue = list(names)
     while queue:
         name = queue.pop()
-        path = _file(name)
+        path = file_of(name)
         if name in found or name in UNCOUNTED or path is None:
             continue
         found[name], reached = memory.ask(FORMAT, path, _read)
@@ -56,7 +56,7 @@ def modules(memory: Memory, *names: str) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def _file(name: str) -> Path | None:
+def file_of(name: str) -> Path | None:
     """The file of a module of this package."""
     if name.partition(".")[0] != "semcorr":
         return None

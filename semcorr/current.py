@@ -171,9 +171,13 @@ def noted(job: Job, graph: Graph) -> Iterator[None]:
         UserError: what it reads has changed since it began; or, under DVC, since `validate` looked.
     """
     memory, under_dvc = Memory(), "DVC_STAGE" in os.environ
-    said = _basis(job, graph, memory)
-    looks = _load(job, memory)
-    if _basis(job, graph, memory) != said or _load(job, memory) != looks:
+    said = {path: basis.text(job, path, graph.params, memory) for path in job.basis}
+    loaded = [name for names in job.basis.values() for name in code.modules(memory, *names) if "/" not in name]
+    looks = [code.file_of(name).stat().st_mtime_ns for name in loaded]
+    for name in loaded:  # all of it now, so that no later edit reaches the job
+        importlib.import_module(name)
+    same = all(basis.text(job, path, graph.params, memory) == text for path, text in said.items())
+    if not same or looks != [code.file_of(name).stat().st_mtime_ns for name in loaded]:
         raise UserError(f"{job.name}: its code has changed while it was loaded. Run again")
     if under_dvc:
         _require_basis(said)
@@ -197,18 +201,6 @@ def noted(job: Job, graph: Graph) -> Iterator[None]:
         now = [one for one in Graph(load()).jobs() if one.name == job.name]
         if not now or now[0].settings != job.settings:
             raise UserError(f"params.yaml has changed while {job.name} ran. Run: dvc repro")
-
-
-def _basis(job: Job, graph: Graph, memory: Memory) -> dict[Path, str]:
-    """What each file of a job's basis is to say now."""
-    return {path: basis.text(job, path, graph.params, memory) for path in job.basis}
-
-
-def _load(job: Job, memory: Memory) -> dict[str, tuple[int, int]]:
-    """Import all code that counts for a job, so that no later edit reaches it; how each module's file looks."""
-    names = [name for names in job.basis.values() for name in code.modules(memory, *names) if "/" not in name]
-    files = {name: Path(importlib.import_module(name).__file__).stat() for name in names}
-    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in files.items()}
 
 
 def _require_basis(said: dict[Path, str]) -> None:

@@ -52,7 +52,8 @@ class Keeper:
         if plans:
             engines.mark(graph, self._stale)
             self._say_why()
-        self.missed = bool(found and found.unrecorded)
+        told = graph.params.runtime.record and Path(".dvc").is_dir()
+        self.missed = bool(told and found and found.unrecorded)
 
     def _say_why(self) -> None:
         """A line for each reason; jobs that only follow from others are left out."""

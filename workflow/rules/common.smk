@@ -35,9 +35,9 @@ EXPERIMENT, KEEPER = load_experiment()
 GRID, PRESET = config["grid"], config["preset"]
 NAMES = r"[a-z0-9_]+"
 
-if not workflow.output_settings.dryrun and (
-    workflow.resource_settings.cores or workflow.resource_settings.nodes
-):  # it is to run, and not only to look
+# Where it is to run jobs, and not only to look.
+RUNS = workflow.resource_settings.cores or workflow.resource_settings.nodes
+if RUNS and not workflow.output_settings.dryrun:
     KEEPER.catch_up()
 
 # One job at a time on the GPU unless told otherwise: --resources gpu=4.
