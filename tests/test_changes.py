@@ -291,6 +291,15 @@ ONE = {f"evaluate@{B}-frozen-{TEST}-argmax"} | REPORT
 EMPTY_MODULE = '"""Something new."""\n'
 
 
+@contextlib.contextmanager
+def _new_modules(*names: str) -> Iterator[None]:
+    """A readout, a loss, a family and a format that nothing uses."""
+    with contextlib.ExitStack() as there:
+        for name in names:
+            there.enter_context(_edited(PACKAGE / f"{name}.py", EMPTY_MODULE))
+        yield
+
+
 def _bare(source: str) -> str:
     """A module without comments, laid out anew."""
     return ast.unparse(ast.parse(source))
@@ -321,10 +330,10 @@ PACKAGE = Path("semcorr")
 SITUATIONS: dict[str, tuple[Callable[[], contextlib.AbstractContextManager], set[str]]] = {
     "a comment": (lambda: _edited(PACKAGE / "files.py", f"# new\n{(PACKAGE / 'files.py').read_text()}"), NOTHING),
     "bare code": (lambda: _edited(PACKAGE / "matching.py", _bare((PACKAGE / "matching.py").read_text())), NOTHING),
-    "a readout": (lambda: _edited(PACKAGE / "readouts/kernel.py", EMPTY_MODULE), NOTHING),
-    "a loss": (lambda: _edited(PACKAGE / "losses/triplet.py", EMPTY_MODULE), NOTHING),
-    "a family": (lambda: _edited(PACKAGE / "backbones/clip.py", EMPTY_MODULE), NOTHING),
-    "a format": (lambda: _edited(PACKAGE / "datasets/coco.py", EMPTY_MODULE), NOTHING),
+    "new modules": (
+        lambda: _new_modules("readouts/kernel", "losses/triplet", "backbones/clip", "datasets/coco"),
+        NOTHING,
+    ),
     "no notes": (lambda: _outputs(remove, ".semcorr/notes"), NOTHING),
     "no memory": (lambda: _outputs(remove, ".semcorr/memory.json", ".semcorr/markers"), NOTHING),
     "touched": (lambda: _outputs(_times(time.time()), *ALL), NOTHING),
