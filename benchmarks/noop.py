@@ -1,8 +1,8 @@
 """What an engine costs with nothing to do, on a finished grid of spair71k's size.
 
 The grid of workflow/presets/spair71k.yaml over tiny networks and toy datasets, run once by Snakemake in a copy of the
-project (some minutes). Then the engines are called in turn, and medians taken. Beside DVC stands
-DVC with ruamel.yaml's parser in Python in place of the one in C, which is among semcorr's dependencies for this.
+project (some minutes). Then the engines are called in turn, and medians taken. Beside DVC stands DVC with ruamel.yaml's
+parser in Python in place of the one in C, which is among semcorr's dependencies for this.
 
     python benchmarks/noop.py
 """

@@ -54,7 +54,7 @@ def others() -> list[str]:
             continue
         try:
             lock = take_lock(path, 0)
-        except Timeout:
+        except (Timeout, PermissionError):  # another user's: who cannot be asked counts as at work
             found.append(path.name)
         else:
             path.unlink(missing_ok=True)
@@ -74,10 +74,8 @@ def mark(graph: Graph, stale: dict[str, str]) -> None:
     which DVC takes from them: Snakemake refuses to make such a file anew. Nothing here writes into a file in place.
     """
     for job in graph.jobs():
-        path, made = (
-            marker(job.stage, *job.cell.values()),
-            [output for output in job.outputs.values() if output.exists()],
-        )
+        path = marker(job.stage, *job.cell.values())
+        made = [output for output in job.outputs.values() if output.exists()]
         if job.name in stale or not path.exists():  # other bytes each time: what Snakemake has seen is never newer
             write_text(path, f"{stale.get(job.name)}\n{time.time_ns()}\n")
         newest = max([output.stat().st_mtime + 1 for output in made] + [time.time()])  # some are of a clock ahead

@@ -39,7 +39,6 @@ class Keeper:
 
     Attributes:
         remade: outputs of stale jobs.
-        missed: whether something is current that DVC does not know so, since a keeper was killed, or dvc.lock put back.
     """
 
     def __init__(self, graph: Graph, command: list[str], plans: bool):
@@ -53,7 +52,7 @@ class Keeper:
             engines.mark(graph, self._stale)
             self._say_why()
         told = graph.params.runtime.record and Path(".dvc").is_dir()
-        self.missed = bool(told and found and found.unrecorded)
+        self._missed = bool(told and found and found.unrecorded)
 
     def _say_why(self) -> None:
         """A line for each reason; jobs that only follow from others are left out."""
@@ -89,8 +88,11 @@ class Keeper:
         engines.age(self._graph)
 
     def catch_up(self) -> None:
-        """Let DVC be told what was missed, first of all: with nothing to do, Snakemake runs nothing else."""
-        if self.missed:
+        """Let DVC be told what is current and it does not know so: a keeper was killed, or dvc.lock put back.
+
+        Before Snakemake plans: with nothing to do, it calls nothing else.
+        """
+        if self._missed:
             subprocess.run(
                 [sys.executable, "-m", "semcorr.keeper", self._command],
                 stdin=subprocess.DEVNULL,
@@ -124,7 +126,7 @@ def main() -> None:
         with engines.at_work("telling DVC what Snakemake made"):
             record()
     except (UserError, OSError) as error:
-        logger.warning("dvc.lock was not brought up to date; the next Snakemake that runs a job does it (%s)", error)
+        logger.warning("dvc.lock was not brought up to date; the next snakemake --cores does it (%s)", error)
 
 
 @contextlib.contextmanager

@@ -131,6 +131,9 @@ def test_a_lock_file_that_was_being_written(finished):
     assert finished.run("dvc", "repro").count("Running stage") == 2  # validate, headline; all else comes back
     assert finished.metrics() == made
     assert lock.read_text() == whole
+    lock.unlink()
+    assert finished.snakemake() == set()  # with nothing to do, it tells DVC what that does not know
+    assert finished.dvc() == set()
     table = finished.root / ".dvc/tmp/rwlock"
     table.write_text("")
     assert EMPTY in finished.run("dvc", "repro", expect=255)
