@@ -12,7 +12,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from semcorr import cli, graph, params
+from semcorr import cli, params
+from semcorr.engine import graph
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("SEMCORR_DATA", ROOT.parent / "shared/datasets"))  # real benchmarks, by their own names

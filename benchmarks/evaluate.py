@@ -15,7 +15,7 @@ from common import compare, experiment, preset
 from scipy.stats import bootstrap
 
 from semcorr import pck
-from semcorr.provenance import write_table
+from semcorr.artifacts.provenance import write_table
 
 PAIRS, KEYPOINTS, CATEGORIES = 12_234, 88_328, 18
 CELL = ("dinov2_s14", "frozen", "toy_spair_test", "argmax")
@@ -84,7 +84,8 @@ def main() -> None:
     runs = arguments.parse_args().runs
     values = preset("demo")
     with experiment(values) as run:
-        from semcorr import graph, params
+        from semcorr import params
+        from semcorr.engine import graph
 
         job = graph.Graph(params.load()).job("evaluate", *CELL)
         table = matches()

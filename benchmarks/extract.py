@@ -12,8 +12,8 @@ import torch
 from common import compare, experiment, preset
 
 from semcorr import params
-from semcorr.backbones import build, load
 from semcorr.datasets.base import read_images
+from semcorr.networks.backbones import build, load
 from semcorr.stages.extract import read_image
 
 

@@ -21,8 +21,10 @@ import numpy as np
 import torch
 from common import experiment, preset
 
-from semcorr import cli, graph, params, store
+from semcorr import cli, params
+from semcorr.artifacts import store
 from semcorr.datasets.base import PAIR_SCHEMA, Pair, read_pairs, write_index
+from semcorr.engine import graph
 from semcorr.geometry import Grid
 
 CATEGORIES, IMAGES, PAIRS, KEYPOINTS = 18, 27, 12_234, 7

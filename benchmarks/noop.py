@@ -19,7 +19,8 @@ from pathlib import Path
 
 from common import ROOT, preset, seconds
 
-from semcorr import graph, params
+from semcorr import params
+from semcorr.engine import graph
 
 IN_PYTHON = "import sys; sys.modules['_ruamel_yaml'] = None; from dvc.cli import main; sys.exit(main(['repro']))"
 COMMANDS = {

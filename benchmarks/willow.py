@@ -14,10 +14,10 @@ import torch
 from common import DATA, compare, experiment, preset
 
 from semcorr import params
-from semcorr.backbones import build, load
 from semcorr.datasets.base import read_pairs
 from semcorr.datasets.decode import decode
 from semcorr.matching import argmax, heatmaps, normalise, sample
+from semcorr.networks.backbones import build, load
 
 
 def main() -> None:

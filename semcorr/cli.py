@@ -14,13 +14,15 @@ import sys
 import warnings
 from pathlib import Path
 
-from semcorr import __version__, engines, graph, params, shipped
-from semcorr.current import Current, noted
+from semcorr import __version__, params
+from semcorr.artifacts.files import replacing, write_json, write_text
+from semcorr.artifacts.provenance import expect
+from semcorr.engine import graph, shipped
+from semcorr.engine.at_work import at_work
+from semcorr.engine.current import Current, noted
+from semcorr.engine.keeper import forget_links
 from semcorr.errors import UserError
-from semcorr.files import replacing, write_json, write_text
-from semcorr.keeper import forget_links
-from semcorr.provenance import expect
-from semcorr.published import DEFAULT, PUBLISHED, cache, is_here
+from semcorr.networks.published import DEFAULT, PUBLISHED, cache, is_here
 
 PROJECT_VERBS = ("plan", "table", "compare", "schema")  # that are about the project which a folder lies in
 SCHEMA = Path("workflow/schemas/params.schema.json")
@@ -192,9 +194,9 @@ def run_stage(options: argparse.Namespace) -> str:
     if "TORCHELASTIC_RUN_ID" in os.environ:  # one of several processes of a job, which the job has launched itself
         return stage()
     if job.stage == "validate":
-        with engines.at_work(job.command, alone="DVC_STAGE" in os.environ):
+        with at_work(job.command, alone="DVC_STAGE" in os.environ):
             return stage()
-    with engines.at_work(job.command), noted(job, experiment):
+    with at_work(job.command), noted(job, experiment):
         said = stage()
     if job.stage == "headline" and "DVC_STAGE" in os.environ:  # the last one
         forget_links()
@@ -222,7 +224,7 @@ def preset(options: argparse.Namespace) -> None:
             f"{file} has changes that are neither a preset nor committed. Commit it, or copy it, or take --force: "
             f"then it is kept as {file}.bak"
         )
-    with engines.at_work("semcorr preset", alone=True):
+    with at_work("semcorr preset", alone=True):
         if replaced:
             shutil.copyfile(file, f"{file}.bak")
         write_text(file, text)
@@ -261,7 +263,7 @@ def _presets() -> list[Path]:
 
 def plan(options: argparse.Namespace) -> None:
     """Print what would run."""
-    from semcorr.plan import plan
+    from semcorr.engine.plan import plan
 
     if options.tflops is not None and not options.tflops > 0:
         raise UserError(f"--tflops {options.tflops}: allowed: more than 0")
@@ -293,14 +295,14 @@ def check(options: argparse.Namespace) -> None:
 
 def store(options: argparse.Namespace) -> None:
     """Print what a feature store holds."""
-    from semcorr.store import describe
+    from semcorr.artifacts.store import describe
 
     print("\n".join(describe(options.path)))
 
 
 def compare(options: argparse.Namespace) -> None:
     """Print the difference of two cells, overall and per category."""
-    from semcorr import compare
+    from semcorr.report import compare
 
     rows = compare.compare(options.first, options.second, params.load())
     known = sorted({row["threshold"] for row in rows})
@@ -330,7 +332,7 @@ def match_images(options: argparse.Namespace) -> None:
             raise UserError(f"{name} {path}: {'is a folder' if path.is_dir() else f'there is no folder {path.parent}'}")
     if options.dense and not options.out:
         raise UserError("--dense: needs --out, the picture to write")
-    from semcorr import images
+    from semcorr.api import images
 
     found = images.match_images(
         options.source,
@@ -365,8 +367,8 @@ def serve(options: argparse.Namespace) -> None:
         raise UserError(f"--port {options.port}: allowed: 0 to 65535")
     from werkzeug.serving import make_server
 
-    from semcorr.images import Matcher
-    from semcorr.serve import application
+    from semcorr.api.images import Matcher
+    from semcorr.api.serve import application
 
     given = {side: path for side in ("source", "target") if (path := getattr(options, side))}
     matcher = Matcher(options.backbone, options.weights, options.rule, image_size=options.image_size)

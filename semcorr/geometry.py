@@ -1,13 +1,15 @@
-"""Pixels of an image and cells of its feature map: the only place that converts between them.
+"""Pixels of an image and cells of its feature map: the only place that converts between them, and that resizes.
 
 One convention everywhere: coordinates are (x, y), and (0, 0) is the *centre* of the top-left pixel or cell, so a
 row of n pixels spans [-0.5, n - 0.5]. Sizes are (height, width). An image is resized by its long side, keeping its
 aspect ratio, and padded at the bottom and on the right only.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image as PillowImage
 
 
 def resized_size(size: tuple[int, int], long_side: int) -> tuple[int, int]:
@@ -20,6 +22,16 @@ def resized_size(size: tuple[int, int], long_side: int) -> tuple[int, int]:
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
+def resize(image: PillowImage.Image, long_side: int, resample: PillowImage.Resampling) -> PillowImage.Image:
+    """An image whose longer side is `long_side` pixels, its aspect ratio kept as far as whole pixels allow.
+
+    >>> resize(PillowImage.new("L", (10000, 10)), 200, PillowImage.Resampling.LANCZOS).size
+    (200, 1)
+    """
+    height, width = resized_size((image.height, image.width), long_side)
+    return image.resize((width, height), resample)
+
+
 def rescale(points: np.ndarray, old: float | np.ndarray, new: float | np.ndarray) -> np.ndarray:
     """Move points (..., 2) from a raster of size `old` to one of size `new`, both (width, height) or one number.
 
@@ -27,6 +39,14 @@ def rescale(points: np.ndarray, old: float | np.ndarray, new: float | np.ndarray
     array([[-0.25, -0.25]])
     """
     return (points + 0.5) * (new / old) - 0.5
+
+
+def resize_points(points: np.ndarray, old: Sequence[float], new: Sequence[float]) -> np.ndarray:
+    """Move points (..., 2), x y, from an image of size `old` (height, width) to its resized copy of size `new`.
+
+    Each axis has its own scale, since resizing rounds to whole pixels.
+    """
+    return rescale(points, np.array(old[::-1], float), np.array(new[::-1], float))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +71,11 @@ class Grid:
 
     def pixels_to_cells(self, points: np.ndarray) -> np.ndarray:
         """Points (..., 2), x y, from original pixels to cells."""
-        return rescale(rescale(points, *self._widths()), float(self.stride), 1.0)
+        return rescale(resize_points(points, self.image_size, self.resized_size), float(self.stride), 1.0)
 
     def cells_to_pixels(self, points: np.ndarray) -> np.ndarray:
         """Points (..., 2), x y, from cells to original pixels; the inverse of `pixels_to_cells`."""
-        old, new = self._widths()
-        return rescale(rescale(points, 1.0, float(self.stride)), new, old)
+        return resize_points(rescale(points, 1.0, float(self.stride)), self.resized_size, self.image_size)
 
     def answers(self, points: np.ndarray) -> np.ndarray:
         """Predicted points (..., 2), x y, from cells to original pixels, none outside the image.
@@ -66,7 +85,3 @@ class Grid:
         """
         edge = np.array(self.image_size[::-1], float) - 1
         return np.clip(self.cells_to_pixels(points), 0, edge)
-
-    def _widths(self) -> tuple[np.ndarray, np.ndarray]:
-        """Original and resized (width, height): each axis has its own scale, since resizing rounds to pixels."""
-        return np.array(self.image_size[::-1], float), np.array(self.resized_size[::-1], float)

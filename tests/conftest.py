@@ -17,7 +17,8 @@ import pytest
 from filelock import FileLock
 from hypothesis import settings
 
-from semcorr import cli, graph, params
+from semcorr import cli, params
+from semcorr.engine import graph
 
 ROOT = Path(__file__).parents[1]
 settings.register_profile("semcorr", deadline=None, derandomize=True, max_examples=60)

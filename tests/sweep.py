@@ -29,13 +29,16 @@ import numpy as np
 import torch
 from PIL import Image as PillowImage
 
-from semcorr import cli, graph, images, params, store
-from semcorr.backbones.weights import get
+from semcorr import cli, params
+from semcorr.api import images
+from semcorr.api.serve import application
+from semcorr.artifacts import store
+from semcorr.artifacts.files import write_json
 from semcorr.datasets import pfwillow, sources, spair, toy
+from semcorr.engine import graph
 from semcorr.errors import UserError
-from semcorr.files import write_json
+from semcorr.networks.backbones.weights import get
 from semcorr.params import read_yaml
-from semcorr.serve import application
 from semcorr.stages import fetch
 
 ROOT = Path(__file__).parents[1]

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import semcorr
-from semcorr import cli, graph, params
-from semcorr.backbones import save
+from semcorr import cli, params
+from semcorr.artifacts.files import write_json
 from semcorr.datasets import toy
+from semcorr.engine import graph
 from semcorr.errors import UserError
-from semcorr.files import write_json
+from semcorr.networks.backbones import save
 from semcorr.params import read_yaml
 
 ROOT = Path(__file__).parents[1]
@@ -325,7 +326,7 @@ def test_a_checkpoint_of_other_tensors_is_refused(pipeline, monkeypatch, tmp_pat
 @pytest.mark.parametrize("preset", ["spair71k", "strong"])
 def test_the_official_networks_are_the_presets(preset):
     """UnifiedBackbone takes its tensors from where the presets do."""
-    from semcorr.api import OFFICIAL
+    from semcorr.api.backbone import OFFICIAL
 
     backbones = read_yaml(ROOT / "workflow/presets" / f"{preset}.yaml")["backbones"]
     for choice, official in OFFICIAL.items():

@@ -17,13 +17,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from semcorr import params
-from semcorr.backbones import build, check, digest, load, save
-from semcorr.backbones.base import Backbone
-from semcorr.backbones.weights import get
-from semcorr.backbones.wheel import download_wheel, onnx_to_timm
+from semcorr.artifacts.files import sha256
 from semcorr.errors import UserError
-from semcorr.files import sha256
 from semcorr.matching import heatmaps, normalise, sample
+from semcorr.networks.backbones import build, check, digest, load, save
+from semcorr.networks.backbones.base import Backbone
+from semcorr.networks.backbones.weights import get
+from semcorr.networks.backbones.wheel import download_wheel, onnx_to_timm
 from semcorr.readouts.argmax import argmax
 
 NAMES = ["dinov2_tiny", "dinov3_tiny", "sam_tiny"]
@@ -173,7 +173,7 @@ def test_official_sam_files_give_sams_features(smoke, tmp_path, model):
     from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
     from segment_anything.utils.transforms import ResizeLongestSide
 
-    from semcorr.backbones.sam import SIZES as SAM_SIZES
+    from semcorr.networks.backbones.sam import SIZES as SAM_SIZES
 
     small = {"img_size": 256, "depth": 2, "global_attn_indexes": [1]}
     encoder = ImageEncoderViT(
@@ -291,8 +291,8 @@ HUB = """
 import sys, torch
 from pathlib import Path
 from semcorr import params
-from semcorr.backbones import digest
-from semcorr.backbones.weights import get
+from semcorr.networks.backbones import digest
+from semcorr.networks.backbones.weights import get
 from semcorr.errors import UserError
 spec = params.load(Path(sys.argv[1])).backbones["dinov2_tiny"]
 try:
@@ -304,7 +304,7 @@ except UserError as error:
 
 
 def test_tensors_of_timms_hub(smoke, tmp_path, server):
-    from semcorr.files import write_json
+    from semcorr.artifacts.files import write_json
 
     write_json(tmp_path / "params.yaml", smoke)
     network = _randomised(build(_spec(smoke)))

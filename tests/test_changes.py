@@ -22,12 +22,13 @@ from conftest import small
 from dvc.repo import Repo
 from ruamel.yaml import YAML
 
-from semcorr import basis, code, graph, params
-from semcorr.backbones import build
-from semcorr.current import Current
+from semcorr import params
+from semcorr.artifacts.files import remove
 from semcorr.datasets import toy
-from semcorr.files import remove
-from semcorr.memory import Memory
+from semcorr.engine import basis, code, graph
+from semcorr.engine.current import Current
+from semcorr.engine.memory import Memory
+from semcorr.networks.backbones import build
 
 ROOT = Path(__file__).parents[1]
 TEST, TRN, VAL = "toy_spair_test", "toy_spair_trn", "toy_spair_val"

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from semcorr import basis, code, graph, params
+from semcorr import params
 from semcorr.datasets import toy
+from semcorr.engine import basis, code, graph
+from semcorr.engine.memory import Memory
 from semcorr.errors import UserError
-from semcorr.memory import Memory
 
 PACKAGE = Path(__file__).parents[1] / "semcorr"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -85,7 +86,7 @@ def test_all_that_a_stage_loads_counts(stage):
     done = subprocess.run([sys.executable, "-c", found], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     followed = code.modules(Memory(Path("nowhere")), f"semcorr.stages.{stage}").keys()
-    assert loaded - code.UNCOUNTED <= followed
+    assert {name for name in loaded if not code.UNCOUNTED.fullmatch(name)} <= followed
 
 
 def test_one_memory_for_many_answers(tmp_path):

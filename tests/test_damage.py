@@ -22,15 +22,20 @@ from PIL import Image as PillowImage
 from safetensors.torch import save_file
 
 import semcorr
-from semcorr import architectures, cli, engines, files, graph, images, params, store
-from semcorr.backbones import build
-from semcorr.backbones.checkpoint import read_checkpoint
-from semcorr.backbones.timm import Network as TimmVit
-from semcorr.backbones.weights import get
+from semcorr import cli, params
+from semcorr.api import images
+from semcorr.artifacts import files, store
+from semcorr.artifacts.files import write_json
 from semcorr.datasets import pfwillow, sources, spair, toy
 from semcorr.datasets.annotations import read_mat
+from semcorr.engine import graph
+from semcorr.engine.at_work import at_work
 from semcorr.errors import UserError
-from semcorr.files import write_json
+from semcorr.networks import architectures
+from semcorr.networks.backbones import build
+from semcorr.networks.backbones.checkpoint import read_checkpoint
+from semcorr.networks.backbones.timm import Network as TimmVit
+from semcorr.networks.backbones.weights import get
 from semcorr.stages import fetch
 
 
@@ -399,7 +404,7 @@ def test_a_file_system_without_locks(smoke, tmp_path, monkeypatch, number):
         ["extract", "dinov2_tiny", "frozen", "toy_willow"],
     ):
         cli.run_stage(cli.parser().parse_args(words))
-    with engines.at_work("snakemake", alone=True):
+    with at_work("snakemake", alone=True):
         pass
     job = graph.Graph(params.load()).job("extract", "dinov2_tiny", "frozen", "toy_willow")
     with (
@@ -414,7 +419,7 @@ def test_a_user_without_a_name(monkeypatch, tmp_path):
     """Such as containers run under: nothing asks for a name."""
     import getpass
 
-    from semcorr import runtime
+    from semcorr.networks import runtime
 
     monkeypatch.setattr(getpass, "getuser", lambda: pytest.fail("a name was asked for"))
     monkeypatch.setattr(runtime.tempfile, "gettempdir", lambda: str(tmp_path))

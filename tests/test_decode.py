@@ -9,12 +9,12 @@ from PIL import Image as PillowImage
 from PIL import PngImagePlugin
 
 import semcorr
-from semcorr import images
-from semcorr.backbones.base import resize
+from semcorr.api import images
 from semcorr.datasets import spair, toy
 from semcorr.datasets.base import read_images
 from semcorr.datasets.decode import decode, image_size, orientation
 from semcorr.errors import UserError
+from semcorr.networks.backbones.base import pixels_of
 from semcorr.params import dataset
 from semcorr.stages import fetch
 
@@ -79,7 +79,7 @@ def test_a_float_picture_is_not_black(tmp_path):
 
 def test_a_network_is_given_rgb_alone():
     with pytest.raises(ValueError, match="mode is I;16, expected RGB"):
-        resize(PillowImage.fromarray(np.zeros((4, 4), np.uint16)), 4, PillowImage.Resampling.BICUBIC)
+        pixels_of(PillowImage.fromarray(np.zeros((4, 4), np.uint16)))
 
 
 def _marked() -> PillowImage.Image:
@@ -156,8 +156,9 @@ def test_an_annotation_of_the_turned_image_is_told_about_exif(tmp_path):
 
 def test_fetch_keeps_the_files_and_the_stages_see_their_colours(willow, tmp_path, monkeypatch, smoke):
     """Through the stage: a 16-bit picture is stored as it is, and the network is shown what the API shows."""
-    from semcorr import cli, graph, params
-    from semcorr.files import write_json
+    from semcorr import cli, params
+    from semcorr.artifacts.files import write_json
+    from semcorr.engine import graph
     from semcorr.stages.extract import read_image
 
     grey = _grey(willow)

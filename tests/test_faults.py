@@ -21,10 +21,11 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from conftest import Clone, fill, fork, run_forked, setting, small
 
-from semcorr import cli, code, graph, params
-from semcorr.current import Current, noted
+from semcorr import cli, params
+from semcorr.artifacts.files import remove, write_json
+from semcorr.engine import code, graph
+from semcorr.engine.current import Current, noted
 from semcorr.errors import UserError
-from semcorr.files import remove, write_json
 
 IN_THE_WAY = (
     "at work in this folder",
@@ -441,7 +442,7 @@ def test_no_room(smoke, tmp_path, monkeypatch, capsys):
 def test_one_at_a_time(tmp_path, monkeypatch):
     """Stages go side by side, one job is never run twice at once, and who wants to be alone is told who is there."""
     monkeypatch.chdir(tmp_path)
-    hold = "import sys, time; from semcorr.engines import at_work\n"
+    hold = "import sys, time; from semcorr.engine.at_work import at_work\n"
     hold += "with at_work(sys.argv[1], alone=len(sys.argv) > 2): print(1, flush=True); time.sleep(60)"
     environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
 

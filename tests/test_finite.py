@@ -12,15 +12,18 @@ from conftest import rewrite
 from PIL import Image as PillowImage
 
 import semcorr
-from semcorr import cli, finite, graph, images, params, store
-from semcorr.backbones import build, load, save
-from semcorr.backbones.weights import get
+from semcorr import cli, finite, params
+from semcorr.api import images
+from semcorr.artifacts import store
+from semcorr.artifacts.files import write_json
+from semcorr.artifacts.provenance import read
 from semcorr.datasets.base import Pair
+from semcorr.engine import graph
 from semcorr.errors import UserError
-from semcorr.files import write_json
 from semcorr.geometry import Grid
 from semcorr.matching import match_pairs, match_points
-from semcorr.provenance import read
+from semcorr.networks.backbones import build, load, save
+from semcorr.networks.backbones.weights import get
 from semcorr.readouts.argmax import argmax
 
 BIAS = "blocks.2.mlp.fc2.bias"
@@ -262,7 +265,7 @@ COMPUTE = ("bfloat16", "float16")
 @pytest.mark.parametrize("name", ["dinov2_tiny", "dinov3_tiny", "sam_tiny"])
 def test_mixed_precision_is_close_and_real(smoke, name, compute):
     """On a CPU too: other numbers than float32's, within what so many bits allow."""
-    from semcorr import runtime
+    from semcorr.networks import runtime
 
     spec = params.validate(smoke, "smoke").backbones[name]
     network = build(spec)

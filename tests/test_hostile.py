@@ -11,15 +11,17 @@ import torch
 from PIL import Image as PillowImage
 
 import semcorr
-from semcorr import cli, finite, graph, images, params
-from semcorr.backbones import build
-from semcorr.backbones.checkpoint import read_checkpoint
-from semcorr.backbones.weights import get
+from semcorr import cli, finite, params
+from semcorr.api import images
+from semcorr.artifacts.files import write_json
 from semcorr.datasets import ap10k, pfpascal, pfwillow, toy
 from semcorr.datasets.base import read_pairs
 from semcorr.datasets.decode import decode
+from semcorr.engine import graph
 from semcorr.errors import UserError
-from semcorr.files import write_json
+from semcorr.networks.backbones import build
+from semcorr.networks.backbones.checkpoint import read_checkpoint
+from semcorr.networks.backbones.weights import get
 from semcorr.stages import fetch
 
 TINY = {"depth": 3, "embed_dim": 48, "num_heads": 3, "init_values": 1.0}
@@ -299,7 +301,7 @@ def test_an_anchor_carries_a_change_and_it_is_said(tmp_path, monkeypatch, capsys
 
 
 def test_a_file_that_is_no_store_is_not_to_be_deleted(smoke, tmp_path, monkeypatch):
-    from semcorr.store import describe
+    from semcorr.artifacts.store import describe
 
     monkeypatch.chdir(tmp_path)
     write_json(Path("params.yaml"), _values(smoke))

@@ -9,11 +9,15 @@ import torch
 from PIL import Image as PillowImage
 from safetensors.torch import load_file
 
-from semcorr import cli, graph, images, params, pictures, published
-from semcorr.backbones import build, digest
+from semcorr import cli, params
+from semcorr.api import images
+from semcorr.artifacts.files import write_json
+from semcorr.engine import graph
 from semcorr.errors import UserError
-from semcorr.files import write_json
 from semcorr.geometry import Grid
+from semcorr.networks import published
+from semcorr.networks.backbones import build, digest
+from semcorr.report import pictures
 
 EXIF_ORIENTATION = 0x0112
 
@@ -198,8 +202,8 @@ def test_what_is_wrong(matcher, picture, project, tmp_path, monkeypatch):
 
 def test_the_features_are_the_pipelines(project, monkeypatch):
     """What `extract` stores of an image is what a Matcher computes of it."""
+    from semcorr.artifacts.store import Store
     from semcorr.datasets.base import read_images
-    from semcorr.store import Store
 
     monkeypatch.chdir(project)
     for arguments in (["fetch", "toy_willow"], ["extract", "dinov2_tiny", "frozen", "toy_willow"]):

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from semcorr import cli, graph
+from semcorr import cli
+from semcorr.engine import graph
 
 PACKAGE = Path(__file__).parents[1] / "semcorr"
 LAYERS = [

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from semcorr.datasets.base import Pair
 from semcorr.geometry import Grid
-from semcorr.losses.gaussian_ce import gaussian_cross_entropy
 from semcorr.matching import match_pairs, normalise, sample
+from semcorr.networks.losses.gaussian_ce import gaussian_cross_entropy
 from semcorr.params import SoftArgmax
 from semcorr.readouts import readout
 from semcorr.readouts.argmax import argmax

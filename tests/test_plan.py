@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from semcorr import cli, graph, params, plan
-from semcorr.current import Current
-from semcorr.files import write_json
+from semcorr import cli, params
+from semcorr.artifacts.files import write_json
+from semcorr.engine import graph, plan
+from semcorr.engine.current import Current
 
 
 @pytest.fixture

@@ -72,7 +72,7 @@ def test_keys_are_set_with_their_comments_kept(project, capsys):
 
 
 def test_not_while_an_engine_is_at_work(project, capsys, monkeypatch):
-    hold = "import time; from semcorr.engines import at_work\n"
+    hold = "import time; from semcorr.engine.at_work import at_work\n"
     hold += "with at_work('python -m semcorr match'): print(1, flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE) as running:
         running.stdout.readline()

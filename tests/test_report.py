@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from semcorr import page, params
+from semcorr import params
 from semcorr.errors import UserError
+from semcorr.report import page
 from semcorr.stages import report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -163,9 +164,9 @@ def test_a_click_finds_the_match(smoke, tmp_path, monkeypatch, browser):
     from werkzeug.serving import make_server
 
     from semcorr import cli
-    from semcorr.files import write_json
-    from semcorr.images import Matcher
-    from semcorr.serve import application
+    from semcorr.api.images import Matcher
+    from semcorr.api.serve import application
+    from semcorr.artifacts.files import write_json
 
     monkeypatch.chdir(tmp_path)
     write_json(tmp_path / "params.yaml", {**smoke, "grid": {**smoke["grid"], "backbones": ["dinov2_tiny"]}})

@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from semcorr import params, runtime
+from semcorr import params
 from semcorr.errors import UserError
+from semcorr.networks import runtime
 
 # Takes a GPU, says which, and holds it until its stdin is closed.
 HOLD = """
 import logging, sys
 logging.basicConfig(level=logging.INFO)
 from pathlib import Path
-from semcorr import runtime
+from semcorr.networks import runtime
 print(runtime.lease(range(int(sys.argv[2])), Path(sys.argv[1]), poll=0.05), flush=True)
 sys.stdin.read()
 """

@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 from conftest import fill
 
-from semcorr import download
-from semcorr.datasets import sources, toy
+from semcorr.datasets import download, sources, toy
 from semcorr.errors import UserError
 from semcorr.params import PathSource, PFWillowDataset, SpairDataset, UrlSource
 
@@ -78,7 +77,7 @@ def test_mirrors_are_tried_in_order(server, tmp_path):
 def test_killed_downloads_end_with_the_same_file(server, tmp_path):
     """SIGKILL at random moments of a slow download; run again, it ends with the file, whole."""
     path = tmp_path / "file.bin"
-    code = "from semcorr.download import download; from pathlib import Path; import sys\n"
+    code = "from semcorr.datasets.download import download; from pathlib import Path; import sys\n"
     code += f"download([{server.url('file.bin')!r}], {DIGEST!r}, Path({str(path)!r}))"
     moments = random.Random(1)
     for _ in range(3):
@@ -237,7 +236,7 @@ def test_what_a_source_holds_must_be_the_format(tmp_path, monkeypatch):
 SLOW_UNPACK = """
 import sys, time
 from pathlib import Path
-from semcorr import download
+from semcorr.datasets import download
 put = download._put
 download._put = lambda *arguments: (time.sleep(0.02), put(*arguments))
 print("ready", flush=True)
@@ -264,7 +263,7 @@ def test_killed_unpacking_ends_with_the_same_files(tmp_path):
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from semcorr.download import unpack
+from semcorr.datasets.download import unpack
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
 from semcorr.errors import UserError
 try:

@@ -12,10 +12,12 @@ import torch
 from conftest import fork, run_forked
 from PIL import Image, ImageOps
 
-from semcorr import cli, graph, params, store
+from semcorr import cli, params
+from semcorr.artifacts import store
+from semcorr.artifacts.files import write_json
 from semcorr.datasets import toy
+from semcorr.engine import graph
 from semcorr.errors import UserError
-from semcorr.files import write_json
 
 
 @pytest.fixture
@@ -122,7 +124,7 @@ def test_what_was_begun_with_other_images_is_begun_anew(experiment, smoke, tmp_p
 def test_a_batch_too_large_for_the_gpu_is_halved(experiment, smoke, monkeypatch, caplog):
     """A network that holds one image at most, as a full GPU does, gives the same features."""
     first = _until_store(experiment)
-    from semcorr.backbones.timm import Network as TimmVit
+    from semcorr.networks.backbones.timm import Network as TimmVit
 
     features, sizes = TimmVit.features, []
 
@@ -233,10 +235,10 @@ def test_finetune_learns_and_adapt_is_its_features(experiment, smoke):
 @pytest.mark.parametrize("name", ["dinov2_tiny", "dinov3_tiny", "sam_tiny"])
 def test_gradients_through_the_cached_trunk(experiment, smoke, name, tmp_path):
     """Training on the store's activations is training on the images: the same gradients, in float32."""
-    from semcorr.backbones import build, load
     from semcorr.datasets.base import read_images
+    from semcorr.networks.backbones import build, load
+    from semcorr.networks.tail import Tail
     from semcorr.stages.extract import read_image
-    from semcorr.tail import Tail
 
     grid = smoke["grid"] | {"backbones": [name]}
     for command in (("fetch", "toy_willow"), ("weights", name, "frozen"), ("trunk", name, "toy_willow")):

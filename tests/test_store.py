@@ -12,9 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from semcorr import cli, provenance, store
+from semcorr import cli
+from semcorr.artifacts import provenance, store
+from semcorr.artifacts.files import replacing
 from semcorr.errors import UserError
-from semcorr.files import replacing
 from semcorr.geometry import Grid
 
 GRID = Grid(image_size=(90, 120), resized_size=(84, 112), stride=14)
@@ -186,7 +187,9 @@ def test_a_store_describes_itself(tmp_path, capsys):
     assert "no such file" in capsys.readouterr().err
 
 
-READ = "import sys; from semcorr.store import Store; s = Store(__import__('pathlib').Path(sys.argv[1]), None); "
+READ = (
+    "import sys; from semcorr.artifacts.store import Store; s = Store(__import__('pathlib').Path(sys.argv[1]), None); "
+)
 READ += "print(sum(float(s.array(name).sum()) for name in s.ids()))"
 
 

@@ -15,16 +15,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as PillowImage
 
-from semcorr import cli, graph, params, training
-from semcorr.backbones import build, digest, save
-from semcorr.backbones.weights import read_checkpoint
+from semcorr import cli, params
+from semcorr.artifacts.files import sha256, write_json
+from semcorr.artifacts.provenance import read
 from semcorr.datasets.base import Pair
+from semcorr.engine import graph
 from semcorr.errors import UserError
-from semcorr.files import sha256, write_json
 from semcorr.geometry import Grid
-from semcorr.losses import contrastive, cosine, end_point, gaussian_ce, l2
 from semcorr.matching import match_pairs
-from semcorr.provenance import read
+from semcorr.networks import training
+from semcorr.networks.backbones import build, digest, save
+from semcorr.networks.backbones.weights import read_checkpoint
+from semcorr.networks.losses import contrastive, cosine, end_point, gaussian_ce, l2
 from semcorr.readouts.argmax import argmax
 from semcorr.stages import finetune
 
@@ -582,8 +584,8 @@ def test_a_full_disk_leaves_the_checkpoint_before(run, monkeypatch):
 
 
 def test_nothing_to_train_on(run, smoke):
+    from semcorr.artifacts.provenance import read
     from semcorr.datasets.base import PAIR_SCHEMA, read_pairs, write_index
-    from semcorr.provenance import read
 
     job = run(epochs=1)
     path = job.inputs["train_pairs"]

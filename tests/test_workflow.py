@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from conftest import Clone, run_forked, setting
 
-from semcorr import engines, graph, params
-from semcorr.files import write_json
+from semcorr import params
+from semcorr.artifacts.files import write_json
+from semcorr.engine import graph, markers
 
 ROOT = Path(__file__).parents[1]
 PRESETS = sorted(path.stem for path in (ROOT / "workflow/presets").glob("*.yaml"))
@@ -70,7 +71,7 @@ def _our_graph(values: params.Params) -> dict:
         found["@".join(filter(None, [job.stage, "-".join(job.cell.values())]))] = {
             "command": job.command,
             "reads": set(map(str, job.reads)),
-            "inputs": {*map(str, job.inputs.values()), str(engines.marker(job.stage, *job.cell.values()))},
+            "inputs": {*map(str, job.inputs.values()), str(markers.marker(job.stage, *job.cell.values()))},
             "outputs": set(map(str, job.outputs.values())),
             "settings": job.settings,
         }

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from semcorr.artifacts.files import read_json
 from semcorr.datasets.annotations import understood
 from semcorr.datasets.base import (
     Benchmark,
@@ -24,7 +25,6 @@ from semcorr.datasets.base import (
 )
 from semcorr.datasets.decode import image_size, other_size
 from semcorr.errors import UserError
-from semcorr.files import read_json
 from semcorr.params import AP10KDataset
 
 WHOLE = {"split": "test", "subset": "intra_species", "limit": None}

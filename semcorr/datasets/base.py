@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from semcorr import provenance
+from semcorr.artifacts import provenance
 from semcorr.errors import UserError
 
 

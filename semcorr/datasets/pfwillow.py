@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from semcorr.artifacts.files import project_path
 from semcorr.datasets.annotations import read_list, read_mat
 from semcorr.datasets.base import Benchmark, Image, Pair, check_pair, image_files, in_any_case, named
 from semcorr.datasets.decode import image_size
 from semcorr.errors import UserError
-from semcorr.files import project_path
 from semcorr.params import PFWillowDataset
 
 WHOLE = {"pairs": None, "subsets": None, "limit": None}

@@ -4,11 +4,11 @@ import hashlib
 import logging
 from pathlib import Path
 
+from semcorr.artifacts.files import alone, canonical_json, project_path, replacing, sha256
 from semcorr.datasets import toy
+from semcorr.datasets.download import download, is_archive, unpack
 from semcorr.datasets.formats import reader
-from semcorr.download import download, is_archive, unpack
 from semcorr.errors import UserError
-from semcorr.files import alone, canonical_json, project_path, replacing, sha256
 from semcorr.params import Dataset, PathSource, Source, ToySource, UrlSource
 
 FOLDER = Path("data/sources")  # what was drawn, downloaded or unpacked, beside the datasets; no engine tracks it
@@ -118,7 +118,8 @@ def _draw(source: ToySource, format_: str) -> Path:
     if format_ not in pens:
         raise UserError(f"params.yaml: datasets: no toy is drawn in format {format_!r}; allowed: {', '.join(pens)}")
     digest = hashlib.sha256(canonical_json([format_, source.model_dump()]).encode())
-    digest.update(Path(toy.__file__).read_bytes())  # another version of the pen draws other pictures
+    for module in sorted(Path(toy.__file__).parent.glob("*.py")):  # another version of the pen draws other pictures
+        digest.update(module.read_bytes())
     folder = FOLDER / f"toy_{format_}_{digest.hexdigest()[:12]}"
     with alone(folder):
         if not folder.exists():

@@ -12,11 +12,11 @@ from typing import Any
 
 from PIL import Image as PillowImage
 
+from semcorr.artifacts.files import read_json
 from semcorr.datasets.annotations import COLONS, code, understood
 from semcorr.datasets.base import Benchmark, Image, Pair, check_pair, image_files, in_any_case
 from semcorr.datasets.decode import decode_labels, image_size, other_size
 from semcorr.errors import UserError
-from semcorr.files import read_json
 from semcorr.params import SpairDataset
 
 LAYOUT_LINE = re.compile(r"(\d+)-([^:/\\-]+)-([^:/\\-]+):([^:/\\.][^:/\\]*)")

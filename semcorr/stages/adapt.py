@@ -2,12 +2,13 @@
 
 from functools import partial
 
-from semcorr import runtime, store
+from semcorr.artifacts import store
+from semcorr.artifacts.provenance import expect, provenance
+from semcorr.engine.graph import Job
 from semcorr.finite import rounded
-from semcorr.graph import Job
+from semcorr.networks import runtime
+from semcorr.networks.tail import Tail
 from semcorr.params import Params
-from semcorr.provenance import expect, provenance
-from semcorr.tail import Tail
 
 
 def adapt(job: Job, params: Params) -> str:

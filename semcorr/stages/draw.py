@@ -9,14 +9,15 @@ import pandas as pd
 from PIL import Image as PillowImage
 from tqdm import tqdm
 
-from semcorr import pck, pictures
+from semcorr import pck
+from semcorr.artifacts.provenance import expect, provenance, read_table, write_result
+from semcorr.artifacts.store import Store
 from semcorr.datasets.base import read_images
 from semcorr.datasets.decode import AGAIN, decode
+from semcorr.engine.graph import Job
 from semcorr.geometry import Grid
-from semcorr.graph import Job
 from semcorr.params import Params
-from semcorr.provenance import expect, provenance, read_table, write_result
-from semcorr.store import Store
+from semcorr.report import pictures
 
 SIDE = 200  # pixels of each image in a picture
 MAPS = 2  # keypoints of the median pair whose similarity is drawn

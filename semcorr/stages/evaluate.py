@@ -7,10 +7,10 @@ import pandas as pd
 import pyarrow as pa
 
 from semcorr import pck
+from semcorr.artifacts.provenance import expect, provenance, read_table, write_result, write_table
+from semcorr.engine.graph import Job
 from semcorr.errors import UserError
-from semcorr.graph import Job
 from semcorr.params import Params
-from semcorr.provenance import expect, provenance, read_table, write_result, write_table
 
 DIFFICULTIES = ("viewpoint_variation", "scale_variation", "truncation", "occlusion", "mirror")
 

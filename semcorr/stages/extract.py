@@ -23,17 +23,18 @@ from PIL import Image as PillowImage
 from torch import Tensor
 from tqdm import tqdm
 
-from semcorr import runtime, store
-from semcorr.backbones import build, load
-from semcorr.backbones.base import Backbone
+from semcorr.artifacts import store
+from semcorr.artifacts.provenance import expect, provenance
 from semcorr.datasets.base import Image, read_images
 from semcorr.datasets.decode import decode
+from semcorr.engine.graph import Job
 from semcorr.errors import UserError
 from semcorr.finite import rounded
 from semcorr.geometry import Grid, resized_size
-from semcorr.graph import Job
+from semcorr.networks import runtime
+from semcorr.networks.backbones import build, load
+from semcorr.networks.backbones.base import Backbone
 from semcorr.params import Params
-from semcorr.provenance import expect, provenance
 
 LIBRARIES = ("torch", "timm", "segment-anything")
 

@@ -10,16 +10,16 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from semcorr.basis import require_sources
+from semcorr.artifacts.files import replacing
+from semcorr.artifacts.provenance import provenance
 from semcorr.datasets.base import IMAGE_SCHEMA, PAIR_SCHEMA, Benchmark, Image, Pair, index_table, write_index
 from semcorr.datasets.decode import AGAIN, decode, stored_orientation
 from semcorr.datasets.formats import reader
 from semcorr.datasets.sources import provide, root_of
+from semcorr.engine.basis import require_sources
+from semcorr.engine.graph import BASIS, Job
 from semcorr.errors import UserError
-from semcorr.files import replacing
-from semcorr.graph import BASIS, Job
 from semcorr.params import FORMATS, Dataset, Params, dataset
-from semcorr.provenance import provenance
 
 T, R = TypeVar("T"), TypeVar("R")
 

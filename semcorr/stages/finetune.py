@@ -16,24 +16,25 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from semcorr import pck, runtime
-from semcorr.backbones import save
-from semcorr.backbones.checkpoint import verify_members
-from semcorr.backbones.weights import overlay
+from semcorr import pck
+from semcorr.artifacts.files import project_path, replacing, sha256, write_text
+from semcorr.artifacts.provenance import expect, provenance
+from semcorr.artifacts.store import Store, basis
 from semcorr.datasets.base import Image, Pair, read_images, read_pairs
+from semcorr.engine.graph import Job
 from semcorr.errors import UserError, reason
-from semcorr.files import project_path, replacing, sha256, write_text
 from semcorr.finite import rounded
 from semcorr.geometry import Grid
-from semcorr.graph import Job
 from semcorr.matching import match_pairs
+from semcorr.networks import runtime
+from semcorr.networks.backbones import save
+from semcorr.networks.backbones.checkpoint import verify_members
+from semcorr.networks.backbones.weights import overlay
+from semcorr.networks.tail import Tail
+from semcorr.networks.training import Augmentation, Batch, Batches, Maps, Tuned, learning_rate, loss
 from semcorr.params import Params
-from semcorr.provenance import expect, provenance
 from semcorr.readouts.argmax import argmax
 from semcorr.stages.extract import read_image
-from semcorr.store import Store, basis
-from semcorr.tail import Tail
-from semcorr.training import Augmentation, Batch, Batches, Maps, Tuned, learning_rate, loss
 
 VALIDATION_SAMPLING = "bilinear"  # and argmax
 VALIDATION_THRESHOLD = 0.10

@@ -9,10 +9,10 @@ from typing import Any
 import pandas as pd
 
 from semcorr import pck
-from semcorr.files import replacing, write_json
-from semcorr.graph import STAGES, Job
+from semcorr.artifacts.files import replacing, write_json
+from semcorr.artifacts.provenance import expect, read_result
+from semcorr.engine.graph import STAGES, Job
 from semcorr.params import Params
-from semcorr.provenance import expect, read_result
 
 AXES = STAGES["evaluate"].axes
 

@@ -7,14 +7,15 @@ import pyarrow as pa
 import torch
 from tqdm import tqdm
 
-from semcorr import pck, runtime
+from semcorr import pck
+from semcorr.artifacts.provenance import expect, provenance, write_table
+from semcorr.artifacts.store import Store
 from semcorr.datasets.base import Pair, read_pairs
-from semcorr.graph import Job
+from semcorr.engine.graph import Job
 from semcorr.matching import match_pairs
+from semcorr.networks import runtime
 from semcorr.params import Params
-from semcorr.provenance import expect, provenance, write_table
 from semcorr.readouts import readout
-from semcorr.store import Store
 
 PAIR_COLUMNS = (
     "category",

@@ -5,12 +5,12 @@ from typing import Any
 import pandas as pd
 
 from semcorr import pck
+from semcorr.artifacts.files import replacing, write_json, write_text
+from semcorr.artifacts.provenance import expect, provenance, read_result, read_table
+from semcorr.engine.graph import STAGES, Job
 from semcorr.errors import UserError
-from semcorr.files import replacing, write_json, write_text
-from semcorr.graph import STAGES, Job
-from semcorr.page import page
 from semcorr.params import Params
-from semcorr.provenance import expect, provenance, read_result, read_table
+from semcorr.report.page import page
 
 SIGNIFICANT = 0.05
 AXES = STAGES["evaluate"].axes

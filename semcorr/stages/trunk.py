@@ -1,6 +1,6 @@
 """trunk: what enters the tuned blocks, for every image of a dataset, so that fine-tuning never runs the rest again."""
 
-from semcorr.graph import Job
+from semcorr.engine.graph import Job
 from semcorr.params import Params
 from semcorr.stages.extract import Encoder, encode
 

@@ -4,9 +4,10 @@ The command line has validated params.yaml already, as it does for every stage. 
 `dvc repro`: it asks whether the networks are such as params.yaml says, and tells DVC of code and files of this machine.
 """
 
-from semcorr import architectures, basis
-from semcorr.graph import Graph, Job
-from semcorr.memory import Memory
+from semcorr.engine import basis
+from semcorr.engine.graph import Graph, Job
+from semcorr.engine.memory import Memory
+from semcorr.networks import architectures
 from semcorr.params import Params
 
 

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from semcorr.backbones import digest, save
-from semcorr.backbones.weights import get
-from semcorr.graph import Job
+from semcorr.artifacts.provenance import provenance
+from semcorr.engine.graph import Job
+from semcorr.networks.backbones import digest, save
+from semcorr.networks.backbones.weights import get
 from semcorr.params import Params, RandomBaseline
-from semcorr.provenance import provenance
 
 FOLDER = Path("data/sources")
 

@@ -17,10 +17,12 @@ if "ipykernel" not in sys.modules:
     matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from semcorr import compare, graph, matching, params, pck, pictures
+from semcorr import matching, params, pck
+from semcorr.artifacts.store import Store
 from semcorr.datasets.base import read_images
 from semcorr.datasets.decode import decode
-from semcorr.store import Store
+from semcorr.engine import graph
+from semcorr.report import compare, pictures
 
 experiment = params.load()
 plan = graph.Graph(experiment)

@@ -8,11 +8,11 @@ OUTPUTS
 
 import sys
 
-from semcorr import graph as stage_graph
+from semcorr.engine import graph as stage_graph
 from semcorr import params as experiment
-from semcorr.engines import marker as marker_of
+from semcorr.engine.markers import marker as marker_of
 from semcorr.errors import UserError
-from semcorr.keeper import Keeper
+from semcorr.engine.keeper import Keeper
 
 
 def load_experiment():

@@ -1,0 +1,403 @@
+"""Matches between two images of one's own, in any folder: with a published network, or one of the project's.
+
+    from semcorr import match_images
+
+    found = match_images("cat.jpg", "tiger.png", [(120, 80)])
+    found.target_points                  # (N, 2), x y in pixels of tiger.png
+    found.picture().save("matches.png")
+
+Points are (x, y) in pixels of an image as it is shown: turned upright where its EXIF data say so.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image as PillowImage
+from torch import Tensor
+
+from semcorr import params
+from semcorr.api.matcher import Recent
+from semcorr.artifacts.provenance import expect
+from semcorr.datasets.decode import Source, decode
+from semcorr.engine import graph
+from semcorr.errors import UserError, one_of
+from semcorr.finite import rounded, unit
+from semcorr.geometry import Grid
+from semcorr.matching import heatmaps, match_points, sample
+from semcorr.networks import runtime
+from semcorr.networks.backbones import build, load
+from semcorr.networks.backbones.base import Backbone
+from semcorr.networks.backbones.weights import get
+from semcorr.networks.published import DEFAULT, PUBLISHED, RULES, cache
+from semcorr.readouts import readout
+from semcorr.report import pictures
+
+SIDE = 512  # pixels of each image in a picture
+SMALLEST, LARGEST = 16, 4096  # pixels of an image's longer side, as a network may see it
+KEPT = 8  # images whose features a Matcher remembers
+FEW = 0.02  # share of an image below which a part is none
+STRONGEST = 40  # matches that a picture shows
+
+
+def open_image(source: Source) -> PillowImage.Image:
+    """An image of any common format and mode as upright 8-bit RGB; transparency becomes white.
+
+    Raises:
+        UserError: there is no such file, or it is no image that can be read.
+    """
+    return decode(source, upright=True)
+
+
+class Matcher:
+    """A network with its tensors, ready for any number of images.
+
+    In a project, which is where params.yaml lies or below, its networks, tensors and rules; anywhere, the published
+    networks (`semcorr backbones`). Tensors that are not there yet are fetched, once, into the user's cache.
+
+    Args:
+        backbone: a name under `backbones`, or of a published network; None takes the grid's first, or outside a project
+            the published default.
+        weights: "frozen", another baseline, or a tuning of the project.
+        rule: a name under `rules`, or outside a project "argmax" or "softargmax"; None takes the grid's first, or
+            outside a project soft-argmax.
+        path: of params.yaml; None looks for it in this folder and those above.
+        image_size: the longer side in pixels, as the network sees it; None takes the backbone's own.
+
+    Raises:
+        UserError: there is no such entry; the tensors cannot be had, or were made under other parameters.
+    """
+
+    def __init__(
+        self,
+        backbone: str | None = None,
+        weights: str = "frozen",
+        rule: str | None = None,
+        path: str | Path | None = None,
+        image_size: int | None = None,
+    ):
+        file = params.find() if path is None else Path(path)
+        values = None if file is None else params.load(file)
+        own = [] if values is None else values.grid.backbones
+        self.backbone = backbone or (own[0] if own else DEFAULT)
+        one_of("backbone", self.backbone, [*own, *(name for name in PUBLISHED if name not in own)])
+        rules: dict[str, params.Rule] = RULES if values is None else values.rules
+        first = "softargmax" if values is None else values.grid.rules[0]
+        self.rule_name = one_of("rule", rule or first, list(rules))
+        self.rule = rules[self.rule_name]
+        self.weights = weights
+        self.device = runtime.pick("auto" if values is None else values.runtime.device)
+        if values is not None and file is not None and self.backbone in own:
+            self.spec = _sized(values.backbones[self.backbone], image_size)
+            one_of("weights", weights, [*values.grid.baselines, *values.grid.tunings])
+            self.network = self._of_project(values, file.parent)
+        else:
+            one_of("weights", weights, ["frozen"])
+            self.spec = _sized(PUBLISHED[self.backbone].spec, image_size)
+            self.network = self._fetched(self.spec.weights)
+        self.network.to(self.device)
+        self._seen: Recent[tuple[Tensor, Grid]] = Recent(KEPT)
+
+    def _of_project(self, values: params.Params, root: Path) -> Backbone:
+        """The network with the tensors that the project's stages made; a baseline that is not made yet is fetched."""
+        plan, baseline = graph.Graph(values), self.weights in values.grid.baselines
+        jobs = [plan.job("weights", self.backbone, self.weights if baseline else "frozen")]
+        if not baseline:
+            jobs.append(plan.job("finetune", self.backbone, self.weights))
+        files = [root / job.outputs["tensors"] for job in jobs]
+        if baseline and not files[0].exists():
+            source = values.baselines[self.weights]
+            return self._fetched(source if source.kind == "random" else _placed(self.spec.weights, root))
+        for job, file in zip(jobs, files, strict=True):
+            if not file.exists():
+                raise UserError(
+                    f"{file}: not made yet. Run: dvc repro {job.stage}@{'-'.join(job.cell.values())} "
+                    f"(or snakemake --cores all {job.outputs['tensors']})"
+                )
+            expect(file, job.fingerprint)
+        return load(build(self.spec), *files)
+
+    def _fetched(self, source: params.Weights | params.RandomBaseline) -> Backbone:
+        """The network with tensors from their source, by way of the user's cache."""
+        try:
+            return get(self.spec, source, cache())[0]
+        except UserError as error:
+            small = source.kind in ("url", "timm")  # whose hosts cannot be reached from everywhere
+            other = ". The package index has a small network: --backbone demo" if small else ""
+            raise UserError(f"{self.backbone}: {error}{other}") from None
+
+    @torch.inference_mode()
+    def features(self, image: PillowImage.Image) -> tuple[Tensor, Grid]:
+        """The feature map (h, w, C) of unit length, valid cells only, and its grid; the last few images' are kept."""
+        key = hashlib.sha256(image.tobytes() + repr(image.size).encode()).digest()
+        return self._seen.get(key, lambda: self._compute(image))
+
+    def _compute(self, image: PillowImage.Image) -> tuple[Tensor, Grid]:
+        pixels, grid = self.network.preprocess(image, self.spec.image_size)
+        pixels = pixels[None].to(self.device)
+        with runtime.autocast(self.device, self.spec.compute):
+            found = self.network.features(pixels, self.spec)
+        height, width = grid.shape
+        found = found[0].permute(1, 2, 0)[:height, :width]
+
+        def why() -> str:
+            key, stop = f"backbones.{self.backbone}.precision", self.network.stop(self.spec)
+            return self.network.overflow_in(pixels, stop, key=key, precision=self.spec.precision)
+
+        what = f"{self.backbone} {self.weights}: an image of {image.width} x {image.height} pixels"
+        return unit(rounded(found, self.spec.precision, what, why), what), grid
+
+
+def _sized(spec: params.Backbone, image_size: int | None) -> params.Backbone:
+    """A backbone at another image size, where one is given."""
+    if image_size is None:
+        return spec
+    if not SMALLEST <= image_size <= LARGEST:
+        raise UserError(f"image size: {image_size}; allowed: {SMALLEST} to {LARGEST} pixels")
+    return spec.model_copy(update={"image_size": image_size})
+
+
+def _placed(source: params.Weights, root: Path) -> params.Weights:
+    """A source of tensors whose path, if it has one, starts at the project's folder."""
+    if not isinstance(source, params.FileWeights):
+        return source
+    return source.model_copy(update={"path": str(root / Path(source.path).expanduser())})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageMatches:
+    """What matches what in two images.
+
+    Attributes:
+        source, target: the images, upright RGB.
+        source_points, target_points: (N, 2), x y in pixels of them.
+        similarity: (N,), cosine, in [-1, 1].
+        source_features, target_features: (h, w, C) of unit length.
+        source_grid, target_grid: how these lie on the images.
+        sampling: of source descriptors, "bilinear" or "nearest".
+        made_by: names of the backbone, the weights and the rule, or of what was looked for instead.
+    """
+
+    source: PillowImage.Image
+    target: PillowImage.Image
+    source_points: np.ndarray
+    target_points: np.ndarray
+    similarity: np.ndarray
+    source_features: Tensor
+    target_features: Tensor
+    source_grid: Grid
+    target_grid: Grid
+    sampling: str
+    made_by: dict[str, str]
+
+    def heatmaps(self) -> np.ndarray:
+        """(N, h, w): each source point's cosine similarity with the target's cells."""
+        cells = torch.from_numpy(self.source_grid.pixels_to_cells(self.source_points))
+        descriptors = sample(self.source_features, cells.to(self.source_features.device), self.sampling)
+        return heatmaps(descriptors, self.target_features).cpu().numpy()
+
+    def picture(self, side: int = SIDE) -> PillowImage.Image:
+        """Both images side by side, a numbered line per match, coloured by its similarity; of more than 40, the best.
+
+        A number is a match's place in the lists of points, from 1.
+        """
+        order = np.argsort(-self.similarity, kind="stable")[:STRONGEST]
+        return pictures.matches(
+            self.source,
+            self.target,
+            self.source_points[order],
+            self.target_points[order],
+            side=side,
+            similarity=self.similarity[order],
+            numbers=(order + 1).tolist(),
+        )
+
+    def objects(self) -> tuple[np.ndarray, np.ndarray]:
+        """Which cells of the source (h, w) and of the target show an object, and not what is behind it.
+
+        The direction in which the cells of both images vary most parts the two; the object is the part that has less
+        of the images' borders. Where no such parting is found in an image, all of it counts.
+
+        Source: the thresholded first component of Oquab et al., DINOv2, TMLR 2024.
+        """
+        maps = [one.cpu().double() for one in (self.source_features, self.target_features)]
+        cells = torch.cat([one.flatten(0, 1) for one in maps])
+        centred = cells - cells.mean(dim=0)
+        along = (centred @ torch.linalg.svd(centred, full_matrices=False)[2][0]).numpy()
+        parts = np.split(along > _threshold(along), [maps[0].shape[0] * maps[0].shape[1]])
+        found = [part.reshape(one.shape[:2]) for part, one in zip(parts, maps, strict=True)]
+        borders = np.concatenate([np.concatenate([one[0], one[-1], one[:, 0], one[:, -1]]) for one in found])
+        if borders.mean() > 0.5:
+            found = [~one for one in found]
+        source, target = (one if FEW < one.mean() < 1 - FEW else np.ones_like(one) for one in found)
+        return source, target
+
+    def dense(self, side: int = SIDE) -> PillowImage.Image:
+        """Both images side by side, their objects in false colours that are alike where features are.
+
+        The colours are the three directions in which the objects' cells vary most.
+        """
+        maps, objects = [self.source_features.cpu().double(), self.target_features.cpu().double()], self.objects()
+        inside = torch.cat([one[torch.from_numpy(mask)] for one, mask in zip(maps, objects, strict=True)])
+        mean = inside.mean(dim=0)
+        directions = torch.linalg.svd(inside - mean, full_matrices=False)[2][:3]
+        low, high = ((inside - mean) @ directions.T).quantile(torch.tensor([0.02, 0.98]).double(), dim=0)
+        layers = []
+        for image, one, mask, grid in zip(
+            (self.source, self.target), maps, objects, (self.source_grid, self.target_grid), strict=True
+        ):
+            colours = np.zeros((*one.shape[:2], 3))
+            scaled = ((one - mean) @ directions.T - low) / (high - low).clamp(min=1e-9)
+            colours[..., : len(directions)] = scaled.clamp(0, 1).numpy()
+            layers.append((image, colours, mask, grid))
+        return pictures.false_colours(*layers, side=side)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "coordinates": "(x, y) in pixels of the upright image; (0, 0) is the centre of its top-left pixel",
+            "source_width": self.source.width,
+            "source_height": self.source.height,
+            "target_width": self.target.width,
+            "target_height": self.target.height,
+            **self.made_by,
+            "matches": [
+                {"source": source, "target": target, "similarity": similarity}
+                for source, target, similarity in zip(
+                    self.source_points.round(2).tolist(),
+                    self.target_points.round(2).tolist(),
+                    self.similarity.round(4).tolist(),
+                    strict=True,
+                )
+            ],
+        }
+
+
+def match_images(
+    source: Source,
+    target: Source,
+    points: Sequence[Sequence[float]] | np.ndarray | None = None,
+    *,
+    grid: int | None = None,
+    backbone: str | None = None,
+    weights: str = "frozen",
+    rule: str | None = None,
+    image_size: int | None = None,
+    mutual: bool = False,
+    min_similarity: float | None = None,
+    matcher: Matcher | None = None,
+) -> ImageMatches:
+    """Find points of one image in another.
+
+    Args:
+        source: a file of any common format, or a Pillow image, of any size and mode.
+        target: the same.
+        points: (N, 2), x y in pixels of the upright source. None looks for all mutual nearest neighbours: cells of
+            both images that are each other's most similar one.
+        grid: instead of `points`, N x N points spread evenly over the source.
+        backbone: see Matcher; also `weights`, `rule` and `image_size`.
+        weights: "frozen", another baseline, or a tuning.
+        rule: a name under `rules`, or "argmax", "softargmax".
+        image_size: the longer side in pixels, as the network sees it.
+        mutual: keep only the points whose match, looked for in the source, comes back to within a cell of them.
+        min_similarity: keep only the matches with at least this cosine.
+        matcher: a Matcher that is ready, for many pairs; it wins over these names.
+
+    Raises:
+        UserError: an image cannot be read, a point lies outside the source, or the weights are not made yet.
+    """
+    images = open_image(source), open_image(target)
+    wanted = _points(points, grid, images[0])
+    if min_similarity is not None and not -1 <= min_similarity <= 1:
+        raise UserError(f"min_similarity: {min_similarity:g}; allowed: -1 to 1, a cosine")
+    matcher = matcher or Matcher(backbone, weights, rule, image_size=image_size)
+    (first, first_grid), (second, second_grid) = map(matcher.features, images)
+    rule_name = matcher.rule_name
+    with torch.inference_mode():
+        if wanted is None:
+            rule_name = "mutual nearest neighbours"
+            cells, there, similarity = _mutual(first, second)
+            wanted, found = first_grid.answers(cells), second_grid.answers(there)
+        else:
+            reading = matcher.rule.sampling, readout(matcher.rule)
+            found, similarity = match_points(wanted, (first, first_grid), (second, second_grid), *reading)
+            if mutual:
+                back, _ = match_points(found, (second, second_grid), (first, first_grid), *reading)
+                away = np.abs(first_grid.pixels_to_cells(back) - first_grid.pixels_to_cells(wanted)).max(axis=1)
+                wanted, found, similarity = (one[away <= 1] for one in (wanted, found, similarity))
+    if min_similarity is not None:
+        wanted, found, similarity = (one[similarity >= min_similarity] for one in (wanted, found, similarity))
+    return ImageMatches(
+        source=images[0],
+        target=images[1],
+        source_points=wanted,
+        target_points=found,
+        similarity=similarity,
+        source_features=first,
+        target_features=second,
+        source_grid=first_grid,
+        target_grid=second_grid,
+        sampling=matcher.rule.sampling,
+        made_by={"backbone": matcher.backbone, "weights": matcher.weights, "rule": rule_name},
+    )
+
+
+def _threshold(values: np.ndarray) -> float:
+    """The value that parts values (N,) into two groups, each as much alike as can be (Otsu, 1979)."""
+    counts, edges = np.histogram(values, bins=256)
+    middles = (edges[:-1] + edges[1:]) / 2
+    below = np.cumsum(counts)
+    sums = np.cumsum(counts * middles)
+    above = below[-1] - below
+    with np.errstate(divide="ignore", invalid="ignore"):
+        between = below * above * (sums / below - (sums[-1] - sums) / above) ** 2
+    known = np.nan_to_num(between[:-1], nan=-1.0)
+    return float(edges[1 + int(known.argmax())])
+
+
+def _points(
+    points: Sequence[Sequence[float]] | np.ndarray | None, grid: int | None, image: PillowImage.Image
+) -> np.ndarray | None:
+    """The points that are asked for (N, 2), all on the image."""
+    width, height = image.size
+    if grid is not None:
+        if points is not None:
+            raise UserError("give points or grid, not both")
+        if not isinstance(grid, int) or grid < 1:
+            raise UserError(f"grid: {grid}; allowed: a whole number, 1 and more")
+        steps = (np.arange(grid) + 0.5) / grid
+        x, y = np.meshgrid(steps * width - 0.5, steps * height - 0.5)
+        return np.stack([x.ravel(), y.ravel()], axis=1)
+    if points is None:
+        return None
+    try:
+        wanted = np.asarray(points, float)
+    except (ValueError, TypeError):
+        raise UserError(f"points: {points!r}, expected (N, 2) numbers, x y") from None
+    if wanted.ndim != 2 or wanted.shape[1] != 2 or not len(wanted):
+        raise UserError(f"points: shape {wanted.shape}, expected (N, 2), x y")
+    for x, y in wanted:
+        if not (-0.5 <= x <= width - 0.5 and -0.5 <= y <= height - 0.5):
+            raise UserError(
+                f"point {x:g},{y:g} lies outside the source image: x runs from 0 to {width - 1}, y from 0 to "
+                f"{height - 1} (upright, as it is shown)"
+            )
+    return wanted
+
+
+def _mutual(first: Tensor, second: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cells (N, 2), x y, of two maps (h, w, C) that are each other's most similar, and how similar (N,)."""
+    similarity = first.flatten(0, 1) @ second.flatten(0, 1).T
+    best, there = similarity.max(dim=1)
+    back = similarity.argmax(dim=0)
+    mutual = (back[there] == torch.arange(len(there), device=there.device)).nonzero()[:, 0].cpu()
+    there, best = there.cpu()[mutual], best.cpu()[mutual]
+
+    def cells(index: Tensor, width: int) -> np.ndarray:
+        return torch.stack([index % width, index // width], dim=1).double().numpy()
+
+    return cells(mutual, first.shape[1]), cells(there, second.shape[1]), best.double().numpy()

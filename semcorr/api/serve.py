@@ -1,0 +1,78 @@
+"""A page on this machine: a click on the left image shows where it is on the right one, and how similar all else is."""
+
+import io
+import threading
+from pathlib import Path
+from typing import Any
+
+import flask
+import numpy as np
+
+from semcorr.api.images import Matcher, match_images, open_image
+from semcorr.errors import UserError
+from semcorr.report import pictures
+
+SIDES = ("source", "target")
+HOSTS = ["127.0.0.1", "localhost"]
+LARGEST = 200_000_000  # bytes of an image file
+SHOWN = 1024  # pixels of the longer side that the page is sent
+
+
+def application(matcher: Matcher, images: dict[str, Path]) -> flask.Flask:
+    """The page as a WSGI application, for one person at a time.
+
+    Args:
+        matcher: that is ready.
+        images: files to begin with, by "source" and "target".
+
+    Raises:
+        UserError: an image cannot be read.
+    """
+    app = flask.Flask("semcorr", template_folder=str(Path(__file__).parent / "templates"), static_folder=None)
+    # Other sites that a browser has open must not get at this one through a name of theirs.
+    app.config.update(TRUSTED_HOSTS=HOSTS, MAX_CONTENT_LENGTH=LARGEST)
+    held = {side: open_image(path) for side, path in images.items()}
+    lock = threading.Lock()  # one network, one click at a time
+
+    @app.get("/")
+    def page() -> str:
+        names = {"backbone": matcher.backbone, "weights": matcher.weights, "rule": matcher.rule_name}
+        return flask.render_template("serve.html", names=names, sizes={side: one.size for side, one in held.items()})
+
+    @app.get("/image/<any(source, target):side>")
+    def image(side: str) -> flask.Response:
+        if side not in held:
+            flask.abort(404)
+        small = held[side] if max(held[side].size) <= SHOWN else pictures.fit(held[side], SHOWN)
+        return flask.Response(pictures.encode(small), mimetype="image/webp", headers={"Cache-Control": "no-store"})
+
+    @app.post("/image/<any(source, target):side>")
+    def upload(side: str) -> dict[str, Any]:
+        if flask.request.mimetype != "application/octet-stream":  # what a form of another site cannot send
+            flask.abort(415)
+        held[side] = open_image(io.BytesIO(flask.request.get_data()))
+        return {"size": held[side].size}
+
+    @app.get("/match")
+    def match() -> dict[str, Any]:
+        missing = [side for side in SIDES if side not in held]
+        if missing:
+            raise UserError(f"choose a {missing[0]} image first")
+        point = [flask.request.args.get(name, type=float, default=float("nan")) for name in "xy"]
+        with lock:
+            found = match_images(held["source"], held["target"], [point], matcher=matcher)
+            heatmap = found.heatmaps()[0]
+        target = held["target"]
+        size = pictures.fit(target, min(SHOWN, max(target.size))).size
+        return {
+            "target": found.target_points[0].tolist(),
+            "similarity": float(found.similarity[0]),
+            "range": [float(np.min(heatmap)), float(np.max(heatmap))],
+            "map": pictures.data_uri(pictures.overlay(heatmap, found.target_grid, size)),
+        }
+
+    @app.errorhandler(UserError)
+    def wrong(error: UserError) -> tuple[dict[str, str], int]:
+        return {"error": str(error)}, 422
+
+    return app

@@ -1,0 +1,185 @@
+"""What every output says about itself: its fingerprint (see `graph`), its settings, and those of its inputs.
+
+It is stored inside each format: an attribute of HDF5, the metadata of Parquet and safetensors, a key of JSON.
+"""
+
+import html
+import json
+import re
+import zlib
+from pathlib import Path
+from typing import Any
+
+from semcorr.artifacts.files import canonical_json, read_json, replacing, write_json
+from semcorr.errors import UserError, reason
+
+CONTENT = "semcorr.content"  # key of a table's checksum
+CHECKSUM = "checksum"
+KEY = "semcorr"  # one key holding one JSON text: safetensors writes several keys in varying order
+
+
+def provenance(job: Any, inputs: dict[str, dict[str, Any]] | None = None, **facts: Any) -> dict[str, Any]:
+    """The provenance of a job's outputs, on top of that of its inputs; `facts` are what only the run could know."""
+    record = {
+        "stage": job.stage,
+        "fingerprint": job.fingerprint,
+        "settings": job.settings,
+        **facts,
+        "inputs": inputs or {},
+    }
+    return sealed(record)
+
+
+def sealed(record: dict[str, Any]) -> dict[str, Any]:
+    """A record with its checksum, or with another one where it has changed."""
+    return record | {CHECKSUM: _checksum(record)}
+
+
+def _checksum(record: dict[str, Any]) -> int:
+    """CRC-32 of a record, its own checksum left out."""
+    return zlib.crc32(canonical_json({key: value for key, value in record.items() if key != CHECKSUM}).encode())
+
+
+def write_table(path: Path, table: Any, record: dict[str, Any]) -> None:
+    """Write a pyarrow table as Parquet, with the provenance `record` and the content's checksum inside."""
+    import pyarrow.parquet
+
+    metadata = {**(table.schema.metadata or {}), KEY: dumps(record), CONTENT: str(_table_checksum(table))}
+    with replacing(path) as partial:
+        pyarrow.parquet.write_table(table.replace_schema_metadata(metadata), partial, compression="zstd")
+
+
+def read_table(path: Path) -> Any:
+    """A pyarrow table that `write_table` wrote.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.ParquetFile(path).read()  # read_table would import pandas, half a second
+        noted = (table.schema.metadata or {}).get(CONTENT.encode())
+        if noted is not None and int(noted) != _table_checksum(table):
+            raise ValueError("the checksum of its content is wrong")
+    except Exception as error:  # pyarrow's, and those of what it hands on
+        raise _unreadable(path, error) from None
+    return table
+
+
+def _table_checksum(table: Any) -> int:
+    """CRC-32 of a table's content: names, types and values, however they are stored."""
+    import pyarrow
+
+    found = 0
+    for name in table.column_names:
+        column = table[name].combine_chunks()
+        parts = [name.encode()]
+        while True:
+            parts.append(column.is_null().to_numpy(zero_copy_only=False).tobytes())
+            if not pyarrow.types.is_nested(column.type):
+                break
+            parts.append(column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).tobytes())
+            column = column.flatten()  # what is in the lists
+        parts.append(str(column.type).encode())
+        if pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type):
+            parts += [text.encode() + b"\0" for text in column.fill_null("").to_pylist()]
+        else:
+            parts.append(column.fill_null(0).to_numpy(zero_copy_only=False).tobytes())
+        found = zlib.crc32(b"".join(parts), found)
+    return found
+
+
+def write_result(path: Path, values: dict[str, Any]) -> None:
+    """Write a result as JSON, its `provenance` among the values, with the content's checksum."""
+    write_json(path, {CHECKSUM: zlib.crc32(canonical_json(values).encode()), **values})
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """What `write_result` wrote.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    values = read_json(path)
+    noted = values.pop(CHECKSUM, None) if isinstance(values, dict) else 0
+    if noted is not None and noted != zlib.crc32(canonical_json(values).encode()):
+        raise _unreadable(path, ValueError("the checksum of its content is wrong"))
+    return values
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path}: cannot be read ({reason(error)}). Run: dvc repro (or snakemake --cores all)")
+
+
+def dumps(record: dict[str, Any]) -> str:
+    """A provenance record as it is stored."""
+    return canonical_json(record)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The provenance inside a file of any of our formats.
+
+    Raises:
+        UserError: the file is missing, damaged, or not ours.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: no such file. Run: dvc repro (or snakemake --cores all)")
+    try:
+        text = _READERS[path.suffix](path)
+        record = json.loads(text) if isinstance(text, str | bytes) else text
+        if not isinstance(record["fingerprint"], str):
+            raise TypeError("the fingerprint is not text")
+        if record.get(CHECKSUM) not in (None, _checksum(record)):
+            raise ValueError("the checksum of what it says about itself is wrong")
+    except Exception as error:  # each format's library has its own errors for a damaged file
+        raise UserError(f"{path}: not a complete file of semcorr ({reason(error)}). Delete it and run again") from None
+    return record
+
+
+def expect(path: Path, fingerprint: str) -> dict[str, Any]:
+    """The provenance inside `path`, provided that it was made under the parameters that hold now.
+
+    Raises:
+        UserError: it was made under others, or is no output of ours.
+    """
+    record = read(path)
+    if record["fingerprint"] != fingerprint:
+        raise UserError(
+            f"{path}: made under other parameters than params.yaml has now. "
+            f"Make it again with: dvc repro (or snakemake --cores all)"
+        )
+    return record
+
+
+def _hdf5(path: Path) -> str:
+    import h5py
+
+    with h5py.File(path, "r", locking=False) as file:
+        return file.attrs[KEY]
+
+
+def _parquet(path: Path) -> bytes:
+    import pyarrow.parquet
+
+    return pyarrow.parquet.read_metadata(path).metadata[KEY.encode()]
+
+
+def _safetensors(path: Path) -> str:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        return file.metadata()[KEY]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))["provenance"]
+
+
+def _html(path: Path) -> str:
+    with path.open(encoding="utf-8") as file:
+        head = file.read(1 << 16)
+    return html.unescape(re.search(rf'<meta name="{KEY}" content="([^"]*)">', head)[1])
+
+
+_READERS = {".h5": _hdf5, ".parquet": _parquet, ".safetensors": _safetensors, ".json": _json, ".html": _html}

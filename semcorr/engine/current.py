@@ -1,0 +1,209 @@
+"""The one truth about what is current: a job whose parameters, code, inputs and outputs are those of a record of it.
+
+Of a job there are up to two records: what it noted itself when it wrote, and what dvc.lock says. Both hold the command,
+the values of the parameters that it reads, and checksums of all that it read and wrote. A job is current if one of them
+is true now, by content alone, and all jobs that it reads from are current. `semcorr plan` and the Snakefile ask here,
+and DVC, which decides for itself, decides alike.
+"""
+
+import contextlib
+import hashlib
+import importlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from semcorr.artifacts.files import write_json
+from semcorr.engine import basis, code
+from semcorr.engine.graph import Graph, Job
+from semcorr.engine.memory import FOLDER, Memory
+from semcorr.errors import UserError
+from semcorr.params import PARAMS_FILE, leaves, load
+
+LOCK = Path("dvc.lock")
+UNKNOWN = "nothing is known of how it was made"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What was true of a job when it had run.
+
+    Attributes:
+        command: its command line.
+        settings: the values of the parameters that it reads, by key.
+        reads, outputs: MD5 by path; a folder's is over its files, as DVC forms it.
+        recorded: whether DVC has put it into dvc.lock and its cache.
+    """
+
+    command: str
+    settings: dict[str, Any]
+    reads: dict[str, str]
+    outputs: dict[str, str]
+    recorded: bool = True
+
+
+class Current:
+    """What is current in an experiment, and what is stale.
+
+    Attributes:
+        stale: name of a stale job -> why; each after those that it reads from.
+        unrecorded: jobs that are current, and that DVC does not know so.
+        basis: what each file of the basis is to say now.
+    """
+
+    def __init__(self, graph: Graph):
+        self._memory = Memory()
+        self._locked = _locked()
+        self.basis = basis.texts(graph, self._memory)
+        self.stale: dict[str, str] = {}
+        self.unrecorded: list[Job] = []
+        self._remade: dict[Path, str] = {}  # outputs of stale jobs, and folders that hold them -> the job
+        for job in graph.jobs():
+            if job.stage == "validate":
+                continue
+            why = self._why(job)
+            before = next((self._remade[path] for path in job.reads if path in self._remade), None)
+            if why is None and before:
+                why = f"follows from {before}"
+            if why is not None:
+                self.stale[job.name] = why
+                for path in job.outputs.values():
+                    self._remade |= dict.fromkeys([path, *path.parents], " ".join([job.stage, *job.cell.values()]))
+        self.unrecorded = [job for job in self.unrecorded if job.name not in self.stale]
+        self._memory.save()
+
+    def _why(self, job: Job) -> str | None:
+        """Why a job is stale by itself; None where it is not."""
+        missing = next((path for path in job.outputs.values() if not path.exists()), None)
+        if missing is not None:
+            return f"{missing} is not there"
+        now = {path.as_posix(): self._md5(path) for path in (*job.reads, *job.outputs.values())}
+        locked, noted = self._locked.get(job.name), _noted(job)
+        reasons = [self._difference(job, record, now) if record else UNKNOWN for record in (locked, noted)]
+        if None not in reasons:
+            return next((why for why in reversed(reasons) if why != UNKNOWN), UNKNOWN)
+        if reasons[0] is not None or not (noted is None or noted.recorded):
+            self.unrecorded.append(job)
+        return None
+
+    def _difference(self, job: Job, record: Record, now: dict[str, str | None]) -> str | None:
+        """What is other now than a record says; None where nothing is."""
+        if record.command != job.command:
+            return "its command is another"
+        if record.settings != job.settings:
+            before, after = leaves(record.settings), leaves(job.settings)
+            keys = [key for key in {**after, **before} if after.get(key, ...) != before.get(key, ...)]
+            keys = dict.fromkeys(re.sub(r"(\.\d+)+$", "", key) for key in keys)  # of a list, the list
+            return f"changed in params.yaml: {', '.join(keys or job.settings)}"
+        for paths, noted in ((job.reads, record.reads), (job.outputs.values(), record.outputs)):
+            if {path.as_posix() for path in paths} != set(noted):
+                return "it reads or writes other files"
+            for path in paths:
+                if now[path.as_posix()] != noted[path.as_posix()] and path not in self._remade:
+                    return self._changed(path, noted[path.as_posix()], made=path in job.outputs.values())
+        return None
+
+    def _changed(self, path: Path, noted: str, made: bool) -> str:
+        """What to say of a file that has changed; of the basis, which of its lines, where it still stands there."""
+        if path not in self.basis:
+            return f"{path} is not what was made" if made else f"{path} has changed"
+        before = path.read_text(encoding="utf-8") if path.is_file() else ""
+        if hashlib.md5(before.encode()).hexdigest() != noted:
+            return f"code, or files of this machine, have changed ({path})"
+        lines = set(before.splitlines()) ^ set(self.basis[path].splitlines())
+        names = sorted({line.partition("  ")[2] for line in lines} - {""})
+        return f"{', '.join(names)} {'has' if len(names) == 1 else 'have'} changed"
+
+    def _md5(self, path: Path) -> str | None:
+        if path in self.basis:
+            return hashlib.md5(self.basis[path].encode()).hexdigest()
+        return self._memory.md5(path) if path.exists() else None
+
+
+def _note(job: Job) -> Path:
+    return FOLDER / "notes" / job.stage / f"{'-'.join(job.cell.values()) or 'all'}.json"
+
+
+def _noted(job: Job) -> Record | None:
+    """What a job noted when it wrote."""
+    try:
+        return Record(**json.loads(_note(job).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _locked() -> dict[str, Record]:
+    """What dvc.lock says, by the names of jobs; nothing where it is missing or not whole."""
+    from ruamel.yaml import YAML, YAMLError
+
+    try:
+        stages = YAML(typ="safe").load(LOCK.read_text(encoding="utf-8"))["stages"]
+        return {
+            name: Record(
+                command=stage["cmd"],
+                settings=stage.get("params", {}).get(PARAMS_FILE.as_posix(), {}),
+                reads={entry["path"]: entry["md5"] for entry in stage.get("deps", [])},
+                outputs={entry["path"]: entry["md5"] for entry in stage.get("outs", [])},
+            )
+            for name, stage in stages.items()
+        }
+    except (OSError, KeyError, TypeError, AttributeError, UnicodeDecodeError, YAMLError):
+        return {}
+
+
+def remember_recorded(jobs: Iterable[Job]) -> None:
+    """Note that DVC has what these jobs made."""
+    for job in jobs:
+        record = _noted(job)
+        if record is not None:
+            write_json(_note(job), asdict(replace(record, recorded=True)))
+
+
+@contextlib.contextmanager
+def noted(job: Job, graph: Graph) -> Iterator[None]:
+    """Load a job's code, and note what the job read and wrote when the block that runs it has ended well.
+
+    Raises:
+        UserError: what it reads has changed since it began; or, under DVC, since `validate` looked.
+    """
+    memory, under_dvc = Memory(), "DVC_STAGE" in os.environ
+    said = {path: basis.text(job, path, graph.params, memory) for path in job.basis}
+    loaded = [name for names in job.basis.values() for name in code.modules(memory, *names) if "/" not in name]
+    looks = [code.file_of(name).stat().st_mtime_ns for name in loaded]
+    for name in loaded:  # all of it now, so that no later edit reaches the job
+        importlib.import_module(name)
+    same = all(basis.text(job, path, graph.params, memory) == text for path, text in said.items())
+    if not same or looks != [code.file_of(name).stat().st_mtime_ns for name in loaded]:
+        raise UserError(f"{job.name}: its code has changed while it was loaded. Run again")
+    if under_dvc:
+        _require_basis(said)
+    inputs = [path for path in job.reads if path not in said]
+    before = {path.as_posix(): memory.md5(path) for path in inputs if path.exists()}
+    yield
+    for name, digest in before.items():
+        if memory.md5(Path(name)) != digest:
+            raise UserError(f"{name}: has changed while {job.name} read it. Run again")
+    record = Record(
+        command=job.command,
+        settings=job.settings,
+        reads=before | {path.as_posix(): hashlib.md5(text.encode()).hexdigest() for path, text in said.items()},
+        outputs={path.as_posix(): memory.md5(path) for path in job.outputs.values()},
+        recorded=under_dvc,  # DVC does that when the job has ended
+    )
+    write_json(_note(job), asdict(record))
+    memory.save()
+    if under_dvc:  # which records what stands there now, not what the job was given
+        _require_basis(said)
+        now = [one for one in Graph(load()).jobs() if one.name == job.name]
+        if not now or now[0].settings != job.settings:
+            raise UserError(f"params.yaml has changed while {job.name} ran. Run: dvc repro")
+
+
+def _require_basis(said: dict[Path, str]) -> None:
+    for path, text in said.items():
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            raise UserError(f"{path}: code or data have changed since this run began. Run: dvc repro")

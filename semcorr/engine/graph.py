@@ -1,0 +1,307 @@
+"""The stage graph: which jobs an experiment has, what each reads and writes, and what its outputs must say they are.
+
+A stage is one verb. dvc.yaml and the Snakefile describe the same graph in each engine's own words; a test holds all
+three against each other. The table here is what the stages themselves use: paths, the parameters that count for a
+stage, the code and files of this machine that it rests on, and the fingerprint that every output carries.
+
+A fingerprint is a hash of the stage's name and cell, the parameters it reads and its inputs' fingerprints. It holds
+no time and no code, so it says *what was asked for*. An output whose fingerprint is not the one params.yaml asks for
+now was made under other parameters, by whichever engine, and no stage reads it.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from semcorr.artifacts.files import canonical_json
+from semcorr.errors import UserError
+from semcorr.params import Params
+
+NETWORK = ("backbones.{backbone}.family", "backbones.{backbone}.model", "backbones.{backbone}.overrides")
+SIZE, COMPUTE, PRECISION = (f"backbones.{{backbone}}.{key}" for key in ("image_size", "compute", "precision"))
+LAYER = ("backbones.{backbone}.layer", "backbones.{backbone}.facet")
+READ = (*LAYER, "backbones.{backbone}.norm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One row of the graph; texts in braces are filled with a cell's values.
+
+    Attributes:
+        axes: what makes a cell, in the order of the command line.
+        reads: keys of params.yaml that count for the result.
+        inputs, outputs: paths by role. The first output carries the fingerprint.
+        gathers: stages whose every output is an input too -> the folder that holds them.
+        basis: what the result rests on beside these and the stage's own code; see `basis`.
+    """
+
+    axes: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+    inputs: dict[str, str] = field(default_factory=dict)
+    gathers: dict[str, str] = field(default_factory=dict)
+    outputs: dict[str, str]
+    basis: tuple[str, ...] = ()
+
+
+STORE = "features/{backbone}/{weights}/{dataset}.h5"
+TRUNK = "features/{backbone}/trunk/{dataset}.h5"
+WEIGHTS = "data/weights/{backbone}/{weights}.safetensors"
+MATCHES = "matches/{backbone}/{weights}/{dataset}/{rule}.parquet"
+CELL = "metrics/{preset}/cells/{backbone}/{weights}/{dataset}/{rule}.json"
+PAIRS = "metrics/{preset}/cells/{backbone}/{weights}/{dataset}/{rule}.parquet"
+GALLERY = "metrics/{preset}/galleries/{backbone}/{weights}/{dataset}.json"
+BASIS = Path("data/basis")
+FAMILY = "backbones/{backbone}"
+
+STAGES: dict[str, Stage] = {
+    "validate": Stage(outputs={"basis": BASIS.as_posix()}),
+    "fetch": Stage(
+        axes=("dataset",),
+        reads=("datasets.{dataset}",),
+        outputs={
+            "images": "data/{dataset}/images.parquet",
+            "pairs": "data/{dataset}/pairs.parquet",
+            "folder": "data/{dataset}/images",
+        },
+        basis=("datasets/{dataset}",),
+    ),
+    "weights": Stage(
+        axes=("backbone", "weights"),
+        reads=(*NETWORK, "backbones.{backbone}.weights", "baselines.{weights}"),
+        outputs={"tensors": WEIGHTS},
+        basis=(FAMILY, "weights/{backbone}"),
+    ),
+    "extract": Stage(
+        axes=("backbone", "weights", "dataset"),
+        reads=(*NETWORK, SIZE, *READ, "backbones.{backbone}.debias", COMPUTE, PRECISION, "threads"),
+        inputs={"tensors": WEIGHTS, "images": "data/{dataset}/images.parquet"},
+        outputs={"store": STORE},
+        basis=(FAMILY,),
+    ),
+    "trunk": Stage(
+        axes=("backbone", "dataset"),
+        reads=(*NETWORK, SIZE, *LAYER, COMPUTE, "trunk", "threads"),
+        inputs={"tensors": "data/weights/{backbone}/frozen.safetensors", "images": "data/{dataset}/images.parquet"},
+        outputs={"store": TRUNK},
+        basis=(FAMILY,),
+    ),
+    "finetune": Stage(
+        axes=("backbone", "tuning"),
+        reads=(*NETWORK, SIZE, *READ, COMPUTE, PRECISION, "trunk", "tunings.{tuning}", "threads"),
+        inputs={
+            "tensors": "data/weights/{backbone}/frozen.safetensors",
+            "train": "features/{backbone}/trunk/{train}.h5",
+            "train_pairs": "data/{train}/pairs.parquet",
+            "train_images": "data/{train}/images.parquet",
+            "validate": "features/{backbone}/trunk/{validate}.h5",
+            "validate_pairs": "data/{validate}/pairs.parquet",
+        },
+        outputs={
+            "tensors": "checkpoints/{backbone}/{tuning}/best.safetensors",
+            "curve": "checkpoints/{backbone}/{tuning}/curve.csv",
+            "steps": "checkpoints/{backbone}/{tuning}/steps.csv",
+        },
+        basis=(FAMILY, "tunings/{tuning}"),
+    ),
+    "adapt": Stage(
+        axes=("backbone", "tuning", "dataset"),
+        reads=(*NETWORK, *READ, COMPUTE, PRECISION, "trunk", "threads"),
+        inputs={
+            "frozen": "data/weights/{backbone}/frozen.safetensors",
+            "tuned": "checkpoints/{backbone}/{tuning}/best.safetensors",
+            "trunk": TRUNK,
+        },
+        outputs={"store": "features/{backbone}/{tuning}/{dataset}.h5"},
+        basis=(FAMILY,),
+    ),
+    "match": Stage(
+        axes=("backbone", "weights", "dataset", "rule"),
+        reads=("rules.{rule}", "threads"),
+        inputs={"store": STORE, "pairs": "data/{dataset}/pairs.parquet"},
+        outputs={"matches": MATCHES},
+        basis=("rules/{rule}",),
+    ),
+    "evaluate": Stage(
+        axes=("backbone", "weights", "dataset", "rule"),
+        reads=("evaluate", "datasets.{dataset}.format"),
+        inputs={"matches": MATCHES},
+        outputs={"cell": CELL, "pairs": PAIRS},
+    ),
+    "draw": Stage(
+        axes=("backbone", "weights", "dataset"),
+        reads=("evaluate", "datasets.{dataset}.format", "rules.{drawn}"),
+        inputs={
+            "matches": "matches/{backbone}/{weights}/{dataset}/{drawn}.parquet",
+            "store": STORE,
+            "images": "data/{dataset}/images.parquet",
+        },
+        outputs={"gallery": GALLERY},
+    ),
+    "report": Stage(
+        reads=("grid", "evaluate"),
+        gathers={"evaluate": "metrics/{preset}/cells", "draw": "metrics/{preset}/galleries"},
+        outputs={
+            "html": "metrics/{preset}/report.html",
+            "summary": "metrics/{preset}/summary.json",
+            "markdown": "metrics/{preset}/summary.md",
+            "curves": "metrics/{preset}/curves.csv",
+            "categories": "metrics/{preset}/categories.csv",
+        },
+    ),
+    "headline": Stage(
+        reads=("grid", "evaluate"),
+        inputs={"page": "metrics/{preset}/report.html"},
+        gathers={"evaluate": "metrics/{preset}/cells"},
+        outputs={"headline": "metrics/{preset}/headline", "csv": "metrics/{preset}/summary.csv"},
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One stage on one cell.
+
+    Attributes:
+        stage: its verb.
+        cell: value of each axis.
+        settings: the parameters that count, by key.
+        inputs, outputs: paths by role; `report` has those of each cell as "<stage> <role> <cell>".
+        basis: files below `data/basis` that say what the job rests on beside its inputs -> the modules they tell of.
+        reads: everything that the job reads, as engines are told: its inputs, gathered ones as a folder, and its basis.
+        expects: role of an input -> the fingerprint it must carry.
+        fingerprint: what the outputs must carry.
+    """
+
+    stage: str
+    cell: dict[str, str]
+    settings: dict[str, Any]
+    inputs: dict[str, Path]
+    outputs: dict[str, Path]
+    basis: dict[Path, list[str]]
+    reads: list[Path]
+    expects: dict[str, str]
+    fingerprint: str
+
+    @property
+    def name(self) -> str:
+        """What both engines call it."""
+        return "@".join(filter(None, [self.stage, "-".join(self.cell.values())]))
+
+    @property
+    def command(self) -> str:
+        """The command line that both engines run."""
+        return " ".join(["python -m semcorr", self.stage, *self.cell.values()])
+
+
+class Graph:
+    """All jobs of one experiment."""
+
+    def __init__(self, params: Params):
+        self.params = params
+        self.values = params.to_dict()
+        grid = self.values["grid"]
+        self.constants = {key: str(grid[key]) for key in ("train", "validate")} | {"preset": params.preset}
+        self.constants["drawn"] = grid["rules"][0] if grid["rules"] else ""
+        rows = {key: grid[key] for key in ("backbones", "weights", "datasets", "rules")}
+        self.cells: dict[str, list[tuple[str, ...]]] = {
+            "validate": [()],
+            "fetch": [(name,) for name in self.values["datasets"]],
+            "weights": list(product(grid["backbones"], grid["baselines"])),
+            "extract": list(product(grid["backbones"], grid["baselines"], grid["datasets"])),
+            "trunk": list(product(grid["backbones"], grid["trunks"])),
+            "finetune": list(product(grid["backbones"], grid["tunings"])),
+            "adapt": list(product(grid["backbones"], grid["tunings"], grid["datasets"])),
+            "match": list(product(*rows.values())),
+            "evaluate": list(product(*rows.values())),
+            "draw": list(product(*[rows[key] for key in ("backbones", "weights", "datasets")])),
+            "report": [()],
+            "headline": [()],
+        }
+
+    def job(self, stage: str, *cell: str) -> Job:
+        """The job of `stage` on `cell`, its values in the order of the stage's axes.
+
+        Raises:
+            UserError: the experiment has no such cell.
+        """
+        if cell not in self.cells[stage]:
+            known = "\n  ".join(" ".join(one) for one in self.cells[stage])
+            raise UserError(
+                f"{stage} {' '.join(cell)}: no such cell in params.yaml (grid). Cells of {stage}:\n  {known or 'none'}"
+            )
+        return self._jobs[stage, cell]
+
+    def jobs(self) -> Iterator[Job]:
+        """Every job, each after the jobs it reads from."""
+        return iter(self._jobs.values())
+
+    @cached_property
+    def _jobs(self) -> dict[tuple[str, tuple[str, ...]], Job]:
+        jobs: dict[tuple[str, tuple[str, ...]], Job] = {}
+        made: dict[Path, str] = {}  # fingerprint of what produces a path
+        for stage, cells in self.cells.items():
+            for cell in cells:
+                job = self._make(stage, cell, made)
+                jobs[stage, cell] = job
+                made |= dict.fromkeys(job.outputs.values(), job.fingerprint)
+        return jobs
+
+    def _make(self, stage: str, cell: tuple[str, ...], made: dict[Path, str]) -> Job:
+        row = STAGES[stage]
+        names = dict(zip(row.axes, cell, strict=True))
+        fields = self.constants | names
+        inputs = {role: Path(path.format(**fields)) for role, path in row.inputs.items()}
+        for name in row.gathers:
+            for one in self.cells[name]:
+                values = self.constants | dict(zip(STAGES[name].axes, one, strict=True))
+                for role, path in STAGES[name].outputs.items():
+                    inputs[f"{name} {role} {'/'.join(one)}"] = Path(path.format(**values))
+        rests_on = [f"code/{stage}", *(path.format(**fields) for path in row.basis)] if stage != "validate" else []
+        basis = {BASIS / path: self._modules(path) for path in rests_on}
+        folders = [Path(folder.format(**fields)) for folder in row.gathers.values()]
+        reads = [path for path in inputs.values() if not any(path.is_relative_to(folder) for folder in folders)]
+        settings = {key: self.lookup(key) for key in (read.format(**fields) for read in row.reads)}
+        expects = {role: made[path] for role, path in inputs.items()}
+        asked = {"stage": stage, "cell": cell, "settings": settings, "inputs": expects}
+        return Job(
+            stage=stage,
+            cell=names,
+            settings=settings,
+            inputs=inputs,
+            outputs={role: Path(path.format(**fields)) for role, path in row.outputs.items()},
+            basis=basis,
+            reads=[*reads, *folders, *basis],
+            expects=expects,
+            fingerprint=hashlib.sha256(canonical_json(asked).encode()).hexdigest(),
+        )
+
+    def _modules(self, basis: str) -> list[str]:
+        """The modules that a file of the basis tells of: a stage's own, or those that are imported by name."""
+        kind, _, name = basis.partition("/")
+        match kind:
+            case "code":
+                return [f"semcorr.stages.{name}"]
+            case "rules":
+                return [f"semcorr.readouts.{self.params.rules[name].readout}"]
+            case "tunings":
+                tuning = self.params.tunings[name]
+                return [
+                    f"semcorr.networks.losses.{tuning.loss.name}",
+                    *(["semcorr.networks.losses.end_point"] if tuning.end_point else []),
+                ]
+            case "backbones":
+                return [f"semcorr.networks.backbones.{self.params.backbones[name].family}"]
+            case "datasets":
+                return [f"semcorr.datasets.{self.params.datasets[name].format}"]
+        return []
+
+    def lookup(self, key: str) -> Any:
+        """The value at a dotted key of params.yaml."""
+        value = self.values
+        for step in key.split("."):
+            value = value[step]
+        return value

@@ -1,0 +1,317 @@
+"""What would run now, why, and about how long it takes and how much disk it fills.
+
+What would run is what is not current; see `current`. Times are network passes counted in floating point operations,
+over a rate that is measured on this machine in a second or two; they are meant to tell minutes from days, not to be
+right to the minute.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from semcorr.artifacts.provenance import expect
+from semcorr.datasets import toy
+from semcorr.datasets.base import read_images, read_pairs
+from semcorr.engine.current import Current
+from semcorr.engine.graph import Graph, Job
+from semcorr.errors import UserError
+from semcorr.geometry import resized_size
+from semcorr.networks import runtime
+from semcorr.networks.backbones import build
+from semcorr.networks.backbones.base import Backbone
+from semcorr.params import Dataset, ImageBatches, Params, ToySource
+
+# Seconds until a stage begins its work; where none are given, a network is loaded.
+START = {"validate": 0.3, "fetch": 2.0, "match": 3.0, "evaluate": 1.0, "report": 2.0, "headline": 1.0, "draw": 1.5}
+LOADED = 5.0
+BACKWARD = 2.0  # a backward pass over a forward one
+KEYPOINT_BYTES = 150  # of a row of matches
+SPAIR = {"trn": (990, 53_340, 10_652), "val": (324, 5_384, 1_070), "test": (486, 12_234, 2_438)}  # images, large, small
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How large a dataset is.
+
+    Attributes:
+        images, pairs, keypoints: counts.
+        shape: (height, width) of a usual image, in pixels.
+        known: counted in its index, and not expected from what params.yaml says.
+    """
+
+    images: int
+    pairs: int
+    keypoints: int
+    shape: tuple[int, int]
+    known: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What one job takes.
+
+    Attributes:
+        flops: floating point operations of network passes.
+        seconds: without those.
+        disk: bytes of its outputs.
+    """
+
+    flops: float = 0.0
+    seconds: float = 0.0
+    disk: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One job that would run."""
+
+    job: Job
+    why: str
+    cost: Cost | None
+
+
+def _is_asked_for(index: Job) -> bool:
+    """Whether an index was made under the parameters that hold now."""
+    try:
+        expect(index.outputs["images"], index.fingerprint)
+    except UserError:
+        return False
+    return True
+
+
+def size(dataset: Dataset, index: Job) -> Size | None:
+    """How large a dataset is, or is to be; None where nobody can say before it is fetched."""
+    if index.outputs["images"].exists() and index.outputs["pairs"].exists() and _is_asked_for(index):
+        images, pairs = read_images(index.outputs["images"]), read_pairs(index.outputs["pairs"])
+        shape = tuple(np.median([(image.height, image.width) for image in images], axis=0).astype(int).tolist())
+        keypoints = sum(len(pair.keypoint_ids) for pair in pairs)
+        return Size(images=len(images), pairs=len(pairs), keypoints=keypoints, shape=shape, known=True)
+    match dataset.expect:
+        case "spair71k":
+            images, large, small = SPAIR[dataset.split]
+            pairs = large if dataset.layout == "large" else small
+            found = Size(images=images, pairs=pairs, keypoints=round(7.2 * pairs), shape=(375, 500), known=False)
+        case "pfwillow":
+            found = Size(images=100, pairs=900, keypoints=9_000, shape=(225, 300), known=False)
+        case _ if isinstance(dataset.sources[0], ToySource):
+            found = _toy(dataset, dataset.sources[0])
+        case _:
+            return None
+    if dataset.limit is None or dataset.limit >= found.pairs:
+        return found
+    share = dataset.limit / found.pairs
+    count = dataset.limit
+    return Size(
+        images=min(found.images, 2 * count),
+        pairs=count,
+        keypoints=round(found.keypoints * share),
+        shape=found.shape,
+        known=False,
+    )
+
+
+def _toy(dataset: Dataset, source: ToySource) -> Size:
+    """How large a drawn dataset is to be: nearly every pair of a category shares enough keypoints."""
+    kinds = len(toy.CATEGORIES if dataset.format == "spair" else toy.WILLOW)
+    each = source.images.get(dataset.split if dataset.format == "spair" else "all", 0)
+    pairs = kinds * each * (each - 1)
+    return Size(images=kinds * each, pairs=pairs, keypoints=10 * pairs, shape=toy.SIZES[-1], known=False)
+
+
+class Costs:
+    """What jobs of one experiment take."""
+
+    def __init__(self, graph: Graph):
+        self.graph, self.params = graph, graph.params
+        self.sizes = {name: size(one, graph.job("fetch", name)) for name, one in self.params.datasets.items()}
+        self._networks: dict[str, Backbone] = {}
+        self._passes: dict[tuple[str, tuple[int, int]], tuple[float, float, int, int]] = {}
+
+    def of(self, job: Job) -> Cost | None:
+        """What one job takes, its process included; None where its dataset's size is not known yet."""
+        sizes = [self.sizes[name] for name in self._datasets(job)]
+        if None in sizes:
+            return None
+        found = getattr(self, f"_{job.stage}", lambda *_: Cost())(job, *sizes)
+        start = START.get(job.stage, LOADED)
+        return Cost(flops=found.flops, seconds=found.seconds + start, disk=found.disk)
+
+    def _datasets(self, job: Job) -> list[str]:
+        if job.stage == "finetune":
+            return [self.params.grid.train, self.params.grid.validate_]
+        return [job.cell["dataset"]] if "dataset" in job.cell else []
+
+    def _network(self, name: str) -> Backbone:
+        if name not in self._networks:
+            with torch.device("meta"):
+                self._networks[name] = build(self.params.backbones[name])
+        return self._networks[name]
+
+    def _pass(self, name: str, shape: tuple[int, int]) -> tuple[float, float, int, int]:
+        """Operations of the trunk and of the tail on one image, and the values each stores of it."""
+        key = name, shape
+        if key not in self._passes:
+            network, spec = self._network(name), self.params.backbones[name]
+            resized = resized_size(shape, spec.image_size)
+            images = torch.zeros(1, 3, *network.canvas(resized), device="meta")
+            cells, split = network.cells(images), network.stop(spec) - self.params.trunk.blocks
+            counts = []
+            with torch.device("meta"), torch.inference_mode():
+                for part in (
+                    lambda: network.trunk(images, split),
+                    lambda: network.tail(network.trunk(images, split), cells, split, spec),
+                ):
+                    with FlopCounterMode(display=False) as counter:
+                        part()
+                    counts.append(float(counter.get_total_flops()))
+            held = int(np.prod(network.activation_shape(cells)))
+            height, width = (-(-side // network.stride) for side in resized)
+            self._passes[key] = (counts[0], counts[1] - counts[0], held, height * width * network.channels(spec))
+        return self._passes[key]
+
+    def _fetch(self, job: Job, dataset: Size) -> Cost:
+        # Decoding and copying, and verifying whole lists of pairs where the benchmark's own are asked for.
+        return Cost(seconds=0.01 * dataset.images + 0.0002 * dataset.pairs, disk=100e3 * dataset.images)
+
+    def _weights(self, job: Job) -> Cost:
+        count = sum(tensor.numel() for tensor in self._network(job.cell["backbone"]).net.state_dict().values())
+        return Cost(disk=4 * count)
+
+    def _extract(self, job: Job, dataset: Size) -> Cost:
+        name = job.cell["backbone"]
+        trunk, tail, _, values = self._pass(name, dataset.shape)
+        width = 2 if self.params.backbones[name].precision == "float16" else 4
+        return Cost(flops=dataset.images * (trunk + tail), disk=dataset.images * values * width)
+
+    def _trunk(self, job: Job, dataset: Size) -> Cost:
+        trunk, _, held, _ = self._pass(job.cell["backbone"], dataset.shape)
+        width = 2 if self.params.trunk.precision == "float16" else 4
+        return Cost(flops=dataset.images * trunk, disk=dataset.images * held * width)
+
+    def _adapt(self, job: Job, dataset: Size) -> Cost:
+        name = job.cell["backbone"]
+        _, tail, _, values = self._pass(name, dataset.shape)
+        width = 2 if self.params.backbones[name].precision == "float16" else 4
+        return Cost(flops=dataset.images * tail, disk=dataset.images * values * width)
+
+    def _finetune(self, job: Job, train: Size, validate: Size) -> Cost:
+        name, tuning = job.cell["backbone"], self.params.tunings[job.cell["tuning"]]
+        trunk, tail, _, _ = self._pass(name, train.shape)
+        tail *= tuning.blocks / self.params.trunk.blocks
+        seen = train.images if isinstance(tuning.batches, ImageBatches) else 2 * train.pairs
+        live = trunk if tuning.augment else 0.0
+        scored = validate.images * self._pass(name, validate.shape)[1] * (tuning.epochs // tuning.validation.every + 1)
+        tuned = sum(
+            parameter.numel()
+            for module in self._network(name).tuned_modules(tuning.blocks, self.params.backbones[name])
+            for parameter in module.parameters()
+        )
+        flops = tuning.epochs * seen * (live + tail * (1 + BACKWARD)) + scored
+        return Cost(flops=flops, disk=5 * 4 * tuned)  # best, and the tensors, two moments and the best in last.pt
+
+    def _match(self, job: Job, dataset: Size) -> Cost:
+        *_, values = self._pass(job.cell["backbone"], dataset.shape)
+        return Cost(flops=2.0 * dataset.keypoints * values, disk=KEYPOINT_BYTES * dataset.keypoints)
+
+    def _evaluate(self, job: Job, dataset: Size) -> Cost:
+        return Cost(seconds=4e-8 * dataset.keypoints * self.params.evaluate.bootstrap, disk=50e3)
+
+    def _draw(self, job: Job, dataset: Size) -> Cost:
+        return Cost(seconds=0.5, disk=1e6)
+
+
+def rate(device: torch.device, compute: str, threads: int, seconds: float = 1.0) -> float:
+    """Operations a second that this machine reaches on products of the size that networks are made of."""
+    kind, before = getattr(torch, compute), torch.get_num_threads()
+    left, right = torch.randn(2048, 768, device=device, dtype=kind), torch.randn(768, 3072, device=device, dtype=kind)
+
+    def run() -> None:
+        torch.matmul(left, right)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    torch.set_num_threads(threads)
+    try:
+        run()
+        count, start = 0, time.perf_counter()
+        while time.perf_counter() - start < seconds:
+            run()
+            count += 1
+        took = time.perf_counter() - start
+    finally:
+        torch.set_num_threads(before)
+    # A network reaches about half of what its products alone do: normalisation, softmax, copies, decoding.
+    return 0.5 * count * 2 * 2048 * 768 * 3072 / took
+
+
+def steps(params: Params) -> list[Step]:
+    """All that would run."""
+    graph = Graph(params)
+    stale, costs = Current(graph).stale, Costs(graph)
+    return [Step(job=job, why=stale[job.name], cost=costs.of(job)) for job in graph.jobs() if job.name in stale]
+
+
+def describe(params: Params, found: list[Step], speed: float, where: str, every: bool) -> list[str]:
+    """The plan for people: a line per stage, or per job, and the sum."""
+    if not found:
+        return ["Nothing would run: every output is there, and was made as params.yaml, the code and the data are now."]
+    rows: dict[str, list[Any]] = {}
+    for step in found:
+        name = " ".join([step.job.stage, *step.job.cell.values()]) if every else step.job.stage
+        row = rows.setdefault(name, [0, 0.0, 0.0, 0.0, 0, step.why])
+        row[0] += 1
+        if step.cost is None:
+            row[4] += 1
+            continue
+        row[1] += step.cost.flops
+        row[2] += step.cost.seconds + step.cost.flops / speed
+        row[3] += step.cost.disk
+    width = max(map(len, rows))
+    lines = [f"{'':{width}}  jobs   network passes      time        disk  why (of the first)"]
+    for name, (count, flops, seconds, disk, unknown, why) in rows.items():
+        time_ = duration(seconds) + ("*" if unknown else " ")
+        lines.append(f"{name:{width}}  {count:4}  {flops / 1e12:11,.1f} TFLOP  {time_:>9} {gigabytes(disk):>10}  {why}")
+    count, flops, seconds, disk, unknown = (sum(row[index] for row in rows.values()) for index in range(5))
+    lines.append(
+        f"{'all':{width}}  {count:4}  {flops / 1e12:11,.1f} TFLOP  {duration(seconds):>8}  {gigabytes(disk):>10}  "
+        f"one job after another, {where}"
+    )
+    if unknown:
+        lines.append("* without what rests on datasets whose size is known only once they are fetched")
+    return lines
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that people would use.
+
+    >>> duration(5400)
+    '1.5 h'
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
+
+
+def gigabytes(count: float) -> str:
+    """Bytes in the unit that people would use.
+
+    >>> gigabytes(2.5e9)
+    '2.5 GB'
+    """
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
+
+
+def plan(params: Params, *, tflops: float | None, every: bool) -> list[str]:
+    """The plan, with times for this machine or for one that does `tflops` in networks."""
+    if tflops is not None:
+        speed, where = tflops * 1e12, f"at {tflops:g} TFLOP/s as you say"
+    else:
+        device = runtime.pick(params.runtime.device)
+        compute = params.backbones[params.grid.backbones[0]].compute
+        speed = rate(device, compute, params.threads)
+        where = f"at {speed / 1e12:.2g} TFLOP/s as measured on this machine ({device.type})"
+    return describe(params, steps(params), speed, where, every)

@@ -1,0 +1,1 @@
+"""Networks: how they are built, loaded, run over images, and trained."""

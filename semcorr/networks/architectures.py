@@ -1,0 +1,117 @@
+"""What params.yaml asks of a network, held against the network itself before anything runs.
+
+Importing timm takes seconds, so what was found out about an architecture is remembered in `.semcorr/`, by its name,
+overrides and the version of the library that builds it: with nothing new to find out, no network is built.
+"""
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from semcorr.artifacts.files import canonical_json, write_json
+from semcorr.errors import UserError
+from semcorr.params import Backbone, Params
+
+MEMORY = Path(".semcorr/architectures.json")
+FACTS = {"depth", "side", "linear", "width", "neck", "norm"}
+LIBRARY = {"timm": "timm", "sam": "segment-anything"}  # family -> the package that builds it
+
+
+def check(params: Params) -> None:
+    """Refuse models that do not exist, and what their networks do not have.
+
+    Raises:
+        UserError: each problem on a line of its own, with its key in params.yaml.
+    """
+    known, problems = _remembered(), []
+    before = dict(known)
+    for name, spec in params.backbones.items():
+        key = _key(spec)
+        try:
+            facts = known[key] = known.get(key) or _find_out(spec)
+        except UserError as error:
+            problems.append(f"params.yaml: backbones.{name}: {str(error).removeprefix('params.yaml: ')}")
+            continue
+        problems += [f"params.yaml: backbones.{name}.{problem}" for problem in _problems(spec, facts)]
+        if name in params.grid.backbones:
+            problems += _lora_problems(name, facts, params)
+    if known != before:
+        write_json(MEMORY, known)
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def _problems(spec: Backbone, facts: dict[str, Any]) -> list[str]:
+    found = []
+    for layer in spec.layers:
+        if layer != "neck" and layer >= facts["depth"]:
+            found.append(f"layer: {layer} does not exist; {spec.model} has blocks 0 to {facts['depth'] - 1}")
+    if spec.norm and not facts["norm"]:
+        found.append(f"norm: {spec.model} has no final norm before its pooling; allowed: false")
+    channels = sum(facts["neck"] if layer == "neck" else facts["width"] for layer in spec.layers)
+    if spec.debias is not None and spec.debias.components >= channels:
+        found.append(f"debias.components: {spec.debias.components} would leave nothing of {channels} channels")
+    if facts["side"] and spec.image_size > facts["side"]:
+        found.append(f"image_size: {spec.image_size} is more than the network's canvas of {facts['side']} pixels")
+    return found
+
+
+def _lora_problems(name: str, facts: dict[str, Any], params: Params) -> list[str]:
+    found = []
+    for tuning in params.grid.tunings:
+        lora = params.tunings[tuning].lora
+        if lora is not None and not set(lora.targets) & set(facts["linear"]):
+            asked, allowed = " or ".join(lora.targets), ", ".join(facts["linear"])
+            found.append(f"params.yaml: tunings.{tuning}.lora.targets: {name} has no layer {asked}; allowed: {allowed}")
+    return found
+
+
+def _key(spec: Backbone) -> str:
+    package = LIBRARY[spec.family]
+    asked = [spec.family, spec.model, spec.overrides, spec.facet, spec.layer == "neck"]
+    return canonical_json([*asked, f"{package} {version(package)}"])
+
+
+def _find_out(spec: Backbone) -> dict[str, Any]:
+    """Depth, sizes and linear layers of a network, which is built, and tried, without memory for its tensors.
+
+    Raises:
+        UserError: there is no such network, or it does not compute what is asked.
+    """
+    import torch
+
+    from semcorr.networks.backbones import build
+
+    at = "neck" if spec.layer == "neck" else 0
+    first = spec.model_copy(update={"layer": at, "norm": False, "debias": None})
+    with torch.device("meta"), torch.inference_mode():
+        network = build(first)
+        shown = torch.zeros(1, 3, *network.canvas((network.stride, 2 * network.stride)))
+        try:
+            found = network.features(shown, first)
+            assert found.shape[1:] == (network.channels(first), *network.cells(shown)), f"shape {tuple(found.shape)}"
+        except Exception as error:  # whatever a network makes of overrides or a facet that it is not made for
+            asked = f"overrides {spec.overrides}, facet {spec.facet}"
+            raise UserError(f"{spec.model} gives no features with {asked} ({type(error).__name__}: {error})") from None
+    linear = {
+        path.rpartition(".")[2]
+        for path, part in network.net.blocks.named_modules()
+        if isinstance(part, torch.nn.Linear)
+    }
+    return {
+        "depth": network.depth,
+        "side": getattr(network, "side", None),
+        "linear": sorted(linear),
+        "width": network.width,
+        "neck": network.neck_width,
+        "norm": not isinstance(getattr(network.net, "norm", None), torch.nn.Identity),
+    }
+
+
+def _remembered() -> dict[str, Any]:
+    try:
+        values = json.loads(MEMORY.read_text(encoding="utf-8"))
+        return {key: facts for key, facts in values.items() if facts.keys() == FACTS}
+    except (OSError, ValueError, AttributeError):  # not there, or damaged: found out anew
+        return {}

@@ -1,0 +1,119 @@
+"""Networks behind one contract. A family is a module of its name here, with a class `Network`.
+
+Modules are imported by name: timm alone takes seconds, and one more of them re-runs nothing that does not use it.
+"""
+
+import hashlib
+import importlib
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from semcorr.artifacts import provenance
+from semcorr.artifacts.files import replacing
+from semcorr.errors import UserError
+from semcorr.finite import require_finite
+from semcorr.networks.backbones.base import Backbone
+from semcorr.params import Backbone as BackboneParams
+
+CONTENT = "content"  # key of a record that holds the digest of the tensors beside it
+SHOWN = 4  # names of each kind in an error
+
+
+def build(spec: BackboneParams, seed: int = 0) -> Backbone:
+    """The network of one entry of params.yaml's `backbones`, with tensors as the architecture initialises them.
+
+    The caller's random state stays as it is.
+
+    Raises:
+        UserError: there is no such network, or it has no such layer.
+    """
+    family = importlib.import_module(f"semcorr.networks.backbones.{spec.family}").Network
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = family(spec.model, spec.overrides)
+    network.stop(spec)
+    return network.eval().requires_grad_(False)
+
+
+def load(network: Backbone, *files: Path) -> Backbone:
+    """Put the tensors of safetensors files into a network, later files over earlier ones, and account for every one.
+
+    Raises:
+        UserError: a tensor is missing, unexpected or of another shape; the message lists them.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    for file in files:
+        tensors |= read(file)
+    check(tensors, network, " and ".join(map(str, files)))
+    network.net.load_state_dict(tensors)
+    return network
+
+
+def read(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file that `save` wrote; where its record has their digest, it is compared.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            record = json.loads((file.metadata() or {}).get(provenance.KEY, "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
+        if record.get(CONTENT) not in (None, digest(tensors)):
+            raise ValueError("their checksum is wrong")
+    except (OSError, SafetensorError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}). Run: dvc repro (or snakemake --cores all)") from None
+    return tensors
+
+
+def save(path: Path, tensors: dict[str, torch.Tensor], record: dict) -> None:
+    """Write tensors as safetensors, with the provenance `record` and their digest; same inputs give the same bytes."""
+    record = provenance.sealed(record | {CONTENT: digest(tensors)})
+    contiguous = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
+    with replacing(path) as partial:
+        save_file(contiguous, partial, metadata={provenance.KEY: provenance.dumps(record)})
+
+
+def digest(tensors: dict[str, torch.Tensor]) -> str:
+    """Hex SHA-256 of tensors: their names, types, shapes and values, whatever file they are in."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+def check(tensors: dict[str, torch.Tensor], network: Backbone, where: str) -> None:
+    """Refuse tensors that are not exactly those of the network, or hold what is no number."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in network.net.state_dict().items()}
+    given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    unexpected = sorted(f"{name} {given[name]}" for name in given.keys() - wanted.keys())
+    missing = sorted(f"{name} {wanted[name]}" for name in wanted.keys() - given.keys())
+    problems = []
+    if unexpected:  # some of both, side by side, so that one sees whose names these are
+        problems.append(f"unexpected {_some(unexpected)}")
+    if missing:
+        problems.append(f"missing {_some(missing)}")
+    problems += [
+        f"{name} is {given[name]}, expected {wanted[name]}"
+        for name in sorted(wanted.keys() & given.keys())
+        if wanted[name] != given[name]
+    ][:SHOWN]
+    problems += [f"{name} is {tensor.dtype}" for name, tensor in tensors.items() if not tensor.is_floating_point()]
+    problems += [
+        f"{name} is {'on ' if tensor.is_meta else ''}{tensor.device if tensor.is_meta else tensor.layout}"
+        for name, tensor in tensors.items()
+        if tensor.is_meta or tensor.layout != torch.strided
+    ]
+    if problems:
+        raise UserError(f"{where}: not the tensors of this network ({network.name}): {'; '.join(problems)}")
+    require_finite({name: tensor.float() for name, tensor in tensors.items()}, where)
+
+
+def _some(names: list[str]) -> str:
+    return "; ".join(names[:SHOWN]) + (f"; and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

@@ -1,0 +1,241 @@
+"""The contract of every network: an image goes in through `embed`, through numbered blocks, and out as features.
+
+Activations between blocks are what the family works on (tokens with their prefix, or a map); whoever caches them
+need not know. `trunk` runs the blocks below a split, `tail` those from it up to the feature layer, so that a frozen
+trunk can be computed once and a tail be trained on what it gave. Which activations are the features, a backbone's entry
+in params.yaml says (`layer`, `facet`, `norm`, `debias`).
+"""
+
+import math
+from abc import ABC, abstractmethod
+
+import numpy as np
+import torch
+from PIL import Image as PillowImage
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from semcorr.errors import UserError
+from semcorr.finite import limit
+from semcorr.geometry import Grid, resize
+from semcorr.params import Backbone as Spec
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def pixels_of(image: PillowImage.Image) -> Tensor:
+    """An RGB image as (3, H, W) float32 in [0, 1].
+
+    Raises:
+        ValueError: it is of another mode, whose colours `semcorr.datasets.decode` knows to read.
+    """
+    if image.mode != "RGB":
+        raise ValueError(f"the image's mode is {image.mode}, expected RGB; see semcorr.datasets.decode.decode")
+    # numpy and not torch, whose own threads would fight over the cores with the network's where this runs beside it.
+    return torch.from_numpy(np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1), np.float32) / np.float32(255))
+
+
+def standardise(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """(3, H, W) RGB in [0, 1], less the mean, over the standard deviation."""
+    centre, scale = (np.array(values, np.float32)[:, None, None] for values in (mean, std))
+    return torch.from_numpy((pixels.numpy() - centre) / scale)
+
+
+class Backbone(nn.Module, ABC):
+    """A network with dense features.
+
+    Attributes:
+        name: of the architecture.
+        net: the network itself; its state dict has the names of the weights files.
+        stride: pixels between neighbouring cells.
+        depth: number of blocks.
+        width: channels between blocks.
+        neck_width: channels after the neck, where there is one.
+        mean, std: of the training images, RGB in [0, 1].
+        resample: how the network's authors resize images.
+    """
+
+    name: str
+    net: nn.Module
+    stride: int
+    depth: int
+    width: int
+    neck_width: int = 0
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    resample = PillowImage.Resampling.BICUBIC
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bases: dict[tuple, Tensor] = {}
+        self.checkpointing = False  # recompute each block's activations in the backward pass instead of keeping them
+
+    def step(self, block: nn.Module, activations: Tensor, **extra: Tensor) -> Tensor:
+        """One block's output."""
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, activations, use_reentrant=False, **extra)
+        return block(activations, **extra)
+
+    def canvas(self, resized: tuple[int, int]) -> tuple[int, int]:
+        """Size (height, width) that an image is padded to: whole cells."""
+        height, width = (-(-side // self.stride) * self.stride for side in resized)
+        return height, width
+
+    def preprocess(self, image: PillowImage.Image, long_side: int) -> tuple[Tensor, Grid]:
+        """Resize, normalise and pad an image.
+
+        Args:
+            image: RGB, of any size.
+            long_side: pixels of its longer side as the network sees it.
+
+        Returns:
+            (3, H, W) float32, padded with zeros (the mean colour) at the bottom and right; and its grid.
+        """
+        pixels = standardise(pixels_of(resize(image, long_side, self.resample)), self.mean, self.std)
+        resized = pixels.shape[1], pixels.shape[2]
+        grid = Grid(image_size=(image.height, image.width), resized_size=resized, stride=self.stride)
+        return self.pad(pixels), grid
+
+    def pad(self, pixels: Tensor) -> Tensor:
+        """(..., H, W) pixels padded with zeros at the bottom and right to the canvas."""
+        height, width = self.canvas((pixels.shape[-2], pixels.shape[-1]))
+        return nn.functional.pad(pixels, (0, width - pixels.shape[-1], 0, height - pixels.shape[-2]))
+
+    @abstractmethod
+    def embed(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) images to the activations that enter block 0."""
+
+    @abstractmethod
+    def run(self, activations: Tensor, cells: tuple[int, int], first: int, stop: int) -> Tensor:
+        """Activations after blocks first to stop - 1; `cells` is the padded grid (h, w)."""
+
+    @abstractmethod
+    def read(self, activations: Tensor, cells: tuple[int, int], *, norm: bool, neck: bool) -> Tensor:
+        """Activations as a feature map (B, C, h, w), padded cells included."""
+
+    @abstractmethod
+    def facet(self, activations: Tensor, cells: tuple[int, int], block: int, facet: str) -> Tensor:
+        """Queries, keys or values (B, C, h, w) of a block's attention, heads side by side, before any rotation."""
+
+    @abstractmethod
+    def activation_shape(self, cells: tuple[int, int]) -> tuple[int, ...]:
+        """Shape of one image's activations between blocks, on a padded grid (h, w)."""
+
+    @abstractmethod
+    def tuned_modules(self, blocks: int, spec: Spec) -> list[nn.Module]:
+        """What is trained: the last `blocks` blocks up to the features, and what stands between them."""
+
+    def adopt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors of an official checkpoint under this network's names; others are returned as they are.
+
+        What the official file is known to hold beside the network is left out. Nothing else is: the caller refuses
+        what then is missing or left over.
+        """
+        return tensors
+
+    def cells(self, images: Tensor) -> tuple[int, int]:
+        """Padded grid (h, w) of a batch of images."""
+        return images.shape[-2] // self.stride, images.shape[-1] // self.stride
+
+    def stop(self, spec: Spec) -> int:
+        """How many blocks the features need.
+
+        Raises:
+            UserError: the network has no such block.
+        """
+        stops = [self.depth if layer == "neck" else layer + 1 for layer in spec.layers]
+        if max(stops) > self.depth:
+            blocks = f"blocks 0 to {self.depth - 1}"
+            raise UserError(f"params.yaml: layer: {max(stops) - 1} does not exist; the network has {blocks}")
+        return max(stops)
+
+    def channels(self, spec: Spec) -> int:
+        """C of the features: that of each layer, one after the other."""
+        return sum(self.neck_width if layer == "neck" else self.width for layer in spec.layers)
+
+    def trunk(self, images: Tensor, stop: int) -> Tensor:
+        """(B, 3, H, W) images to the activations that enter block `stop`."""
+        return self.run(self.embed(images), self.cells(images), 0, stop)
+
+    def tail(self, activations: Tensor, cells: tuple[int, int], first: int, spec: Spec) -> Tensor:
+        """Activations that enter block `first` to features (B, C, h, w).
+
+        Several layers are scaled to length one each, so that none outweighs the others, and put side by side.
+        """
+        maps, at = [], first
+        for layer in spec.layers:
+            block = self.depth if layer == "neck" else layer
+            stop = block if spec.facet != "token" or layer == "neck" else block + 1
+            activations, at = self.run(activations, cells, at, stop), stop
+            if spec.facet == "token":
+                maps.append(self.read(activations, cells, norm=spec.norm, neck=layer == "neck"))
+            else:
+                maps.append(self.facet(activations, cells, block, spec.facet))
+        if len(maps) == 1:
+            return maps[0]
+        with torch.autocast(maps[0].device.type, enabled=False):
+            return torch.cat([nn.functional.normalize(one.float(), dim=1) for one in maps], dim=1)
+
+    def features(self, images: Tensor, spec: Spec) -> Tensor:
+        """(B, 3, H, W) images to features (B, C, h, w), less what a blank image shows too if `spec.debias` says so."""
+        features = self.tail(self.embed(images), self.cells(images), 0, spec)
+        if spec.debias is None:
+            return features
+        basis, features = self.positional_basis((images.shape[2], images.shape[3]), spec), features.float()
+        with torch.autocast(features.device.type, enabled=False):
+            return features - torch.einsum("kc,kd,bdhw->bchw", basis, basis, features)
+
+    def positional_basis(self, canvas: tuple[int, int], spec: Spec) -> Tensor:
+        """The directions (K, C) in which the features of a blank image of this size vary most, orthonormal.
+
+        A blank image, all mean colour, has nothing to tell one cell from another but their positions.
+
+        Source: the debiasing of INSID3, Cuttano et al., CVPR 2026, arXiv 2603.28480.
+        """
+        key = (canvas, *spec.layers, spec.facet, spec.norm, spec.debias.components)
+        if key not in self._bases:
+            blank = next(self.parameters()).new_zeros(1, 3, *canvas)
+            with torch.autocast(blank.device.type, enabled=False):  # once a size, so its cost does not matter
+                cells = self.tail(self.embed(blank), self.cells(blank), 0, spec)[0].flatten(1).T.float()
+            _, _, directions = torch.linalg.svd(cells - cells.mean(dim=0), full_matrices=False)
+            self._bases[key] = directions[: spec.debias.components]
+        return self._bases[key]
+
+    @torch.no_grad()
+    def overflow(
+        self, activations: Tensor, cells: tuple[int, int], first: int, stop: int, *, key: str, precision: str
+    ) -> str:
+        """Where values that a precision does not hold come from, and what to do.
+
+        Args:
+            activations: of one image, as they enter block `first`.
+            cells: the padded grid (h, w).
+            first: block.
+            stop: the block after the last one that runs.
+            key: of params.yaml that sets the precision.
+            precision: "float16" or "float32".
+        """
+        remedy = "its tensors are damaged, or their training went astray"
+        with torch.autocast(activations.device.type, enabled=False):
+            activations = activations.float()
+            if not torch.isfinite(activations).all():
+                return f"what enters block {first} is not finite already; see the image, and what was cached of it"
+            for block in range(first, stop):
+                activations = self.run(activations, cells, block, block + 1)
+                patches = self.read(activations, cells, norm=False, neck=False)
+                largest, bound = patches.abs().max().item(), limit(precision, patches.shape[1])
+                if not math.isfinite(largest):
+                    return f"the output of block {block} is {largest}: {remedy}"
+                if largest > bound:
+                    remedy = f"Set {key}: float32" if precision == "float16" else remedy
+                    return f"the output of block {block} reaches {largest:.3g}, and {bound:.3g} is the most. {remedy}"
+        return (
+            f"no block's output is too large in float32, but what is made of block {stop - 1} is. "
+            f"Set compute: float32, and {key}: float32 if that does not help"
+        )
+
+    def overflow_in(self, images: Tensor, stop: int, *, key: str, precision: str) -> str:
+        """The same of one image (1, 3, H, W), from block 0 on."""
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            entering = self.embed(images)
+        return self.overflow(entering, self.cells(images), 0, stop, key=key, precision=precision)

@@ -1,0 +1,100 @@
+"""The image encoder of Segment Anything, through the segment-anything package.
+
+Whatever the long side, the image is padded to the encoder's square canvas after normalisation, as the official
+transform does; only the cells that the image covers are features.
+"""
+
+from functools import partial
+
+from PIL import Image as PillowImage
+from segment_anything.modeling.image_encoder import ImageEncoderViT
+from torch import Tensor, nn
+
+from semcorr.errors import UserError
+from semcorr.networks.backbones.base import Backbone
+from semcorr.params import Backbone as Spec
+
+# segment_anything.build_sam: the three published sizes.
+SIZES = {
+    "vit_b": {"embed_dim": 768, "depth": 12, "num_heads": 12, "global_attn_indexes": [2, 5, 8, 11]},
+    "vit_l": {"embed_dim": 1024, "depth": 24, "num_heads": 16, "global_attn_indexes": [5, 11, 17, 23]},
+    "vit_h": {"embed_dim": 1280, "depth": 32, "num_heads": 16, "global_attn_indexes": [7, 15, 23, 31]},
+}
+COMMON = {
+    "img_size": 1024,
+    "mlp_ratio": 4,
+    "norm_layer": partial(nn.LayerNorm, eps=1e-6),
+    "patch_size": 16,
+    "qkv_bias": True,
+    "use_rel_pos": True,
+    "window_size": 14,
+    "out_chans": 256,
+}
+
+
+class Network(Backbone):
+    """SAM's encoder; activations are maps (B, h, w, C)."""
+
+    mean = (123.675 / 255, 116.28 / 255, 103.53 / 255)
+    std = (58.395 / 255, 57.12 / 255, 57.375 / 255)
+    resample = PillowImage.Resampling.BILINEAR
+
+    def __init__(self, model: str, overrides: dict):
+        super().__init__()
+        if model not in SIZES:
+            raise UserError(f"params.yaml: SAM has no model {model!r}; allowed: {', '.join(SIZES)}")
+        try:
+            self.net = ImageEncoderViT(**COMMON | SIZES[model] | overrides)
+        except Exception as error:  # of whichever layer cannot be made so
+            raise UserError(f"params.yaml: SAM cannot be built with overrides {overrides} ({error})") from None
+        self.name = f"sam_{model}"
+        self.side = self.net.img_size
+        self.stride = self.net.patch_embed.proj.stride[0]
+        if self.side % self.stride:
+            raise UserError(f"params.yaml: SAM's img_size {self.side} is no multiple of its patches of {self.stride}")
+        self.depth, self.width = len(self.net.blocks), self.net.patch_embed.proj.out_channels
+        self.neck_width = self.net.neck[0].out_channels
+
+    def canvas(self, resized: tuple[int, int]) -> tuple[int, int]:
+        """The encoder's own square."""
+        if max(resized) > self.side:
+            raise UserError(f"params.yaml: image_size: {max(resized)} is more than SAM's canvas of {self.side} pixels")
+        return self.side, self.side
+
+    def embed(self, images: Tensor) -> Tensor:
+        """See Backbone."""
+        return self.net.patch_embed(images) + self.net.pos_embed
+
+    def run(self, activations: Tensor, cells: tuple[int, int], first: int, stop: int) -> Tensor:
+        """See Backbone."""
+        for block in self.net.blocks[first:stop]:
+            activations = self.step(block, activations)
+        return activations
+
+    def read(self, activations: Tensor, cells: tuple[int, int], *, norm: bool, neck: bool) -> Tensor:
+        """See Backbone."""
+        assert not norm, "params.py refuses a final norm here"
+        features = activations.permute(0, 3, 1, 2)
+        return self.net.neck(features) if neck else features
+
+    def adopt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """See Backbone; the official file also holds SAM's prompt encoder and mask decoder."""
+        prefix, beside = "image_encoder.", ("prompt_encoder.", "mask_decoder.")
+        if not any(name.startswith(prefix) for name in tensors):
+            return tensors
+        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if not name.startswith(beside)}
+
+    def facet(self, activations: Tensor, cells: tuple[int, int], block: int, facet: str) -> Tensor:
+        """See Backbone."""
+        attention = self.net.blocks[block]
+        parts = attention.attn.qkv(attention.norm1(activations)).chunk(3, dim=-1)
+        return parts[("query", "key", "value").index(facet)].permute(0, 3, 1, 2)
+
+    def activation_shape(self, cells: tuple[int, int]) -> tuple[int, ...]:
+        """See Backbone."""
+        return *cells, self.width
+
+    def tuned_modules(self, blocks: int, spec: Spec) -> list[nn.Module]:
+        """See Backbone."""
+        stop = self.stop(spec)
+        return [*self.net.blocks[stop - blocks : stop], *([self.net.neck] if "neck" in spec.layers else [])]

