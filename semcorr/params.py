@@ -99,7 +99,7 @@ Source = Annotated[ToySource | PathSource | UrlSource, Field(discriminator="kind
 Sources = Annotated[list[Source], Field(min_length=1)]
 
 
-class SpairDataset(Model):
+class SPairSpec(Model):
     """One split of SPair-71k, or of a folder in its format (`expect: any`)."""
 
     format: Literal["spair"]
@@ -110,7 +110,7 @@ class SpairDataset(Model):
     limit: Count | None
 
 
-class PFWillowDataset(Model):
+class PFWillowSpec(Model):
     """PF-WILLOW, or a folder in its format (`expect: any`).
 
     `pairs` is the field's list of pairs, null for all; `subsets` are folders, such as car(G), null for all.
@@ -124,7 +124,7 @@ class PFWillowDataset(Model):
     limit: Count | None
 
 
-class PFPascalDataset(Model):
+class PFPascalSpec(Model):
     """One split of PF-PASCAL, or of a folder in its format (`expect: any`)."""
 
     format: Literal["pfpascal"]
@@ -134,7 +134,7 @@ class PFPascalDataset(Model):
     limit: Count | None
 
 
-class AP10KDataset(Model):
+class AP10KSpec(Model):
     """One split of AP-10K's pairs: of one species, of two species of a family, or of two families."""
 
     format: Literal["ap10k"]
@@ -145,11 +145,11 @@ class AP10KDataset(Model):
     limit: Count | None
 
 
-Dataset = Annotated[
-    SpairDataset | PFWillowDataset | PFPascalDataset | AP10KDataset,
+DatasetSpec = Annotated[
+    SPairSpec | PFWillowSpec | PFPascalSpec | AP10KSpec,
     Field(discriminator="format"),
 ]
-FORMATS = tuple(get_args(one.model_fields["format"].annotation)[0] for one in get_args(get_args(Dataset)[0]))
+FORMATS = tuple(get_args(one.model_fields["format"].annotation)[0] for one in get_args(get_args(DatasetSpec)[0]))
 
 
 class PackageWeights(Model):
@@ -206,7 +206,7 @@ Weights = Annotated[
 ]
 
 
-class Backbone(Model):
+class BackboneSpec(Model):
     """A network, where its tensors come from, and which of its activations are the features."""
 
     family: Literal["timm", "sam"]
@@ -421,8 +421,8 @@ class Params(Model):
 
     preset: Name
     grid: Grid
-    datasets: Annotated[dict[Name, Dataset], Field(min_length=1)]
-    backbones: Annotated[dict[Name, Backbone], Field(min_length=1)]
+    datasets: Annotated[dict[Name, DatasetSpec], Field(min_length=1)]
+    backbones: Annotated[dict[Name, BackboneSpec], Field(min_length=1)]
     baselines: Annotated[dict[Name, Baseline], Field(min_length=1)]
     trunk: Trunk
     tunings: dict[Name, Tuning]
@@ -680,14 +680,14 @@ def validate(values: Any, where: str) -> Params:
         raise UserError("\n".join(problems)) from None
 
 
-def dataset(values: dict[str, Any]) -> Dataset:
+def dataset(values: dict[str, Any]) -> DatasetSpec:
     """Validate one entry of `datasets` alone.
 
     Raises:
         UserError: each problem with its key and what is allowed.
     """
     try:
-        return TypeAdapter(Dataset).validate_python(values)
+        return TypeAdapter(DatasetSpec).validate_python(values)
     except ValidationError as error:
         problems = [
             f"{'.'.join(map(str, one['loc'][1:]))}: {one['msg']}, got {one['input']!r}" for one in error.errors()

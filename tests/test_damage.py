@@ -344,7 +344,7 @@ def test_models_that_are_not_possible(model):
 def test_other_plain_transformers_are_possible(model):
     """Their features are timm's own intermediates."""
     network = TimmVit(model, {"depth": 2}).eval()
-    spec = params.Backbone.model_construct(layer=1, facet="token", norm=False, debias=None)
+    spec = params.BackboneSpec.model_construct(layer=1, facet="token", norm=False, debias=None)
     shown = torch.randn(1, 3, 3 * network.stride, 4 * network.stride)
     with torch.no_grad():
         [expected] = network.net.forward_intermediates(shown, indices=[1], norm=False, intermediates_only=True)

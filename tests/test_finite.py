@@ -312,7 +312,7 @@ def test_every_stage_computes_as_it_is_told(project, facet):
 def test_debiasing_projects_in_float32(smoke):
     """Under autocast, what is taken away is as exact as without: nothing of the blank image's directions is left."""
     values = smoke["backbones"]["dinov2_tiny"] | {"debias": {"components": 4}, "norm": True}
-    spec = params.Backbone.model_validate(values)
+    spec = params.BackboneSpec.model_validate(values)
     network = build(spec)
     shown = torch.randn(1, 3, 112, 112)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -17,7 +17,7 @@ from conftest import fill
 
 from semcorr.datasets import download, sources, toy
 from semcorr.errors import UserError
-from semcorr.params import PathSource, PFWillowDataset, SpairDataset, UrlSource
+from semcorr.params import PathSource, PFWillowSpec, SPairSpec, UrlSource
 
 CONTENT = random.Random(0).randbytes(400_000)
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -177,8 +177,8 @@ def willow_zip(tmp_path_factory) -> bytes:
     return Path(shutil.make_archive(str(root / "PF-dataset"), "zip", root, "PF-dataset")).read_bytes()
 
 
-def _willow(*listed) -> PFWillowDataset:
-    return PFWillowDataset(format="pfwillow", sources=list(listed), expect="any", pairs=None, subsets=None, limit=None)
+def _willow(*listed) -> PFWillowSpec:
+    return PFWillowSpec(format="pfwillow", sources=list(listed), expect="any", pairs=None, subsets=None, limit=None)
 
 
 def test_a_dataset_from_the_first_source_that_can_be_had(server, tmp_path, monkeypatch, willow_zip):
@@ -220,7 +220,7 @@ def test_what_a_source_holds_must_be_the_format(tmp_path, monkeypatch):
         sources.provide(_willow(PathSource(kind="path", path="file")), "x")
     with pytest.raises(UserError, match="folder: nothing in it is in the format 'pfwillow'"):
         sources.provide(_willow(PathSource(kind="path", path="folder")), "x")
-    spair = SpairDataset(
+    spair = SPairSpec(
         format="spair",
         sources=[PathSource(kind="path", path="folder")],
         expect="any",

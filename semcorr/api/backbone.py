@@ -113,7 +113,7 @@ class UnifiedBackbone(nn.Module):
         spec = known[name]
         self = cls.__new__(cls)
         nn.Module.__init__(self)
-        self._setup(**{field: getattr(spec, field) for field in params.Backbone.model_fields}, device=device)
+        self._setup(**{field: getattr(spec, field) for field in params.BackboneSpec.model_fields}, device=device)
         if checkpoint_dir is not None:
             self._adopt_tuned(Path(checkpoint_dir))
         return self
@@ -123,7 +123,7 @@ class UnifiedBackbone(nn.Module):
         # The last layer is known once the network is; the long side is the images' here.
         values = {"image_size": 518} | entry | {"layer": 0 if layer is None else layer}
         try:
-            spec = params.Backbone.model_validate(values)
+            spec = params.BackboneSpec.model_validate(values)
         except ValidationError as error:
             first = error.errors()[0]
             raise UserError(f"UnifiedBackbone: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None

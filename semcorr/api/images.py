@@ -23,7 +23,7 @@ from torch import Tensor
 from semcorr import params
 from semcorr.api.matcher import Recent
 from semcorr.artifacts.provenance import expect
-from semcorr.datasets.decode import Source, decode
+from semcorr.datasets.decode import AnyImage, decode
 from semcorr.engine import graph
 from semcorr.errors import UserError, one_of
 from semcorr.finite import rounded, unit
@@ -44,7 +44,7 @@ FEW = 0.02  # share of an image below which a part is none
 STRONGEST = 40  # matches that a picture shows
 
 
-def open_image(source: Source) -> PillowImage.Image:
+def open_image(source: AnyImage) -> PillowImage.Image:
     """An image of any common format and mode as upright 8-bit RGB; transparency becomes white.
 
     Raises:
@@ -152,7 +152,7 @@ class Matcher:
         return unit(rounded(found, self.spec.precision, what, why), what), grid
 
 
-def _sized(spec: params.Backbone, image_size: int | None) -> params.Backbone:
+def _sized(spec: params.BackboneSpec, image_size: int | None) -> params.BackboneSpec:
     """A backbone at another image size, where one is given."""
     if image_size is None:
         return spec
@@ -278,8 +278,8 @@ class ImageMatches:
 
 
 def match_images(
-    source: Source,
-    target: Source,
+    source: AnyImage,
+    target: AnyImage,
     points: Sequence[Sequence[float]] | np.ndarray | None = None,
     *,
     grid: int | None = None,

@@ -25,7 +25,7 @@ from semcorr.datasets.base import (
 )
 from semcorr.datasets.decode import image_size, other_size
 from semcorr.errors import UserError
-from semcorr.params import AP10KDataset
+from semcorr.params import AP10KSpec
 
 WHOLE = {"split": "test", "subset": "intra_species", "limit": None}
 KEYPOINTS = 17
@@ -39,12 +39,12 @@ def find(folder: Path) -> Path | None:
     return next((path for path in there if next(path.glob("ImageAnnotation/*/*/*.json"), None)), None)
 
 
-def load(root: Path, spec: AP10KDataset) -> Benchmark:
+def load(root: Path, spec: AP10KSpec) -> Benchmark:
     """Read the pairs that params.yaml names."""
     return read(root, spec.split, spec.subset)
 
 
-def parts(root: Path, spec: AP10KDataset) -> list[AP10KDataset]:
+def parts(root: Path, spec: AP10KSpec) -> list[AP10KSpec]:
     """All splits and sub-sets that are there."""
     return [
         spec.model_copy(update={"split": split, "subset": subset, "limit": None})
@@ -71,7 +71,7 @@ def absent(root: Path) -> list[str]:
     return [name for name in names if not next((root / name).glob("*.json"), None)]
 
 
-def verify(root: Path, spec: AP10KDataset) -> list[str]:
+def verify(root: Path, spec: AP10KSpec) -> list[str]:
     """Count species and images. The pairs are drawn by a script, so no count is required."""
     species = {path.parent for path in root.glob("ImageAnnotation/*/*/*.json")}
     families = {path.parent for path in species}

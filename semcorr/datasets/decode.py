@@ -13,7 +13,7 @@ from PIL import Image as PillowImage
 
 from semcorr.errors import UserError, reason
 
-Source = str | Path | BinaryIO | PillowImage.Image
+AnyImage = str | Path | BinaryIO | PillowImage.Image
 AGAIN = "Get the dataset again"
 _ORIENTATION = 0x0112  # of EXIF
 _TURNS = {
@@ -27,7 +27,7 @@ _TURNS = {
 }
 
 
-def decode(source: Source, *, upright: bool, name: str | Path | None = None, remedy: str = "") -> PillowImage.Image:
+def decode(source: AnyImage, *, upright: bool, name: str | Path | None = None, remedy: str = "") -> PillowImage.Image:
     """An image of any common format and mode as 8-bit RGB; transparency becomes white.
 
     Args:
@@ -103,7 +103,7 @@ def other_size(annotation: Path, image: Path, said: tuple[int, int], size: tuple
     return UserError(text)
 
 
-def _opened(source: Source, read: Callable[[PillowImage.Image], Any], name: str | Path | None, remedy: str) -> Any:
+def _opened(source: AnyImage, read: Callable[[PillowImage.Image], Any], name: str | Path | None, remedy: str) -> Any:
     """What `read` makes of an image; errors name it."""
     if name is None:
         name = source if isinstance(source, str | Path) else "the image"

@@ -16,7 +16,7 @@ from semcorr.datasets.annotations import read_list, read_mat
 from semcorr.datasets.base import Benchmark, Image, Pair, check_pair, common_keypoints, image_files, in_any_case
 from semcorr.datasets.decode import image_size
 from semcorr.errors import UserError
-from semcorr.params import PFPascalDataset
+from semcorr.params import PFPascalSpec
 
 WHOLE = {"split": "test", "limit": None}
 CATEGORIES = ["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"]
@@ -47,12 +47,12 @@ def find(folder: Path) -> Path | None:
     return next(there, None)
 
 
-def load(root: Path, spec: PFPascalDataset) -> Benchmark:
+def load(root: Path, spec: PFPascalSpec) -> Benchmark:
     """Read the split that params.yaml names."""
     return read(root, spec.split)
 
 
-def parts(root: Path, spec: PFPascalDataset) -> list[PFPascalDataset]:
+def parts(root: Path, spec: PFPascalSpec) -> list[PFPascalSpec]:
     """The dataset's whole splits."""
     return [
         spec.model_copy(update={"split": split, "limit": None})
@@ -77,7 +77,7 @@ def absent(root: Path) -> list[str]:
     return [" or ".join(names) for split, names in LISTS.items() if _find_list(root, split) is None]
 
 
-def verify(root: Path, spec: PFPascalDataset) -> list[str]:
+def verify(root: Path, spec: PFPascalSpec) -> list[str]:
     """Count the pairs of each list; PF-PASCAL itself (`expect: pfpascal`) has three, with 308 in val and 299 in test.
 
     Raises:

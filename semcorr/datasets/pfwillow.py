@@ -15,7 +15,7 @@ from semcorr.datasets.annotations import read_list, read_mat
 from semcorr.datasets.base import Benchmark, Image, Pair, check_pair, image_files, in_any_case, named
 from semcorr.datasets.decode import image_size
 from semcorr.errors import UserError
-from semcorr.params import PFWillowDataset
+from semcorr.params import PFWillowSpec
 
 WHOLE = {"pairs": None, "subsets": None, "limit": None}
 KEYPOINTS = 10
@@ -31,7 +31,7 @@ def find(folder: Path) -> Path | None:
     return None
 
 
-def load(root: Path, spec: PFWillowDataset) -> Benchmark:
+def load(root: Path, spec: PFWillowSpec) -> Benchmark:
     """Read all pairs, or those of the list and the sub-sets that params.yaml names."""
     whole = read(root, spec.pairs and project_path(spec.pairs))
     if spec.subsets is None:
@@ -47,7 +47,7 @@ def load(root: Path, spec: PFWillowDataset) -> Benchmark:
     )
 
 
-def parts(root: Path, spec: PFWillowDataset) -> list[PFWillowDataset]:
+def parts(root: Path, spec: PFWillowSpec) -> list[PFWillowSpec]:
     """The whole dataset."""
     return [spec.model_copy(update={"limit": None, "subsets": None})]
 
@@ -69,7 +69,7 @@ def absent(root: Path) -> list[str]:
     return []
 
 
-def verify(root: Path, spec: PFWillowDataset) -> list[str]:
+def verify(root: Path, spec: PFWillowSpec) -> list[str]:
     """Count sub-sets and images; PF-WILLOW itself (`expect: pfwillow`) has 10 of 10.
 
     Raises:

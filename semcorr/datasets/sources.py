@@ -9,14 +9,14 @@ from semcorr.datasets import toy
 from semcorr.datasets.download import download, is_archive, unpack
 from semcorr.datasets.formats import reader
 from semcorr.errors import UserError
-from semcorr.params import Dataset, PathSource, Source, ToySource, UrlSource
+from semcorr.params import DatasetSpec, PathSource, Source, ToySource, UrlSource
 
 FOLDER = Path("data/sources")  # what was drawn, downloaded or unpacked, beside the datasets; no engine tracks it
 
 logger = logging.getLogger(__name__)
 
 
-def provide(spec: Dataset, name: str) -> Path:
+def provide(spec: DatasetSpec, name: str) -> Path:
     """The root of a dataset's format, from the first of its sources that can be had.
 
     Raises:

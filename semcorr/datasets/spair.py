@@ -17,7 +17,7 @@ from semcorr.datasets.annotations import COLONS, code, understood
 from semcorr.datasets.base import Benchmark, Image, Pair, check_pair, image_files, in_any_case
 from semcorr.datasets.decode import decode_labels, image_size, other_size
 from semcorr.errors import UserError
-from semcorr.params import SpairDataset
+from semcorr.params import SPairSpec
 
 LAYOUT_LINE = re.compile(r"(\d+)-([^:/\\-]+)-([^:/\\-]+):([^:/\\.][^:/\\]*)")
 WHOLE = {"split": "test", "layout": "large", "limit": None}
@@ -36,12 +36,12 @@ def find(folder: Path) -> Path | None:
     return next((path for path in (folder, *sorted(folder.iterdir())) if (path / "Layout").is_dir()), None)
 
 
-def load(root: Path, spec: SpairDataset) -> Benchmark:
+def load(root: Path, spec: SPairSpec) -> Benchmark:
     """Read the split that params.yaml names."""
     return read(root, spec.split, spec.layout)
 
 
-def parts(root: Path, spec: SpairDataset) -> list[SpairDataset]:
+def parts(root: Path, spec: SPairSpec) -> list[SPairSpec]:
     """The dataset's whole splits, which together are the folder; by the small lists where there are no large ones."""
     layouts = {split: next((one for one in LAYOUTS if _layout(root, split, one).exists()), None) for split in SPLITS}
     return [
@@ -70,7 +70,7 @@ def absent(root: Path) -> list[str]:
     return [str(path.relative_to(root)) for path in (*lists, *folders) if not path.exists()]
 
 
-def verify(root: Path, spec: SpairDataset) -> list[str]:
+def verify(root: Path, spec: SPairSpec) -> list[str]:
     """Check what one split cannot show: all lists of pairs against each other, and that every image has its files.
 
     Returns:
@@ -108,7 +108,7 @@ def verify(root: Path, spec: SpairDataset) -> list[str]:
     return [*report, _verify_files(root, set().union(*images.values()), spec)]
 
 
-def _verify_files(root: Path, used: set[str], spec: SpairDataset) -> str:
+def _verify_files(root: Path, used: set[str], spec: SPairSpec) -> str:
     """Check that each image has its annotation and its mask, and count them by category."""
     strict = spec.expect == "spair71k"
     files = _image_files(root)
@@ -146,7 +146,7 @@ def _image_file(root: Path, image_id: str) -> Path:
     return in_any_case(root / "JPEGImages" / f"{image_id}.jpg")
 
 
-def _custom(spec: SpairDataset) -> str:
+def _custom(spec: SPairSpec) -> str:
     return ". Get it again, or say `expect: any` if it is data of your own"
 
 

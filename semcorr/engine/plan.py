@@ -23,7 +23,7 @@ from semcorr.geometry import resized_size
 from semcorr.networks import runtime
 from semcorr.networks.backbones import build
 from semcorr.networks.backbones.base import Backbone
-from semcorr.params import Dataset, ImageBatches, Params, ToySource
+from semcorr.params import DatasetSpec, ImageBatches, Params, ToySource
 
 # Seconds until a stage begins its work; where none are given, a network is loaded.
 START = {"validate": 0.3, "fetch": 2.0, "match": 3.0, "evaluate": 1.0, "report": 2.0, "headline": 1.0, "draw": 1.5}
@@ -83,7 +83,7 @@ def _is_asked_for(index: Job) -> bool:
     return True
 
 
-def size(dataset: Dataset, index: Job) -> Size | None:
+def size(dataset: DatasetSpec, index: Job) -> Size | None:
     """How large a dataset is, or is to be; None where nobody can say before it is fetched."""
     if index.outputs["images"].exists() and index.outputs["pairs"].exists() and _is_asked_for(index):
         images, pairs = read_images(index.outputs["images"]), read_pairs(index.outputs["pairs"])
@@ -114,7 +114,7 @@ def size(dataset: Dataset, index: Job) -> Size | None:
     )
 
 
-def _toy(dataset: Dataset, source: ToySource) -> Size:
+def _toy(dataset: DatasetSpec, source: ToySource) -> Size:
     """How large a drawn dataset is to be: nearly every pair of a category shares enough keypoints."""
     kinds = len(toy.CATEGORIES if dataset.format == "spair" else toy.WILLOW)
     each = source.images.get(dataset.split if dataset.format == "spair" else "all", 0)

@@ -11,7 +11,7 @@ from typing import Any
 
 from semcorr.artifacts.files import canonical_json, write_json
 from semcorr.errors import UserError
-from semcorr.params import Backbone, Params
+from semcorr.params import BackboneSpec, Params
 
 MEMORY = Path(".semcorr/architectures.json")
 FACTS = {"depth", "side", "linear", "width", "neck", "norm"}
@@ -42,7 +42,7 @@ def check(params: Params) -> None:
         raise UserError("\n".join(problems))
 
 
-def _problems(spec: Backbone, facts: dict[str, Any]) -> list[str]:
+def _problems(spec: BackboneSpec, facts: dict[str, Any]) -> list[str]:
     found = []
     for layer in spec.layers:
         if layer != "neck" and layer >= facts["depth"]:
@@ -67,13 +67,13 @@ def _lora_problems(name: str, facts: dict[str, Any], params: Params) -> list[str
     return found
 
 
-def _key(spec: Backbone) -> str:
+def _key(spec: BackboneSpec) -> str:
     package = LIBRARY[spec.family]
     asked = [spec.family, spec.model, spec.overrides, spec.facet, spec.layer == "neck"]
     return canonical_json([*asked, f"{package} {version(package)}"])
 
 
-def _find_out(spec: Backbone) -> dict[str, Any]:
+def _find_out(spec: BackboneSpec) -> dict[str, Any]:
     """Depth, sizes and linear layers of a network, which is built, and tried, without memory for its tensors.
 
     Raises:

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from semcorr.params import Argmax, Backbone, Rule, SoftArgmax
+from semcorr.params import Argmax, BackboneSpec, Rule, SoftArgmax
 
 _META = "https://dl.fbaipublicfiles.com"
 DEFAULT = "dinov2_b14"
@@ -44,9 +44,9 @@ class Published:
     licence: str
 
     @cached_property
-    def spec(self) -> Backbone:
+    def spec(self) -> BackboneSpec:
         """As params.yaml's model has it."""
-        return Backbone.model_validate(COMMON | self.entry)
+        return BackboneSpec.model_validate(COMMON | self.entry)
 
     @property
     def source(self) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 from semcorr.artifacts.store import Store
 from semcorr.geometry import Grid
 from semcorr.networks.backbones import build, load
-from semcorr.params import Backbone
+from semcorr.params import BackboneSpec
 
 
 class Tail:
@@ -25,7 +25,7 @@ class Tail:
         tensors: safetensors files of the network, later ones over earlier ones.
     """
 
-    def __init__(self, spec: Backbone, blocks: int, device: torch.device, *tensors: Path):
+    def __init__(self, spec: BackboneSpec, blocks: int, device: torch.device, *tensors: Path):
         self.spec = spec
         self.device = device
         self.network = load(build(spec), *tensors).to(device)

@@ -19,7 +19,7 @@ from semcorr.datasets.sources import provide, root_of
 from semcorr.engine.basis import require_sources
 from semcorr.engine.graph import BASIS, Job
 from semcorr.errors import UserError
-from semcorr.params import FORMATS, Dataset, Params, dataset
+from semcorr.params import FORMATS, DatasetSpec, Params, dataset
 
 T, R = TypeVar("T"), TypeVar("R")
 
@@ -87,7 +87,7 @@ def summary(benchmark: Benchmark) -> str:
     return "; ".join([line, *(f"{count:,} {what} left out" for what, count in benchmark.left_out.items())])
 
 
-def check(spec: Dataset, folder: Path) -> list[str]:
+def check(spec: DatasetSpec, folder: Path) -> list[str]:
     """Verify the whole of a dataset's folder, every image, annotation and list of pairs; lines that say what is there.
 
     Raises:
@@ -114,7 +114,7 @@ def check(spec: Dataset, folder: Path) -> list[str]:
     return [f"{root}: format {spec.format}, {len(files):,} image files, each decoded", *lines]
 
 
-def conclusion(spec: Dataset, folder: Path) -> str:
+def conclusion(spec: DatasetSpec, folder: Path) -> str:
     """Whether what `check` verified is all that the benchmark has, in a line."""
     root = root_of(folder, spec.format)
     missing = reader(spec.format).absent(root)
@@ -123,7 +123,7 @@ def conclusion(spec: Dataset, folder: Path) -> str:
     return f"What stands above was verified. Absent, and so not verified: {', '.join(missing)}"
 
 
-def recognise(folder: Path, expect: str) -> Dataset:
+def recognise(folder: Path, expect: str) -> DatasetSpec:
     """The dataset that a folder holds, by its layout.
 
     Raises:

@@ -17,13 +17,13 @@ from semcorr.artifacts.files import replacing
 from semcorr.errors import UserError
 from semcorr.finite import require_finite
 from semcorr.networks.backbones.base import Backbone
-from semcorr.params import Backbone as BackboneParams
+from semcorr.params import BackboneSpec
 
 CONTENT = "content"  # key of a record that holds the digest of the tensors beside it
 SHOWN = 4  # names of each kind in an error
 
 
-def build(spec: BackboneParams, seed: int = 0) -> Backbone:
+def build(spec: BackboneSpec, seed: int = 0) -> Backbone:
     """The network of one entry of params.yaml's `backbones`, with tensors as the architecture initialises them.
 
     The caller's random state stays as it is.

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from semcorr.errors import UserError
 from semcorr.finite import limit
 from semcorr.geometry import Grid, resize
-from semcorr.params import Backbone as Spec
+from semcorr.params import BackboneSpec
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -122,7 +122,7 @@ class Backbone(nn.Module, ABC):
         """Shape of one image's activations between blocks, on a padded grid (h, w)."""
 
     @abstractmethod
-    def tuned_modules(self, blocks: int, spec: Spec) -> list[nn.Module]:
+    def tuned_modules(self, blocks: int, spec: BackboneSpec) -> list[nn.Module]:
         """What is trained: the last `blocks` blocks up to the features, and what stands between them."""
 
     def adopt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -137,7 +137,7 @@ class Backbone(nn.Module, ABC):
         """Padded grid (h, w) of a batch of images."""
         return images.shape[-2] // self.stride, images.shape[-1] // self.stride
 
-    def stop(self, spec: Spec) -> int:
+    def stop(self, spec: BackboneSpec) -> int:
         """How many blocks the features need.
 
         Raises:
@@ -149,7 +149,7 @@ class Backbone(nn.Module, ABC):
             raise UserError(f"params.yaml: layer: {max(stops) - 1} does not exist; the network has {blocks}")
         return max(stops)
 
-    def channels(self, spec: Spec) -> int:
+    def channels(self, spec: BackboneSpec) -> int:
         """C of the features: that of each layer, one after the other."""
         return sum(self.neck_width if layer == "neck" else self.width for layer in spec.layers)
 
@@ -157,7 +157,7 @@ class Backbone(nn.Module, ABC):
         """(B, 3, H, W) images to the activations that enter block `stop`."""
         return self.run(self.embed(images), self.cells(images), 0, stop)
 
-    def tail(self, activations: Tensor, cells: tuple[int, int], first: int, spec: Spec) -> Tensor:
+    def tail(self, activations: Tensor, cells: tuple[int, int], first: int, spec: BackboneSpec) -> Tensor:
         """Activations that enter block `first` to features (B, C, h, w).
 
         Several layers are scaled to length one each, so that none outweighs the others, and put side by side.
@@ -176,7 +176,7 @@ class Backbone(nn.Module, ABC):
         with torch.autocast(maps[0].device.type, enabled=False):
             return torch.cat([nn.functional.normalize(one.float(), dim=1) for one in maps], dim=1)
 
-    def features(self, images: Tensor, spec: Spec) -> Tensor:
+    def features(self, images: Tensor, spec: BackboneSpec) -> Tensor:
         """(B, 3, H, W) images to features (B, C, h, w), less what a blank image shows too if `spec.debias` says so."""
         features = self.tail(self.embed(images), self.cells(images), 0, spec)
         if spec.debias is None:
@@ -185,7 +185,7 @@ class Backbone(nn.Module, ABC):
         with torch.autocast(features.device.type, enabled=False):
             return features - torch.einsum("kc,kd,bdhw->bchw", basis, basis, features)
 
-    def positional_basis(self, canvas: tuple[int, int], spec: Spec) -> Tensor:
+    def positional_basis(self, canvas: tuple[int, int], spec: BackboneSpec) -> Tensor:
         """The directions (K, C) in which the features of a blank image of this size vary most, orthonormal.
 
         A blank image, all mean colour, has nothing to tell one cell from another but their positions.

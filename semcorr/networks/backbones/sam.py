@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from semcorr.errors import UserError
 from semcorr.networks.backbones.base import Backbone
-from semcorr.params import Backbone as Spec
+from semcorr.params import BackboneSpec
 
 # segment_anything.build_sam: the three published sizes.
 SIZES = {
@@ -94,7 +94,7 @@ class Network(Backbone):
         """See Backbone."""
         return *cells, self.width
 
-    def tuned_modules(self, blocks: int, spec: Spec) -> list[nn.Module]:
+    def tuned_modules(self, blocks: int, spec: BackboneSpec) -> list[nn.Module]:
         """See Backbone."""
         stop = self.stop(spec)
         return [*self.net.blocks[stop - blocks : stop], *([self.net.neck] if "neck" in spec.layers else [])]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from semcorr.errors import UserError
 from semcorr.networks.backbones.base import Backbone
-from semcorr.params import Backbone as Spec
+from semcorr.params import BackboneSpec
 
 # Names in the official files -> in timm.
 DINOV2 = {"register_tokens": "reg_token", "mlp.w12": "mlp.fc1", "mlp.w3": "mlp.fc2"}
@@ -159,7 +159,7 @@ class Network(Backbone):
         """See Backbone."""
         return self.net.num_prefix_tokens + cells[0] * cells[1], self.width
 
-    def tuned_modules(self, blocks: int, spec: Spec) -> list[nn.Module]:
+    def tuned_modules(self, blocks: int, spec: BackboneSpec) -> list[nn.Module]:
         """See Backbone."""
         stop = self.stop(spec)
         return [*self.net.blocks[stop - blocks : stop], *([self.net.norm] if spec.norm else [])]

@@ -14,11 +14,19 @@ from semcorr.finite import require_finite
 from semcorr.networks.backbones import build, check, read
 from semcorr.networks.backbones.base import Backbone
 from semcorr.networks.backbones.checkpoint import read_checkpoint
-from semcorr.params import Backbone as BackboneParams
-from semcorr.params import FileWeights, PackageWeights, RandomBaseline, RandomWeights, TimmWeights, UrlWeights, Weights
+from semcorr.params import (
+    BackboneSpec,
+    FileWeights,
+    PackageWeights,
+    RandomBaseline,
+    RandomWeights,
+    TimmWeights,
+    UrlWeights,
+    Weights,
+)
 
 
-def get(spec: BackboneParams, source: Weights | RandomBaseline, folder: Path) -> tuple[Backbone, str]:
+def get(spec: BackboneSpec, source: Weights | RandomBaseline, folder: Path) -> tuple[Backbone, str]:
     """A network with the tensors of a source, and where they come from, in words.
 
     Args:
@@ -97,7 +105,7 @@ def overlay(network: Backbone, path: Path, base: str) -> dict[str, Tensor]:
     return tensors
 
 
-def _from_timm(spec: BackboneParams, source: TimmWeights) -> dict[str, Tensor]:
+def _from_timm(spec: BackboneSpec, source: TimmWeights) -> dict[str, Tensor]:
     """The tensors that timm publishes under a tag, through its own cache and hub."""
     import timm
 
