@@ -12,9 +12,8 @@ import torch
 from common import compare, experiment, preset
 
 from semcorr import params
-from semcorr.datasets.base import read_images
+from semcorr.datasets.base import read_image, read_images
 from semcorr.networks.backbones import build, load
-from semcorr.stages.extract import read_image
 
 
 def main() -> None:

@@ -14,10 +14,9 @@ from common import compare, experiment, preset
 
 from semcorr import params
 from semcorr.artifacts.store import Store
-from semcorr.datasets.base import read_images, read_pairs
+from semcorr.datasets.base import read_image, read_images, read_pairs
 from semcorr.networks.tail import Tail
 from semcorr.networks.training import Batch, Batches, Tuned, loss
-from semcorr.stages.extract import read_image
 
 
 def main() -> None:

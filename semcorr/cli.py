@@ -189,7 +189,8 @@ def run_stage(options: argparse.Namespace) -> str:
     job = experiment.job(options.verb, *cell)
 
     def stage() -> str:
-        return getattr(importlib.import_module(f"semcorr.stages.{options.verb}"), options.verb)(job, values)
+        function = getattr(importlib.import_module(f"semcorr.stages.{options.verb}"), options.verb)
+        return function(job, experiment.view(job))
 
     if "TORCHELASTIC_RUN_ID" in os.environ:  # one of several processes of a job, which the job has launched itself
         return stage()

@@ -5,18 +5,16 @@ says keypoints.
 """
 
 import logging
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from semcorr.datasets.base import Pair
 from semcorr.errors import UserError
-from semcorr.finite import unit
 from semcorr.geometry import Grid
 from semcorr.readouts import ReadOut
+from semcorr.tensors import require_shape, unit
 
 CHUNK = 2048  # keypoints whose heatmaps are in memory at once
 FLAT = 1e-6  # a range of similarity that is rounding
@@ -40,6 +38,8 @@ def sample(features: Tensor, cells: Tensor, sampling: str) -> Tensor:
     Returns:
         (N, C) of unit length.
     """
+    require_shape("features", features, "h", "w", "C")
+    require_shape("cells", cells, "N", 2)
     height, width, _ = features.shape
     grid = 2 * (cells + 0.5) / cells.new_tensor([width, height]) - 1
     sampled = torch.nn.functional.grid_sample(
@@ -54,6 +54,8 @@ def sample(features: Tensor, cells: Tensor, sampling: str) -> Tensor:
 
 def heatmaps(descriptors: Tensor, features: Tensor) -> Tensor:
     """Cosine similarity (N, h, w) of descriptors (N, C) with every cell of a map (h, w, C), all of unit length."""
+    require_shape("features", features, "h", "w", "C")
+    require_shape("descriptors", descriptors, "N", features.shape[2])
     return (descriptors @ features.flatten(0, 1).T).unflatten(1, features.shape[:2])
 
 
@@ -72,6 +74,7 @@ def match_points(
     Returns:
         (N, 2), x y in original pixels of the target, and their similarity (N,).
     """
+    require_shape("points", points, "N", 2)
     cells = torch.from_numpy(source[1].pixels_to_cells(points)).to(source[0].device)
     maps = heatmaps(sample(source[0], cells, sampling), target[0])
     return target[1].answers(read_out(maps).cpu().double().numpy()), _strongest(maps)
@@ -99,19 +102,19 @@ def _strongest(maps: Tensor) -> np.ndarray:
 
 
 def match_pairs(
-    pairs: Sequence[Pair],
+    pairs: Sequence[tuple[str, str, np.ndarray]],
     features: Callable[[str], tuple[Tensor, Grid]],
     sampling: str,
     read_out: ReadOut,
-    progress: Callable[[Sequence[str]], Sequence[str]] = lambda names: names,
+    progress: Callable[[list], Iterable] = iter,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Predict the target keypoints of every pair.
+    """Predict the target keypoints of P pairs.
 
     Each image is read once as a source and once as a target, however many pairs use it: first every keypoint's
     descriptor is sampled, then all keypoints that look for an answer in one target are compared with it at once.
 
     Args:
-        pairs: with source keypoints in original pixels.
+        pairs: ids of the source and the target image, and keypoints (N, 2), x y in original pixels of the source.
         features: image id -> feature map (h, w, C), of any length and float type, and its grid.
         sampling: of source descriptors, "bilinear" or "nearest".
         read_out: heatmaps (N, h, w) -> predicted cells (N, 2), x y.
@@ -121,38 +124,48 @@ def match_pairs(
         For each pair, predicted keypoints (N, 2), x y in original pixels of the target, and their similarity (N,).
 
     Raises:
+        ValueError: an array of keypoints has another shape.
         UserError: an image's features are not finite; the message names it.
     """
-    by_source: dict[str, list[int]] = defaultdict(list)
-    by_target: dict[str, list[int]] = defaultdict(list)
-    for number, pair in enumerate(pairs):
-        by_source[pair.source].append(number)
-        by_target[pair.target].append(number)
-    # One block for all keypoints of each kind, those that look into one target side by side: many small arrays, made
-    # between large ones that come and go, would scatter the heap and multiply its size.
-    order = [number for numbers in by_target.values() for number in numbers]
-    counts = np.array([len(pairs[number].source_keypoints) for number in order], int)
-    ends = np.cumsum(counts).tolist()
-    rows = {number: slice(end - count, end) for number, end, count in zip(order, ends, counts.tolist(), strict=True)}
-    points, similarity = np.empty((counts.sum(), 2)), np.empty(counts.sum())
+    for _, _, keypoints in pairs:
+        require_shape("keypoints", keypoints, "N", 2)
+    counts = np.array([len(keypoints) for _, _, keypoints in pairs], int)
+    pixels = np.concatenate([np.empty((0, 2)), *(keypoints for _, _, keypoints in pairs)])
+    by_source, by_target = (by_image([pair[side] for pair in pairs], counts) for side in (0, 1))
+    # One block of descriptors, those that look into one target side by side: many small arrays, made between large ones
+    # that come and go, would scatter the heap and multiply its size.
+    place = np.argsort(np.concatenate([np.empty(0, int), *by_target.values()]))
     descriptors: Tensor | None = None
-    for image_id, numbers in by_source.items():
+    for image_id, given in by_source.items():
         raw, grid = features(image_id)
         if descriptors is None:
-            descriptors = raw.new_empty(len(points), raw.shape[2], dtype=torch.float32)
-        keypoints = [np.array(pairs[number].source_keypoints, float).reshape(-1, 2) for number in numbers]
-        cells = torch.from_numpy(grid.pixels_to_cells(np.concatenate(keypoints)))
-        found = sample(unit(raw, image_id), cells.to(raw.device), sampling)
-        for number, part in zip(numbers, found.split([len(points) for points in keypoints]), strict=True):
-            descriptors[rows[number]] = part
+            descriptors = raw.new_empty(len(pixels), raw.shape[2], dtype=torch.float32)
+        cells = torch.from_numpy(grid.pixels_to_cells(pixels[given])).to(raw.device)
+        descriptors[torch.from_numpy(place[given])] = sample(unit(raw, image_id), cells, sampling)
+    predicted, similarity = np.empty_like(pixels), np.empty(len(pixels))
+    first = 0
     for image_id in progress(list(by_target)):
-        numbers = by_target[image_id]
         raw, grid = features(image_id)
-        target = unit(raw, image_id)
-        first, last = rows[numbers[0]].start, rows[numbers[-1]].stop
-        for start in range(first, last, CHUNK):
-            some = slice(start, min(start + CHUNK, last))
-            maps = heatmaps(descriptors[some], target)
-            points[some] = grid.answers(read_out(maps).cpu().double().numpy())
+        target, asking = unit(raw, image_id), by_target[image_id]
+        for start in range(0, len(asking), CHUNK):
+            some = asking[start : start + CHUNK]
+            maps = heatmaps(descriptors[first + start : first + start + len(some)], target)
+            predicted[some] = grid.answers(read_out(maps).cpu().double().numpy())
             similarity[some] = _strongest(maps)
-    return [(points[rows[number]], similarity[rows[number]]) for number in range(len(pairs))]
+        first += len(asking)
+    ends = np.cumsum(counts).tolist()
+    slices = [slice(end - count, end) for end, count in zip(ends, counts.tolist(), strict=True)]
+    return [(predicted[pair], similarity[pair]) for pair in slices]
+
+
+def by_image(image_ids: Sequence[str], counts: np.ndarray) -> dict[str, np.ndarray]:
+    """The numbers, from 0 and in order, of the keypoints of each image.
+
+    Args:
+        image_ids: P image ids, one a pair.
+        counts: (P,), how many keypoints each pair has; they are numbered pair after pair.
+    """
+    number = {image_id: at for at, image_id in enumerate(dict.fromkeys(image_ids))}
+    owner = np.repeat(np.array([number[image_id] for image_id in image_ids], int), counts)
+    ends = np.cumsum(np.bincount(owner, minlength=len(number)))
+    return dict(zip(number, np.split(np.argsort(owner, kind="stable"), ends), strict=False))  # none is after the last

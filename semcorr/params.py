@@ -527,6 +527,23 @@ class Params(Model):
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
+def only(part: Any, keys: list[list[str]]) -> Any:
+    """What stands at some keys of a part of the parameters, in the part's own types; nothing else can be read of it.
+
+    Args:
+        part: a model, or a dict of them.
+        keys: of what is kept, each as its steps.
+    """
+    if [] in keys:
+        return part
+    steps: dict[str, list[list[str]]] = {}
+    for first, *rest in keys:
+        steps.setdefault(first, []).append(rest)
+    if isinstance(part, dict):
+        return {step: only(part[step], rest) for step, rest in steps.items()}
+    return part.model_construct(**{step: only(getattr(part, step), rest) for step, rest in steps.items()})
+
+
 def read_yaml(path: Path) -> Any:
     """Read a YAML 1.2 file, as DVC does.
 

@@ -511,7 +511,7 @@ def test_every_tensor_is_accounted_for(network, tmp_path):
 def test_a_layer_that_does_not_exist(smoke):
     spec = params.validate(smoke, "smoke").backbones["dinov2_tiny"]
     with pytest.raises(UserError, match="layer: 3 does not exist; the network has blocks 0 to 2"):
-        build(spec.model_copy(update={"layer": 3}))
+        build(spec).stop(spec.model_copy(update={"layer": 3}))
     with pytest.raises(UserError, match="timm cannot build model 'vit_nonsense'"):
         build(spec.model_copy(update={"model": "vit_nonsense"}))
 

@@ -158,8 +158,8 @@ def test_fetch_keeps_the_files_and_the_stages_see_their_colours(willow, tmp_path
     """Through the stage: a 16-bit picture is stored as it is, and the network is shown what the API shows."""
     from semcorr import cli, params
     from semcorr.artifacts.files import write_json
+    from semcorr.datasets.base import read_image
     from semcorr.engine import graph
-    from semcorr.stages.extract import read_image
 
     grey = _grey(willow)
     MODES["16 bits"](grey).save(_first(willow))

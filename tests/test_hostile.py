@@ -11,7 +11,7 @@ import torch
 from PIL import Image as PillowImage
 
 import semcorr
-from semcorr import cli, finite, params
+from semcorr import cli, params, tensors
 from semcorr.api import images
 from semcorr.artifacts.files import write_json
 from semcorr.datasets import ap10k, pfpascal, pfwillow, toy
@@ -212,9 +212,9 @@ def test_a_safetensors_header_is_no_web_page(tmp_path):
 def test_what_is_too_small_for_float16():
     small = torch.full((2, 3, 4), 3e-8)
     with pytest.raises(UserError, match="too small for float16"):
-        finite.rounded(small, "float16", "x", str)
-    assert torch.equal(finite.rounded(small, "float32", "x", str), small)
-    assert torch.equal(finite.rounded(torch.zeros(2, 4), "float16", "x", str).float(), torch.zeros(2, 4))
+        tensors.rounded(small, "float16", "x", str)
+    assert torch.equal(tensors.rounded(small, "float32", "x", str), small)
+    assert torch.equal(tensors.rounded(torch.zeros(2, 4), "float16", "x", str).float(), torch.zeros(2, 4))
 
 
 def test_a_network_with_its_own_mean_and_deviation(smoke, tmp_path, monkeypatch):

@@ -235,10 +235,9 @@ def test_finetune_learns_and_adapt_is_its_features(experiment, smoke):
 @pytest.mark.parametrize("name", ["dinov2_tiny", "dinov3_tiny", "sam_tiny"])
 def test_gradients_through_the_cached_trunk(experiment, smoke, name, tmp_path):
     """Training on the store's activations is training on the images: the same gradients, in float32."""
-    from semcorr.datasets.base import read_images
+    from semcorr.datasets.base import read_image, read_images
     from semcorr.networks.backbones import build, load
     from semcorr.networks.tail import Tail
-    from semcorr.stages.extract import read_image
 
     grid = smoke["grid"] | {"backbones": [name]}
     for command in (("fetch", "toy_willow"), ("weights", name, "frozen"), ("trunk", name, "toy_willow")):

@@ -23,12 +23,11 @@ from semcorr.engine import graph
 from semcorr.errors import UserError
 from semcorr.geometry import Grid
 from semcorr.matching import match_pairs
-from semcorr.networks import training
+from semcorr.networks import trainer, training
 from semcorr.networks.backbones import build, digest, save
 from semcorr.networks.backbones.weights import read_checkpoint
 from semcorr.networks.losses import contrastive, cosine, end_point, gaussian_ce, l2
 from semcorr.readouts.argmax import argmax
-from semcorr.stages import finetune
 
 LOSSES = {
     "gaussian_ce": {"name": "gaussian_ce", "temperature": 0.05, "sigma_cells": 1.0},
@@ -67,13 +66,16 @@ def test_losses_against_numpy(seed):
     descriptors, target, cells = _case(seed)
     height, width = target.shape[:2]
     maps = np.einsum("nc,hwc->nhw", descriptors, target)
-    tensors = [torch.from_numpy(one) for one in (maps, descriptors, target, cells)]
+    arrays = {"maps": maps, "descriptors": descriptors, "target": target, "cells": cells}
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     found = {
-        "gaussian_ce": gaussian_ce.gaussian_cross_entropy(tensors[0], tensors[3], 0.05, 1.2),
-        "cosine": cosine.cosine(*tensors[1:]),
-        "l2": l2.squared_distance(*tensors[1:]),
-        "contrastive": contrastive.contrastive(*tensors, 0.07, None, torch.Generator()),
-        "end_point": end_point.end_point(tensors[0], tensors[3], 0.05),
+        "gaussian_ce": gaussian_ce.gaussian_ce(**tensors, temperature=0.05, sigma_cells=1.2),
+        "cosine": cosine.cosine(**tensors),
+        "l2": l2.l2(**tensors),
+        "contrastive": contrastive.contrastive(
+            **tensors, generator=torch.Generator(), temperature=0.07, negatives="all"
+        ),
+        "end_point": end_point.end_point(**tensors, temperature=0.05),
     }
     for index, (x, y) in enumerate(cells):
         likely = np.exp(maps[index] / 0.05 - np.log(np.exp(maps[index] / 0.05).sum()))
@@ -102,7 +104,15 @@ def test_negatives_are_drawn_from_their_seed_and_never_near():
     maps = torch.full((len(cells), 6, 6), 0.1, dtype=torch.float64)
     maps[:, 1:4, 1:4] = 100.0
     values = [
-        contrastive.contrastive(maps, descriptors, target, cells, 0.07, 64, torch.Generator().manual_seed(seed))
+        contrastive.contrastive(
+            maps=maps,
+            descriptors=descriptors,
+            target=target,
+            cells=cells,
+            generator=torch.Generator().manual_seed(seed),
+            temperature=0.07,
+            negatives=64,
+        )
         for seed in (1, 1, 2)
     ]
     torch.testing.assert_close(values[0], values[1], rtol=0, atol=0)
@@ -152,7 +162,8 @@ def test_each_loss_overfits_two_pairs(smoke, name, end_point):
         value.backward()
         optimizer.step()
     with torch.no_grad():
-        answers = match_pairs(pairs, lambda id_: (model.maps[id_], grid), finetune.VALIDATION_SAMPLING, argmax)
+        asked = [(pair.source, pair.target, pair.points("source")) for pair in pairs]
+        answers = match_pairs(asked, lambda id_: (model.maps[id_], grid), trainer.VALIDATION_SAMPLING, argmax)
     for pair, (predicted, _) in zip(pairs, answers, strict=True):
         assert (np.hypot(*(predicted - pair.target_keypoints).T) <= 0.05 * 168).all()
 
@@ -360,7 +371,7 @@ def test_a_stopped_run_ends_with_the_same_bytes(run, monkeypatch, name):
     whole = _outputs(run(**changes))
     last = Path("checkpoints/dinov2_tiny/last1/last.pt")
     assert _outputs(run(**changes)) == whole  # one that has ended is written again
-    update = finetune._Run._update
+    update = trainer.Trainer._update
     calls: list[int] = []
     moment = 0
 
@@ -383,19 +394,19 @@ def test_a_stopped_run_ends_with_the_same_bytes(run, monkeypatch, name):
     for moment in (4, total - 2):  # noqa: B007  # `stopping` reads it
         last.unlink()
         calls.clear()
-        monkeypatch.setattr(finetune._Run, "_update", stopping)
+        monkeypatch.setattr(trainer.Trainer, "_update", stopping)
         with pytest.raises(Stop):
             run(**changes)
         assert last.exists()
         calls.clear()
-        monkeypatch.setattr(finetune._Run, "_update", counting)
+        monkeypatch.setattr(trainer.Trainer, "_update", counting)
         assert _outputs(run(**changes)) == whole
         assert 0 < len(calls) < total
 
 
 def _finetune(folder: str) -> None:
     os.chdir(folder)
-    finetune.SAVE_EVERY = 0  # after every step
+    trainer.SAVE_EVERY = 0  # after every step
     cli.run_stage(cli.parser().parse_args(["finetune", "dinov2_tiny", "last1"]))
 
 
@@ -438,8 +449,8 @@ def test_a_run_that_was_stopped_at_its_end_is_not_trained_again(run, monkeypatch
     def training(*_):
         raise AssertionError("it trains again")
 
-    monkeypatch.setattr(finetune._Run, "_update", training)
-    monkeypatch.setattr(finetune._Run, "_score", training)
+    monkeypatch.setattr(trainer.Trainer, "_update", training)
+    monkeypatch.setattr(trainer.Trainer, "_score", training)
     assert _outputs(run(**ENDED[name])) == whole
 
 
@@ -518,7 +529,7 @@ def test_the_loss_is_computed_in_float32(run, monkeypatch, smoke, compute):
         seen.append((arguments, value.item()))
         return value
 
-    monkeypatch.setattr(finetune, "loss", watched)
+    monkeypatch.setattr(trainer, "loss", watched)
     values = _values(smoke)
     values["backbones"]["dinov2_tiny"]["compute"] = compute
     write_json(Path("params.yaml"), values)
@@ -536,27 +547,27 @@ def test_the_loss_is_computed_in_float32(run, monkeypatch, smoke, compute):
 
 def test_a_gradient_that_is_no_number_stops_the_run(run, monkeypatch):
     """Finite losses, and a gradient that is not: clipped by its norm it would make every tensor NaN."""
-    real, calls = finetune.loss, []
+    real, calls = trainer.loss, []
 
     def steep(*arguments):
         value = real(*arguments)
         calls.append(1)
         return value + (value * 0).sqrt() if len(calls) == 5 else value  # finite, its slope is not
 
-    monkeypatch.setattr(finetune, "loss", steep)
+    monkeypatch.setattr(trainer, "loss", steep)
     with pytest.raises(UserError, match=r"the gradient's norm is nan at step 5"):
         run(epochs=3)
 
 
 def test_a_loss_that_is_no_number_stops_the_run(run, monkeypatch):
     """It says the step, and last.pt keeps what was reached before."""
-    real, calls = finetune.loss, []
+    real, calls = trainer.loss, []
 
     def failing(*arguments):
         calls.append(1)
         return real(*arguments) * (float("nan") if len(calls) == 12 else 1.0)
 
-    monkeypatch.setattr(finetune, "loss", failing)
+    monkeypatch.setattr(trainer, "loss", failing)
     with pytest.raises(UserError, match=r"the loss is nan at step 12 \(epoch 2\).*last\.pt keeps what was reached"):
         run(epochs=3)
     kept = torch.load("checkpoints/dinov2_tiny/last1/last.pt", weights_only=True)

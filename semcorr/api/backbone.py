@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from semcorr import params
 from semcorr.artifacts import provenance
 from semcorr.errors import UserError
-from semcorr.finite import rounded
 from semcorr.geometry import Grid, resized_size
 from semcorr.networks import runtime
 from semcorr.networks.backbones import digest
 from semcorr.networks.backbones.base import IMAGENET_MEAN, IMAGENET_STD
 from semcorr.networks.backbones.weights import get, overlay
 from semcorr.networks.published import PUBLISHED, cache
+from semcorr.tensors import rounded
 
 # The base networks, by the words of the public API.
 OFFICIAL: dict[str, dict[str, Any]] = {
@@ -130,6 +130,7 @@ class UnifiedBackbone(nn.Module):
         self.network, self.origin = get(spec, spec.weights, cache())
         if layer is None:
             spec = spec.model_copy(update={"layer": self.network.depth - 1})
+        self.network.stop(spec)  # whether there is such a layer
         self.spec, self.precision = spec, getattr(torch, spec.precision)
         self.network.to(self.device)
 

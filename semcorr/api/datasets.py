@@ -75,7 +75,7 @@ class PairDataset(Dataset):
             picture = decode(self.folder / self.image(image_id).file, upright=False, remedy=AGAIN)
             pixels = pixels_of(resize(picture, self.long_side, self.resample))
             old, new = (picture.height, picture.width), tuple(pixels.shape[1:])
-            points = np.array(getattr(pair, f"{name}_keypoints"), float).reshape(-1, 2)
+            points = pair.points(name)
             item |= {
                 f"{side}_img": standardise(pixels, IMAGENET_MEAN, IMAGENET_STD) if self.normalize else pixels,
                 f"{side}_kps": torch.from_numpy(resize_points(points, old, new)).float(),

@@ -26,7 +26,6 @@ from semcorr.artifacts.provenance import expect
 from semcorr.datasets.decode import AnyImage, decode
 from semcorr.engine import graph
 from semcorr.errors import UserError, one_of
-from semcorr.finite import rounded, unit
 from semcorr.geometry import Grid
 from semcorr.matching import heatmaps, match_points, sample
 from semcorr.networks import runtime
@@ -36,6 +35,7 @@ from semcorr.networks.backbones.weights import get
 from semcorr.networks.published import DEFAULT, PUBLISHED, RULES, cache
 from semcorr.readouts import readout
 from semcorr.report import pictures
+from semcorr.tensors import rounded, unit
 
 SIDE = 512  # pixels of each image in a picture
 SMALLEST, LARGEST = 16, 4096  # pixels of an image's longer side, as a network may see it

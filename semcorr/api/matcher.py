@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from semcorr import params
 from semcorr.api.backbone import UnifiedBackbone
 from semcorr.errors import UserError
-from semcorr.finite import unit
 from semcorr.geometry import Grid
 from semcorr.matching import match_points
 from semcorr.readouts import readout
+from semcorr.tensors import unit
 
 T = TypeVar("T")
 

@@ -7,6 +7,7 @@ import html
 import json
 import re
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,22 @@ CHECKSUM = "checksum"
 KEY = "semcorr"  # one key holding one JSON text: safetensors writes several keys in varying order
 
 
-def provenance(job: Any, inputs: dict[str, dict[str, Any]] | None = None, **facts: Any) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What was asked for when outputs were made.
+
+    Attributes:
+        stage: its verb.
+        settings: the parameters that count, by key.
+        fingerprint: what the outputs must carry.
+    """
+
+    stage: str
+    settings: dict[str, Any]
+    fingerprint: str
+
+
+def provenance(job: Asked, inputs: dict[str, dict[str, Any]] | None = None, **facts: Any) -> dict[str, Any]:
     """The provenance of a job's outputs, on top of that of its inputs; `facts` are what only the run could know."""
     record = {
         "stage": job.stage,

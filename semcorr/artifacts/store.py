@@ -25,9 +25,6 @@ from filelock import Timeout
 
 from semcorr.artifacts import provenance
 from semcorr.artifacts.files import canonical_json, locked, sha256, unwritable
-from semcorr.engine.code import modules
-from semcorr.engine.graph import Job
-from semcorr.engine.memory import Memory
 from semcorr.errors import UserError, reason
 from semcorr.geometry import Grid
 
@@ -80,7 +77,7 @@ class Writer:
 
 @contextlib.contextmanager
 def create(
-    path: Path, record: dict[str, Any], entries: dict[str, Entry], dtype: str, basis: Any = None
+    path: Path, record: dict[str, Any], entries: dict[str, Entry], dtype: str, begun_on: Any = None
 ) -> Iterator[Writer]:
     """Write a store; it appears under its name when the block ends well and every image is in it.
 
@@ -91,14 +88,14 @@ def create(
         record: its provenance.
         entries: image id -> shape and geometry, of all images.
         dtype: "float16" or "float32".
-        basis: what the arrays are computed by and from, as JSON; what was begun on another is begun anew.
+        begun_on: what the arrays are computed by and from, as JSON; what was begun on another is begun anew.
 
     Raises:
         UserError: the disk is full, or another process is writing the same store.
     """
     partial, journal, lock = (path.with_name(f".{path.name}.{suffix}") for suffix in ("partial", "done", "lock"))
     shapes = {name: asdict(entry) for name, entry in entries.items()}
-    key = hashlib.sha256(canonical_json([FORMAT, basis, record, dtype, shapes]).encode()).hexdigest()
+    key = hashlib.sha256(canonical_json([FORMAT, begun_on, record, dtype, shapes]).encode()).hexdigest()
     with unwritable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -247,17 +244,7 @@ class Store:
             raise UserError(f"{self.path}: holds no image {image_id}. Make it again") from None
 
 
-def basis(job: Job) -> dict[str, str]:
-    """What a job's unfinished work rests on: its code, and the content of each input, by role.
-
-    Fingerprints do not tell contents apart: an image that was edited leaves the parameters as they are.
-    """
-    memory = Memory()
-    code = {str(path): canonical_json(modules(memory, *names)) for path, names in job.basis.items()}
-    return code | {role: _content(job.inputs[role]) for role in job.expects}
-
-
-def _content(path: Path) -> str:
+def content(path: Path) -> str:
     """A hash of a file's bytes; of a store, which may be large, the one of its arrays' checksums."""
     if path.suffix != ".h5":
         return sha256(path)

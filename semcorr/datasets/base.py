@@ -4,6 +4,8 @@ Keypoints are (x, y) in pixels of the original image, (0, 0) the centre of its t
 keypoints that are annotated in both of its images.
 """
 
+import hashlib
+import io
 import math
 import os
 from collections.abc import Sequence
@@ -11,9 +13,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from PIL import Image as PillowImage
 
 from semcorr.artifacts import provenance
+from semcorr.datasets.decode import decode
 from semcorr.errors import UserError
 
 
@@ -70,6 +75,10 @@ class Pair:
     occlusion: int | None = None
     mirror: int | None = None
     subset: str | None = None
+
+    def points(self, side: str) -> np.ndarray:
+        """The keypoints (N, 2), x y, of the "source" or the "target"."""
+        return np.array(getattr(self, f"{side}_keypoints"), float).reshape(-1, 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +213,22 @@ def _read_rows(path: Path, schema: pa.Schema) -> list[dict[str, Any]]:
     if not table.schema.equals(schema):
         raise UserError(f"{path}: its columns are {table.schema.names}, expected {schema.names}. Fetch it again")
     return table.to_pylist()
+
+
+def read_image(folder: Path, image: Image) -> PillowImage.Image:
+    """Decode one image, provided that its bytes are those that were fetched.
+
+    Raises:
+        UserError: it is missing, damaged or another.
+    """
+    path, remedy = folder / image.file, f"Run: dvc repro (or delete {folder.parent})"
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path}: the image is missing. {remedy}") from None
+    if hashlib.sha256(content).hexdigest() != image.sha256:
+        raise UserError(f"{path}: changed since it was fetched. {remedy}")
+    return decode(io.BytesIO(content), upright=False, name=path, remedy=remedy)
 
 
 def common_keypoints(first: dict[str, list[float]], second: dict[str, list[float]]) -> dict[str, list]:

@@ -196,6 +196,6 @@ def _compare(where: str, columns: list[str], pair: Pair) -> None:
             listed = np.array([x.split(";"), y.split(";")], float).T
         except ValueError as error:
             raise UserError(f"{where}: not a list of numbers ({error})") from None
-        ours = np.array(getattr(pair, f"{side}_keypoints"), float).reshape(-1, 2)
+        ours = pair.points(side)
         if listed.shape != ours.shape or not (np.abs(listed - ours) <= LIST_TOLERANCE).all():
             raise UserError(f"{where}: {side} keypoints differ from those of the .mat file")

@@ -47,17 +47,17 @@ def text(job: Job, path: Path, params: Params, memory: Memory) -> str:
 def sources(path: Path, params: Params) -> tuple[list[Path], str]:
     """What a file of the basis tells of on this machine, be it there or not, and the line over what is read of it."""
     kind, name = path.relative_to(BASIS).parts
-    spec = {"datasets": params.datasets, "weights": params.backbones}.get(kind, {}).get(name)
-    if spec is None:
-        return [], ""
     if kind == "weights":
-        found = [project_path(spec.weights.path)] if isinstance(spec.weights, FileWeights) else []
-        given = spec.weights.model_dump()
-    else:
+        weights = params.backbones[name].weights
+        found, given = [project_path(weights.path)] if isinstance(weights, FileWeights) else [], weights.model_dump()
+    elif kind == "datasets":
+        spec = params.datasets[name]
         paths = [project_path(source.path) for source in spec.sources if isinstance(source, PathSource)]
         there = [_root(one, spec.format) for one in paths if one.exists()]
         listed = [project_path(spec.pairs)] if getattr(spec, "pairs", None) else []
         found, given = (there[:1] or paths[:1]) + listed, [source.model_dump() for source in spec.sources]
+    else:
+        return [], ""
     return found, f"read of this machine, for {hashlib.sha256(canonical_json(given).encode()).hexdigest()[:16]}:"
 
 
@@ -116,3 +116,15 @@ def write(found: dict[Path, str]) -> None:
     for path, said in found.items():
         if not path.is_file() or path.read_bytes() != said.encode():
             write_text(path, said)
+
+
+def unfinished(job: Job) -> dict[str, str]:
+    """What a job's unfinished work rests on: its code, and the content of each input, by role.
+
+    Fingerprints do not tell contents apart: an image that was edited leaves the parameters as they are.
+    """
+    from semcorr.artifacts.store import content
+
+    memory = Memory()
+    said = {str(path): canonical_json(code.modules(memory, *names)) for path, names in job.basis.items()}
+    return said | {role: content(job.inputs[role]) for role in job.expects}

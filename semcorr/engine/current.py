@@ -72,7 +72,7 @@ class Current:
             if why is not None:
                 self.stale[job.name] = why
                 for path in job.outputs.values():
-                    self._remade |= dict.fromkeys([path, *path.parents], " ".join([job.stage, *job.cell.values()]))
+                    self._remade |= dict.fromkeys([path, *path.parents], job.title)
         self.unrecorded = [job for job in self.unrecorded if job.name not in self.stale]
         self._memory.save()
 

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from semcorr.artifacts.files import canonical_json
+from semcorr.artifacts.provenance import Asked
 from semcorr.errors import UserError
-from semcorr.params import Params
+from semcorr.params import Params, only
 
 NETWORK = ("backbones.{backbone}.family", "backbones.{backbone}.model", "backbones.{backbone}.overrides")
 SIZE, COMPUTE, PRECISION = (f"backbones.{{backbone}}.{key}" for key in ("image_size", "compute", "precision"))
@@ -162,34 +163,33 @@ STAGES: dict[str, Stage] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class Job(Asked):
     """One stage on one cell.
 
     Attributes:
-        stage: its verb.
         cell: value of each axis.
-        settings: the parameters that count, by key.
         inputs, outputs: paths by role; `report` has those of each cell as "<stage> <role> <cell>".
         basis: files below `data/basis` that say what the job rests on beside its inputs -> the modules they tell of.
         reads: everything that the job reads, as engines are told: its inputs, gathered ones as a folder, and its basis.
         expects: role of an input -> the fingerprint it must carry.
-        fingerprint: what the outputs must carry.
     """
 
-    stage: str
     cell: dict[str, str]
-    settings: dict[str, Any]
     inputs: dict[str, Path]
     outputs: dict[str, Path]
     basis: dict[Path, list[str]]
     reads: list[Path]
     expects: dict[str, str]
-    fingerprint: str
 
     @property
     def name(self) -> str:
         """What both engines call it."""
         return "@".join(filter(None, [self.stage, "-".join(self.cell.values())]))
+
+    @property
+    def title(self) -> str:
+        """What people are told that it is."""
+        return " ".join([self.stage, *self.cell.values()])
 
     @property
     def command(self) -> str:
@@ -234,6 +234,15 @@ class Graph:
                 f"{stage} {' '.join(cell)}: no such cell in params.yaml (grid). Cells of {stage}:\n  {known or 'none'}"
             )
         return self._jobs[stage, cell]
+
+    def view(self, job: Job) -> Params:
+        """The parameters that a job reads, typed as all of them are; another key is an AttributeError.
+
+        Besides there are `preset`, which is in its outputs' paths, and `runtime`, which changes no result.
+        """
+        if job.stage == "validate":  # what it is for
+            return self.params
+        return only(self.params, [key.split(".") for key in (*job.settings, "preset", "runtime")])
 
     def jobs(self) -> Iterator[Job]:
         """Every job, each after the jobs it reads from."""

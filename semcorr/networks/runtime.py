@@ -14,7 +14,7 @@ from filelock import BaseFileLock, Timeout
 
 from semcorr.artifacts.files import locked, take_lock
 from semcorr.errors import UserError
-from semcorr.params import Params
+from semcorr.params import Runtime
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")  # what torch's l
 _leases: list[BaseFileLock] = []  # held until the process ends
 
 
-def device(params: Params) -> torch.device:
+def device(options: Runtime, threads: int) -> torch.device:
     """Set up torch for a stage, whose process is its own, as params.yaml says; the device to compute on.
 
     The engines hand over different OMP_NUM_THREADS, and training on a CPU depends on it: it is set here. Of several
@@ -32,8 +32,8 @@ def device(params: Params) -> torch.device:
     Raises:
         UserError: runtime.device is cuda and there is none.
     """
-    torch.set_num_threads(params.threads)
-    chosen = pick(params.runtime.device)
+    torch.set_num_threads(threads)
+    chosen = pick(options.device)
     if chosen.type == "cuda":
         count = _count()
         if launched():
@@ -44,8 +44,8 @@ def device(params: Params) -> torch.device:
             torch.cuda.set_device(chosen)
         # On the CPU algorithms are deterministic anyway, and asking costs 2.6 s of imports.
         torch.use_deterministic_algorithms(True, warn_only=True)
-    if params.runtime.device == "auto":
-        logger.info("computing on %s (runtime.device: auto), %d threads", chosen, params.threads)
+    if options.device == "auto":
+        logger.info("computing on %s (runtime.device: auto), %d threads", chosen, threads)
     return chosen
 
 
@@ -123,9 +123,9 @@ def _gpu(number: int) -> str:
         return str(number) if given is None or number >= len(given) else given[number]
 
 
-def visible(params: Params, count: int) -> dict[str, str]:
+def visible(options: Runtime, count: int) -> dict[str, str]:
     """What tells `count` processes to come which GPUs are theirs; nothing where a scheduler gave just so many."""
-    if pick(params.runtime.device).type == "cpu":
+    if pick(options.device).type == "cpu":
         return {}
     there, given = _count(), _visible()
     if there < count:
@@ -151,9 +151,9 @@ def _say_slow() -> None:
     logger.warning("compute: float16 is slow on a CPU; bfloat16 and float32 are faster there")
 
 
-def compiled(function: Callable, params: Params) -> Callable:
+def compiled(function: Callable, options: Runtime) -> Callable:
     """`function`, compiled by torch where runtime.compile says so; shapes vary, so it is told that they do."""
-    return torch.compile(function, dynamic=True) if params.runtime.compile else function
+    return torch.compile(function, dynamic=True) if options.compile else function
 
 
 class Group:

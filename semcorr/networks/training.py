@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 from semcorr.datasets.base import Pair
 from semcorr.errors import UserError
 from semcorr.geometry import Grid
-from semcorr.matching import heatmaps, normalise, sample
+from semcorr.matching import by_image, heatmaps, normalise, sample
 from semcorr.networks import losses
 from semcorr.networks.backbones.base import Backbone
 from semcorr.params import Augment, BackboneSpec, ImageBatches, LoRA, Tuning
@@ -203,32 +203,29 @@ def loss(maps: Maps, batch: Batch, tuning: Tuning, move: Callable[[np.ndarray, G
         move: keypoints and the image's grid -> keypoints in the image as it was shown.
     """
     unit = {image_id: normalise(features) for image_id, (features, _) in maps.items()}
-    by_source: dict[str, list[int]] = defaultdict(list)
-    by_target: dict[str, list[int]] = defaultdict(list)
-    for number, pair in enumerate(batch.pairs):
-        by_source[pair.source].append(number)
-        by_target[pair.target].append(number)
-    sampled: dict[int, Tensor] = {}  # every image is sampled once, however many pairs it is the source of
-    for source_id, numbers in by_source.items():
-        grid = maps[source_id][1]
-        points = [np.array(batch.pairs[number].source_keypoints, float) for number in numbers]
-        cells = unit[source_id].new_tensor(grid.pixels_to_cells(move(np.concatenate(points), grid)))
-        found = sample(unit[source_id], cells, "bilinear")
-        sampled |= zip(numbers, found.split([len(one) for one in points]), strict=True)
+    counts = np.array([len(pair.keypoint_ids) for pair in batch.pairs])
+
+    def truth(side: str, image_id: str, keypoints: np.ndarray) -> Tensor:
+        """Some of the annotated points, which lie in one image, in its cells."""
+        grid = maps[image_id][1]
+        return unit[image_id].new_tensor(grid.pixels_to_cells(move(pixels[side][keypoints], grid)))
+
+    pixels = {side: np.concatenate([pair.points(side) for pair in batch.pairs]) for side in ("source", "target")}
+    by_source, by_target = (
+        by_image([getattr(pair, side) for pair in batch.pairs], counts) for side in ("source", "target")
+    )
+    # Every image is sampled once, however many pairs it is the source of.
+    sampled = [
+        sample(unit[image_id], truth("source", image_id, given), "bilinear") for image_id, given in by_source.items()
+    ]
+    descriptors = torch.cat(sampled)[torch.from_numpy(np.argsort(np.concatenate(list(by_source.values()))))]
     generator = torch.Generator().manual_seed(batch.seed)
-    objective = losses.objective(tuning.loss)
+    objective = losses.objective(tuning.loss, tuning.end_point)
     values = []
-    for target_id, numbers in by_target.items():
-        target, grid = unit[target_id], maps[target_id][1]
-        descriptors = torch.cat([sampled[number] for number in numbers])
-        points = np.concatenate([np.array(batch.pairs[number].target_keypoints, float) for number in numbers])
-        cells = target.new_tensor(grid.pixels_to_cells(move(points, grid)))
-        similarity = heatmaps(descriptors, target)
-        value = objective(similarity, descriptors, target, cells, tuning.loss, generator)
-        if tuning.end_point is not None:
-            weight, temperature = tuning.end_point.weight, tuning.end_point.temperature
-            value = value + weight * losses.further()(similarity, cells, temperature)
-        values.append(value)
+    for image_id, asking in by_target.items():
+        target, some = unit[image_id], descriptors[torch.from_numpy(asking)]
+        similarity, cells = heatmaps(some, target), truth("target", image_id, asking)
+        values.append(objective(maps=similarity, descriptors=some, target=target, cells=cells, generator=generator))
     return torch.cat(values).mean()
 
 

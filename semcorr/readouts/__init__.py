@@ -1,8 +1,7 @@
-"""Readouts: how a heatmap is read. A module each, of the name that `readout` has in params.yaml.
+"""Readouts: how a heatmap becomes a point. A module each, of the name that `readout` has in params.yaml.
 
-Each has a function
-
-    read_out(maps, rule)    predicted cells (N, 2), x y, of heatmaps (N, h, w), under a rule of params.yaml
+Each has a function of its own name, which takes heatmaps (N, h, w) and the rule's numbers, and returns the predicted
+cells (N, 2), x y.
 
 Modules are imported by name, so that one more of them re-runs nothing that does not use it.
 """
@@ -19,5 +18,6 @@ ReadOut = Callable[[Tensor], Tensor]
 
 
 def readout(rule: Rule) -> ReadOut:
-    """What predicts cells (N, 2), x y, of heatmaps (N, h, w) under a rule of params.yaml."""
-    return partial(importlib.import_module(f"semcorr.readouts.{rule.readout}").read_out, rule=rule)
+    """The function of a rule's readout, with the rule's numbers: heatmaps (N, h, w) -> predicted cells (N, 2), x y."""
+    function = getattr(importlib.import_module(f"semcorr.readouts.{rule.readout}"), rule.readout)
+    return partial(function, **rule.model_dump(exclude={"readout", "sampling"}))

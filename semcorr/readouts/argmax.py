@@ -3,12 +3,7 @@
 import torch
 from torch import Tensor
 
-from semcorr.params import Argmax
-
-
-def read_out(maps: Tensor, rule: Argmax) -> Tensor:
-    """See `semcorr.readouts`."""
-    return argmax(maps)
+from semcorr.tensors import require_shape
 
 
 def argmax(maps: Tensor) -> Tensor:
@@ -17,6 +12,7 @@ def argmax(maps: Tensor) -> Tensor:
     >>> argmax(torch.tensor([[[0.0, 1.0, 1.0]]]))
     tensor([[1., 0.]])
     """
+    require_shape("heatmaps", maps, "N", "h", "w")
     index = maps.flatten(1).argmax(dim=1)
     width = maps.shape[2]
     return torch.stack([index % width, index // width], dim=1).to(maps.dtype)

@@ -3,16 +3,10 @@
 import torch
 from torch import Tensor
 
-from semcorr.params import SoftArgmax
 from semcorr.readouts.argmax import argmax
 
 
-def read_out(maps: Tensor, rule: SoftArgmax) -> Tensor:
-    """See `semcorr.readouts`."""
-    return soft_argmax(maps, rule.window, rule.temperature)
-
-
-def soft_argmax(maps: Tensor, window: int, temperature: float) -> Tensor:
+def softargmax(maps: Tensor, window: int, temperature: float) -> Tensor:
     """Expected cell under softmax(similarity / temperature) in a window around each heatmap's argmax.
 
     Args:
@@ -23,7 +17,7 @@ def soft_argmax(maps: Tensor, window: int, temperature: float) -> Tensor:
     Returns:
         (N, 2) x y in cells.
 
-    >>> soft_argmax(torch.tensor([[[0.0, 1.0, 0.0]]]), window=3, temperature=0.04)
+    >>> softargmax(torch.tensor([[[0.0, 1.0, 0.0]]]), window=3, temperature=0.04)
     tensor([[1., 0.]])
     """
     height, width = maps.shape[1:]

@@ -2,11 +2,12 @@
 
 from functools import partial
 
-from semcorr.artifacts import store
 from semcorr.artifacts.provenance import expect, provenance
+from semcorr.artifacts.store import Entry, Store
+from semcorr.engine.basis import unfinished
 from semcorr.engine.graph import Job
-from semcorr.finite import rounded
 from semcorr.networks import runtime
+from semcorr.networks.encode import Arrays, Kept, fill
 from semcorr.networks.tail import Tail
 from semcorr.params import Params
 
@@ -14,20 +15,27 @@ from semcorr.params import Params
 def adapt(job: Job, params: Params) -> str:
     """Write the feature store of one backbone under one tuning."""
     spec = params.backbones[job.cell["backbone"]]
-    record = provenance(job, {role: expect(job.inputs[role], key) for role, key in job.expects.items()})
-    device = runtime.device(params)
+    inputs = {role: expect(job.inputs[role], fingerprint) for role, fingerprint in job.expects.items()}
+    device = runtime.device(params.runtime, params.threads)
     tail = Tail(spec, params.trunk.blocks, device, job.inputs["frozen"], job.inputs["tuned"])
-    with store.Store(job.inputs["trunk"], job.expects["trunk"]) as trunk:
+    kept = Kept(
+        path=job.outputs["store"],
+        record=provenance(job, inputs),
+        begun_on=unfinished(job),
+        title=job.title,
+        precision=spec.precision,
+        key=f"backbones.{job.cell['backbone']}.precision",
+    )
+    with Store(job.inputs["trunk"], job.expects["trunk"]) as trunk:
         grids = {image_id: trunk.grid(image_id) for image_id in trunk.ids()}
         channels = tail.network.channels(spec)
-        entries = {name: store.Entry(shape=(*grid.shape, channels), grid=grid) for name, grid in grids.items()}
-        with (
-            store.create(job.outputs["store"], record, entries, spec.precision, store.basis(job)) as writer,
-            runtime.autocast(device, spec.compute),
-        ):
-            ids = [image_id for image_id in grids if image_id not in writer.done]
+        entries = {image_id: Entry(shape=(*grid.shape, channels), grid=grid) for image_id, grid in grids.items()}
+
+        def arrays(done: set[str]) -> Arrays:
+            ids = [image_id for image_id in grids if image_id not in done]
             for image_id, features, _ in tail.features(trunk, ids, params.runtime.batch_size):
-                why = partial(tail.overflow, trunk, image_id, f"backbones.{job.cell['backbone']}.precision")
-                kept = rounded(features, spec.precision, f"adapt {' '.join(job.cell.values())}: {image_id}", why)
-                writer.add(image_id, kept.cpu().numpy())
+                yield image_id, features, partial(tail.overflow, trunk, image_id, kept.key)
+
+        with runtime.autocast(device, spec.compute):
+            fill(kept, entries, arrays)
     return f"{' '.join(job.cell.values())}: {len(grids):,} images"

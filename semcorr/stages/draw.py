@@ -35,15 +35,15 @@ def draw(job: Job, params: Params) -> str:
     folder = job.inputs["images"].parent / "images"
     files = {image.id: folder / image.file for image in read_images(job.inputs["images"])}
     shown = {category: ranked(part) for category, part in matches.groupby("category")}
-    progress = partial(tqdm, unit="category", desc=" ".join([job.stage, *job.cell.values()]), disable=None)
+    progress = partial(tqdm, unit="category", desc=job.title, disable=None)
     with Store(job.inputs["store"], job.expects["store"]) as store:
         inputs["store"] = store.provenance
-        sampling = next(value["sampling"] for key, value in job.settings.items() if key.startswith("rules."))
+        [rule] = params.rules.values()  # the one that is drawn
         categories = [
             {
                 "category": category,
                 "pairs": [_pair(which, rows, files) for which, rows in pairs.items()],
-                "maps": _maps(pairs["median"], files, store, sampling),
+                "maps": _maps(pairs["median"], files, store, rule.sampling),
             }
             for category, pairs in progress(shown.items())
         ]

@@ -1,61 +1,86 @@
-"""finetune: train the last blocks of a backbone on cached trunk activations, with keypoint supervision.
+"""finetune: train the last blocks of a backbone on cached trunk activations, with keypoint supervision."""
 
-After each epoch, or every few, the validation pairs are matched, and the best tensors so far are kept. What a run has
-reached lies in last.pt beside its outputs: a run that was killed goes on from there and ends with the same tensors.
-"""
-
-import logging
 import os
 import subprocess
 import sys
-import time
-from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from semcorr import pck
-from semcorr.artifacts.files import project_path, replacing, sha256, write_text
+from semcorr.artifacts.files import project_path, sha256, write_text
 from semcorr.artifacts.provenance import expect, provenance
-from semcorr.artifacts.store import Store, basis
-from semcorr.datasets.base import Image, Pair, read_images, read_pairs
+from semcorr.artifacts.store import Store
+from semcorr.datasets.base import read_image, read_images, read_pairs
+from semcorr.engine.basis import unfinished
 from semcorr.engine.graph import Job
-from semcorr.errors import UserError, reason
-from semcorr.finite import rounded
-from semcorr.geometry import Grid
-from semcorr.matching import match_pairs
+from semcorr.errors import UserError
 from semcorr.networks import runtime
 from semcorr.networks.backbones import save
-from semcorr.networks.backbones.checkpoint import verify_members
 from semcorr.networks.backbones.weights import overlay
 from semcorr.networks.tail import Tail
-from semcorr.networks.training import Augmentation, Batch, Batches, Maps, Tuned, learning_rate, loss
-from semcorr.params import Params
-from semcorr.readouts.argmax import argmax
-from semcorr.stages.extract import read_image
-
-VALIDATION_SAMPLING = "bilinear"  # and argmax
-VALIDATION_THRESHOLD = 0.10
-SAVE_EVERY = 120  # seconds, and after every epoch
-
-logger = logging.getLogger(__name__)
+from semcorr.networks.trainer import VALIDATION_THRESHOLD, Run, Trainer
+from semcorr.params import Params, Start
 
 
 def finetune(job: Job, params: Params) -> str:
     """Train one backbone under one tuning and write its best tensors and its learning curves."""
     if params.runtime.processes > 1 and not runtime.launched():
         return _launch(job, params)
-    run = _Run(job, params)
-    run.train()
-    if not run.group.first:
-        return f"{run.name}: process {run.group.rank} is done"
-    best = run.state["best_score"]
-    return (
-        f"{run.name}: PCK@{VALIDATION_THRESHOLD:.2f} on {params.grid.validate_} {run.state['curve'][0][2]:.3f} before, "
-        f"{best:.3f} at epoch {run.state['best_epoch']} of {run.tuning.epochs}"
+    backbone, name = job.cell["backbone"], job.cell["tuning"]
+    tuning = params.tunings[name]
+    inputs = {role: expect(job.inputs[role], key) for role, key in job.expects.items()}
+    device = runtime.device(params.runtime, params.threads)
+    tail = Tail(params.backbones[backbone], params.trunk.blocks, device, job.inputs["tensors"])
+    images = {image.id: image for image in read_images(job.inputs["train_images"])}
+    folder = job.inputs["train_images"].parent / "images"
+    run = Run(
+        backbone=backbone,
+        name=name,
+        tuning=tuning,
+        pairs=read_pairs(job.inputs["train_pairs"]),
+        validation=read_pairs(job.inputs["validate_pairs"]),
+        read=lambda image_id: read_image(folder, images[image_id]),
+        last=job.outputs["tensors"].with_name("last.pt"),
+        key={
+            "fingerprint": job.fingerprint,
+            "basis": unfinished(job),
+            "settings": {key: str(value) for key, value in job.settings.items()},
+        },
+        options=params.runtime,
     )
+    base = inputs["tensors"]["sha256"]
+    trainer = Trainer(run, tail, {} if tuning.start is None else _begin_from(tuning.start, name, tail, base))
+    with (
+        Store(job.inputs["train"], job.expects["train"]) as trunk,
+        Store(job.inputs["validate"], job.expects["validate"]) as held_out,
+    ):
+        trainer.train(trunk, held_out)
+    state, title = trainer.state, trainer.title
+    if not trainer.group.first:
+        return f"{title}: process {trainer.group.rank} is done"
+    rows = [f"{step},{value},{rate}" for step, value, rate in state["steps"]]
+    write_text(job.outputs["steps"], "\n".join(["step,loss,learning_rate", *rows]) + "\n")
+    rows = [f"{step},{epoch},{score}" for step, epoch, score in state["curve"]]
+    write_text(job.outputs["curve"], "\n".join(["step,epoch,pck", *rows]) + "\n")
+    record = provenance(job, inputs, epoch=state["best_epoch"], curve=trainer.curve())
+    save(job.outputs["tensors"], state["best"], record)
+    return (
+        f"{title}: PCK@{VALIDATION_THRESHOLD:.2f} on {job.inputs['validate'].stem} {100 * state['curve'][0][2]:.1f} % "
+        f"before, {100 * state['best_score']:.1f} % at its best, after epoch {state['best_epoch']} of {tuning.epochs}"
+    )
+
+
+def _begin_from(start: Start, name: str, tail: Tail, base: str) -> dict[str, Tensor]:
+    """Put another tuning's tensors over the frozen ones, whose digest is `base`, and return them."""
+    path, key = project_path(start.path), f"tunings.{name}.start"
+    if not path.exists():
+        raise UserError(f"{path}: no such checkpoint ({key}). Train that tuning first")
+    if (actual := sha256(path)) != start.sha256:
+        raise UserError(f"{path}: its sha256 is {actual}, {key} expects {start.sha256}")
+    tensors = overlay(tail.network, path, base)
+    for tensor in tensors:
+        if tensor.startswith("blocks.") and int(tensor.split(".")[1]) < tail.first:
+            raise UserError(f"{path}: {tensor} lies below the cached trunk. Raise trunk.blocks to that tuning's blocks")
+    return tensors
 
 
 def _launch(job: Job, params: Params) -> str:
@@ -68,288 +93,8 @@ def _launch(job: Job, params: Params) -> str:
             f"({accumulate}) evenly; allowed: a divisor of it"
         )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-    command += ["-m", "semcorr", job.stage, *job.cell.values()]
-    environment = os.environ | runtime.visible(params, count)
+    command += ["-m", *job.command.split()[2:]]
+    environment = os.environ | runtime.visible(params.runtime, count)
     if subprocess.run(command, check=False, stdout=sys.stderr, env=environment).returncode:
         raise UserError(f"finetune: one of the {count} processes failed; its error stands above")
     return f"{' '.join(job.cell.values())}: trained in {count} processes"
-
-
-class _Run:
-    """One training run."""
-
-    def __init__(self, job: Job, params: Params):
-        self.job, self.params = job, params
-        self.name = " ".join(job.cell.values())
-        self.spec = params.backbones[job.cell["backbone"]]
-        self.tuning = params.tunings[job.cell["tuning"]]
-        self.inputs = {role: expect(job.inputs[role], key) for role, key in job.expects.items()}
-        self.device = runtime.device(params)
-        self.group = runtime.group(self.device)
-        torch.manual_seed(self.tuning.seed)
-        self.tail = Tail(self.spec, params.trunk.blocks, self.device, job.inputs["tensors"])
-        self.carried: dict[str, Tensor] = {}  # of the tuning that this one begins from
-        self._begin_from()
-        self.tail.network.checkpointing = params.runtime.checkpointing
-        self.tuned = Tuned(self.tail.network, self.spec, self.tuning)
-        self.images = {image.id: image for image in read_images(job.inputs["train_images"])}
-        self.batches = Batches(read_pairs(job.inputs["train_pairs"]), self.tuning)
-        self.validation = self._validation_pairs()
-        self.steps = self.batches.count()
-        rate, decay = self.tuning.learning_rate, self.tuning.weight_decay
-        self.optimizer = torch.optim.AdamW(self.tuned.tensors.values(), lr=rate, weight_decay=decay)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.spec.compute == "float16")
-        self.ema = self.tuned.values() if self.tuning.ema else None
-        self.warned = False  # of features that the backbone's precision does not hold
-        self.last = job.outputs["tensors"].with_name("last.pt")
-        self.key = {  # what a run must share with another to go on with it
-            "fingerprint": job.fingerprint,
-            "basis": basis(job),
-            "settings": {key: str(value) for key, value in job.settings.items()},
-        }
-        # What a run has reached; with the tensors and the optimizer's state, all that it needs to go on.
-        self.state: dict[str, Any] = {
-            "epoch": 1,
-            "update": 0,
-            "step": 0,
-            "steps": [],  # step, loss, learning rate
-            "curve": [],  # step, epoch, PCK
-            "best": {},
-            "best_score": -1.0,
-            "best_epoch": 0,
-            "worse": 0,
-        }
-
-    def train(self) -> None:
-        """Train to the end, from wherever an earlier run of the same job was stopped."""
-        job, state = self.job, self.state
-        self._resume()
-        logger.info("%s: %s", self.name, self.batches.describe())
-        saved = time.monotonic()
-        with (
-            Store(job.inputs["train"], job.expects["train"]) as trunk,
-            Store(job.inputs["validate"], job.expects["validate"]) as held_out,
-            tqdm(total=self.steps, initial=state["step"], unit="step", desc=self.name, disable=self._quiet) as bar,
-        ):
-            if not state["curve"]:
-                self._validate(held_out, epoch=0)
-            while state["epoch"] <= self.tuning.epochs and not self._patience_is_over():
-                updates = self.batches.updates(state["epoch"])
-                while state["update"] < len(updates):
-                    value = self._update(trunk, updates[state["update"]])
-                    state["update"] += 1
-                    bar.update()
-                    bar.set_postfix(loss=f"{value:.3f}", pck=f"{state['best_score']:.3f}")
-                    if time.monotonic() - saved > SAVE_EVERY:
-                        self._save()
-                        saved = time.monotonic()
-                if state["epoch"] % self.tuning.validation.every == 0 or state["epoch"] == self.tuning.epochs:
-                    self._validate(held_out, state["epoch"])
-                state["epoch"], state["update"] = state["epoch"] + 1, 0
-                self._save()
-                saved = time.monotonic()
-        if self.group.first:
-            self._write()
-        self.group.close()
-
-    @property
-    def _quiet(self) -> bool | None:
-        """Whether there is no bar: None leaves it to whether somebody looks."""
-        return None if self.group.first else True
-
-    def _update(self, trunk: Store, batches: list[Batch]) -> float:
-        """One step of the optimizer; the loss, averaged over its batches."""
-        state = self.state
-        factor = learning_rate(state["step"], self.steps, self.tuning)
-        for group in self.optimizer.param_groups:
-            group["lr"] = factor * self.tuning.learning_rate
-        self.optimizer.zero_grad()
-        total = torch.zeros((), device=self.device)
-        for batch in batches[self.group.rank :: self.group.size]:
-            with runtime.autocast(self.device, self.spec.compute):
-                maps, move = self._maps(trunk, batch)
-            # Outside, since inside the similarity's product would be computed in the lower precision again.
-            maps = {image_id: (features.float(), grid) for image_id, (features, grid) in maps.items()}
-            value = loss(maps, batch, self.tuning, move) / len(batches)
-            self.scaler.scale(value).backward()
-            total += value.detach()
-        value = self.group.sum([total])[0].item()
-        self._require_finite("loss", value)
-        tensors = list(self.tuned.tensors.values())
-        self.group.sum_gradients(tensors)
-        self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(tensors, self.tuning.gradient_clip)
-        if not self.scaler.is_enabled():  # the scaler leaves such a step out, and goes on with a smaller scale
-            self._require_finite("gradient's norm", norm.item())
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        if self.ema is not None:
-            with torch.no_grad():
-                for name, tensor in self.tuned.tensors.items():
-                    self.ema[name].lerp_(tensor, 1 - self.tuning.ema)
-        state["step"] += 1
-        state["steps"].append([state["step"], value, factor * self.tuning.learning_rate])
-        return value
-
-    def _require_finite(self, what: str, value: float) -> None:
-        if not np.isfinite(value):
-            raise UserError(
-                f"{self.name}: the {what} is {value} at step {self.state['step'] + 1} (epoch {self.state['epoch']}). "
-                f"Lower tunings.{self.job.cell['tuning']}.learning_rate. {self.last} keeps what was reached before"
-            )
-
-    def _maps(self, trunk: Store, batch: Batch) -> tuple[Maps, Any]:
-        """The features of a batch's images, from the cached trunk, or live where they are augmented."""
-        if self.tuning.augment is None:
-            return self.tail.forward(trunk, batch.ids), lambda points, _: points
-        change = Augmentation(self.tuning.augment, batch.seed)
-        folder = self.job.inputs["train_images"].parent / "images"
-
-        def shown(image: Image) -> Any:
-            return change.image(read_image(folder, image))
-
-        images = {image_id: shown(self.images[image_id]) for image_id in batch.ids}
-        return self.tail.forward_live(images, self.spec.image_size), change.keypoints
-
-    def _validate(self, held_out: Store, epoch: int) -> None:
-        """Score the validation pairs with the tensors as they are, or their average; keep them if they are the best."""
-        state = self.state
-        current = None
-        if self.ema is not None and epoch:
-            current = self.tuned.values()
-            self.tuned.put(self.ema)
-        score = self._score(held_out) if self.group.first else 0.0
-        score = self.group.sum([torch.tensor(score, dtype=torch.float64, device=self.device)])[0].item()
-        state["curve"].append([state["step"], epoch, score])
-        if epoch:
-            if score > state["best_score"]:
-                state |= {
-                    "best": self.carried | self.tuned.export(),
-                    "best_score": score,
-                    "best_epoch": epoch,
-                    "worse": 0,
-                }
-            else:
-                state["worse"] += 1
-        if current is not None:
-            self.tuned.put(current)
-
-    def _score(self, held_out: Store) -> float:
-        """PCK@0.10 per keypoint, against the box where there is one, else the keypoints' range."""
-        pairs = self.validation
-        ids = sorted({image_id for pair in pairs for image_id in (pair.source, pair.target)})
-        found: dict[str, tuple[Tensor, Grid]] = {}
-        with runtime.autocast(self.device, self.spec.compute):
-            for image_id, features, grid in self.tail.features(held_out, ids, self.params.runtime.batch_size):
-                found[image_id] = self._as_stored(features, image_id, held_out), grid
-        correct = []
-        with torch.inference_mode():
-            answers = match_pairs(pairs, found.__getitem__, VALIDATION_SAMPLING, argmax)
-        for pair, (predicted, _) in zip(pairs, answers, strict=True):
-            true = np.array(pair.target_keypoints, float)
-            reference = pck.references(true, bbox=pair.target_bbox, image_size=found[pair.target][1].image_size)
-            length = reference["bbox"] if pair.target_bbox else reference["bbox_kp"]
-            limits = np.full(len(true), length)
-            correct.append(pck.is_correct(pck.distances(predicted, true), limits, [VALIDATION_THRESHOLD]))
-        return float(np.concatenate(correct).mean())
-
-    def _as_stored(self, features: Tensor, image_id: str, held_out: Store) -> Tensor:
-        """Features rounded as `adapt` will; where it will refuse to, as they are, so that training is not lost."""
-        key = f"backbones.{self.job.cell['backbone']}.precision"
-        try:
-            return rounded(features, self.spec.precision, image_id, lambda: self.tail.overflow(held_out, image_id, key))
-        except UserError as error:
-            if not self.warned:
-                logger.warning("%s: adapt will refuse these tensors as they are now: %s", self.name, error)
-            self.warned = True
-            return features.float()
-
-    def _validation_pairs(self) -> list[Pair]:
-        pairs = [pair for pair in read_pairs(self.job.inputs["validate_pairs"]) if pair.keypoint_ids]
-        if not pairs:
-            raise UserError("the validation set has no pair with a keypoint; see grid.validate and its `limit`")
-        count = min(self.tuning.validation.pairs or len(pairs), len(pairs))
-        return [pairs[index] for index in np.linspace(0, len(pairs) - 1, count).round().astype(int)]
-
-    def _patience_is_over(self) -> bool:
-        return self.tuning.patience is not None and self.state["worse"] >= self.tuning.patience
-
-    def _begin_from(self) -> None:
-        """Put another tuning's tensors over the frozen ones, where params.yaml says so."""
-        start = self.tuning.start
-        if start is None:
-            return
-        path, key = project_path(start.path), f"tunings.{self.job.cell['tuning']}.start"
-        if not path.exists():
-            raise UserError(f"{path}: no such checkpoint ({key}). Train that tuning first")
-        if (actual := sha256(path)) != start.sha256:
-            raise UserError(f"{path}: its sha256 is {actual}, {key} expects {start.sha256}")
-        self.carried = overlay(self.tail.network, path, self.inputs["tensors"]["sha256"])
-        for name in self.carried:
-            if name.startswith("blocks.") and int(name.split(".")[1]) < self.tail.first:
-                raise UserError(
-                    f"{path}: {name} lies below the cached trunk. Raise trunk.blocks to that tuning's blocks"
-                )
-
-    def _save(self) -> None:
-        """Write last.pt, whole or not at all."""
-        if not self.group.first:
-            return
-        with replacing(self.last) as partial, partial.open("wb") as file:  # a full disk is told apart by Python alone
-            torch.save(
-                {
-                    "key": self.key,
-                    "state": self.state,
-                    "tensors": self.tuned.values(),
-                    "ema": self.ema or {},
-                    "optimizer": self.optimizer.state_dict(),
-                    "scaler": self.scaler.state_dict(),
-                },
-                file,
-            )
-
-    def _resume(self) -> None:
-        """Go on with last.pt, if it is of this very job, be it at its end; say so if it is of another."""
-        if not self.last.exists():
-            return
-        try:
-            verify_members(self.last)
-            found = torch.load(self.last, map_location=self.device, weights_only=True)
-            key, ours = found["key"], self.key
-        except Exception as error:  # whatever a damaged file makes of itself
-            logger.warning("%s: not resumed, since it cannot be read (%s)", self.last, reason(error))
-            return
-        if key != ours:
-            both = {**key["settings"], **ours["settings"]}
-            other = [name for name in both if key["settings"].get(name) != ours["settings"].get(name)]
-            other = other or [
-                role for role, content in ours["basis"].items() if key.get("basis", {}).get(role) != content
-            ]
-            logger.warning("%s: not resumed, since it is of another run (%s)", self.last, ", ".join(other))
-            return
-        self.tuned.put(found["tensors"])
-        self.optimizer.load_state_dict(found["optimizer"])
-        self.scaler.load_state_dict(found["scaler"])
-        self.ema = found["ema"] or None
-        self.state |= found["state"]
-        logger.info("%s: resumed at step %d", self.name, self.state["step"])
-
-    def _write(self) -> None:
-        """Write the outputs."""
-        state, outputs = self.state, self.job.outputs
-        rows = [f"{step},{value},{rate}" for step, value, rate in state["steps"]]
-        write_text(outputs["steps"], "\n".join(["step,loss,learning_rate", *rows]) + "\n")
-        rows = [f"{step},{epoch},{score}" for step, epoch, score in state["curve"]]
-        write_text(outputs["curve"], "\n".join(["step,epoch,pck", *rows]) + "\n")
-        record = provenance(self.job, self.inputs, epoch=state["best_epoch"], curve=self._curve())
-        save(outputs["tensors"], state["best"], record)
-
-    def _curve(self) -> list[dict[str, Any]]:
-        """Each validation's step, epoch and PCK, and the mean loss of the steps since the one before."""
-        rows, before = [], 0
-        for step, epoch, score in self.state["curve"]:
-            losses = [loss for at, loss, _ in self.state["steps"] if before < at <= step]
-            mean = float(np.mean(losses)) if losses else None
-            rows.append({"step": step, "epoch": epoch, "pck": score, "loss": mean})
-            before = step
-        return rows

@@ -30,18 +30,18 @@ PAIR_COLUMNS = (
 
 def match(job: Job, params: Params) -> str:
     """Write one row per keypoint: pair, points in original pixels, similarity, and the reference lengths of PCK."""
-    device = runtime.device(params)
+    device = runtime.device(params.runtime, params.threads)
     rule = params.rules[job.cell["rule"]]
     pairs = read_pairs(job.inputs["pairs"])
     inputs = {"pairs": expect(job.inputs["pairs"], job.expects["pairs"])}
     with Store(job.inputs["store"], job.expects["store"]) as features, torch.inference_mode():
         inputs["store"] = features.provenance
         answers = match_pairs(
-            pairs,
+            [(pair.source, pair.target, pair.points("source")) for pair in pairs],
             lambda image_id: (torch.from_numpy(features.array(image_id)).to(device), features.grid(image_id)),
             rule.sampling,
             readout(rule),
-            partial(tqdm, unit="target", desc=" ".join([job.stage, *job.cell.values()]), disable=None),
+            partial(tqdm, unit="target", desc=job.title, disable=None),
         )
         sizes = {pair.target: features.grid(pair.target).image_size for pair in pairs}
     table = _table(pairs, answers, sizes)

@@ -1,19 +1,38 @@
 """trunk: what enters the tuned blocks, for every image of a dataset, so that fine-tuning never runs the rest again."""
 
+from semcorr.artifacts.provenance import expect, provenance
+from semcorr.datasets.base import read_images
+from semcorr.engine.basis import unfinished
 from semcorr.engine.graph import Job
+from semcorr.networks import runtime
+from semcorr.networks.backbones import build, load
+from semcorr.networks.encode import Encoder, Kept, encode, versions
 from semcorr.params import Params
-from semcorr.stages.extract import Encoder, encode
 
 
 def trunk(job: Job, params: Params) -> str:
     """Write the activations that enter the last `trunk.blocks` blocks up to the feature layer, padding included."""
     spec = params.backbones[job.cell["backbone"]]
+    inputs = {role: expect(job.inputs[role], fingerprint) for role, fingerprint in job.expects.items()}
+    device = runtime.device(params.runtime, params.threads)
+    network = load(build(spec), job.inputs["tensors"]).to(device)
+    stop = network.stop(spec) - params.trunk.blocks
     encoder = Encoder(
-        forward=lambda network, images: network.trunk(images, network.stop(spec) - params.trunk.blocks),
-        shape=lambda network, cells: network.activation_shape(cells),
-        precision=params.trunk.precision,
-        key="trunk.precision",
-        stop=lambda network: network.stop(spec) - params.trunk.blocks,
+        network=network,
+        spec=spec,
+        forward=lambda images: network.trunk(images, stop),
+        shape=network.activation_shape,
+        stop=stop,
         valid_only=False,
     )
-    return encode(job, params, encoder)
+    kept = Kept(
+        path=job.outputs["store"],
+        record=provenance(job, inputs, versions=versions(), device=device.type),
+        begun_on=unfinished(job),
+        title=job.title,
+        precision=params.trunk.precision,
+        key="trunk.precision",
+    )
+    images = read_images(job.inputs["images"])
+    encode(encoder, images, job.inputs["images"].parent / "images", kept, params.runtime)
+    return f"{' '.join(job.cell.values())}: {len(images):,} images, {kept.path.stat().st_size / 1e6:,.0f} MB"

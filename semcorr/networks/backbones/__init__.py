@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from semcorr.artifacts import provenance
 from semcorr.artifacts.files import replacing
 from semcorr.errors import UserError
-from semcorr.finite import require_finite
 from semcorr.networks.backbones.base import Backbone
 from semcorr.params import BackboneSpec
+from semcorr.tensors import require_finite
 
 CONTENT = "content"  # key of a record that holds the digest of the tensors beside it
 SHOWN = 4  # names of each kind in an error
@@ -29,13 +29,12 @@ def build(spec: BackboneSpec, seed: int = 0) -> Backbone:
     The caller's random state stays as it is.
 
     Raises:
-        UserError: there is no such network, or it has no such layer.
+        UserError: there is no such network.
     """
     family = importlib.import_module(f"semcorr.networks.backbones.{spec.family}").Network
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = family(spec.model, spec.overrides)
-    network.stop(spec)
     return network.eval().requires_grad_(False)
 
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from semcorr.errors import UserError
-from semcorr.finite import limit
 from semcorr.geometry import Grid, resize
 from semcorr.params import BackboneSpec
+from semcorr.tensors import limit
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -10,7 +10,6 @@ from semcorr.artifacts import provenance
 from semcorr.artifacts.files import project_path, sha256
 from semcorr.datasets.download import download
 from semcorr.errors import UserError
-from semcorr.finite import require_finite
 from semcorr.networks.backbones import build, check, read
 from semcorr.networks.backbones.base import Backbone
 from semcorr.networks.backbones.checkpoint import read_checkpoint
@@ -24,6 +23,7 @@ from semcorr.params import (
     UrlWeights,
     Weights,
 )
+from semcorr.tensors import require_finite
 
 
 def get(spec: BackboneSpec, source: Weights | RandomBaseline, folder: Path) -> tuple[Backbone, str]:

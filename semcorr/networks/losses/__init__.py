@@ -1,33 +1,49 @@
-"""Fine-tuning objectives: pure tensors, one value per keypoint. A module each, of the name it has in params.yaml.
+"""Losses for fine-tuning: tensors and numbers in, a value per keypoint out. A module each, of its name in params.yaml.
 
-Each has a function
+Each has a function of its own name, which is called with keywords and takes those that it needs:
 
-    loss(maps, descriptors, target, cells, setting, generator)    (N,), of a setting of params.yaml
-
-where maps are the similarity (N, h, w) of N source descriptors (N, C) with every valid cell of a target's map
-(h, w, C), both of unit length; cells are the true positions (N, 2), x y in cells, not rounded; and the generator, on
-the CPU, is for what is drawn.
+    maps           similarity (N, h, w) of N source descriptors with every valid cell of one target
+    descriptors    the source descriptors (N, C), of length one
+    target         the target's feature map (h, w, C), of length one
+    cells          true positions (N, 2), x y in cells, not rounded
+    generator      on the CPU, for what is drawn
+    ...            the numbers that params.yaml gives for the loss
 
 Modules are imported by name, so that one more of them re-runs nothing that does not use it.
 """
 
 import importlib
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from semcorr.params import Loss
+from semcorr.params import EndPoint, Loss
+from semcorr.tensors import require_shape
 
 
-def objective(setting: Loss) -> Callable[..., Tensor]:
-    """The function `loss` of a setting of params.yaml."""
-    return importlib.import_module(f"semcorr.networks.losses.{setting.name}").loss
+def objective(loss: Loss, end_point: EndPoint | None) -> Callable[..., Tensor]:
+    """The loss of params.yaml, with its numbers, and what `end_point` adds to it."""
+    main = _function(loss.name, **loss.model_dump(exclude={"name"}))
+    addition = end_point and _function("end_point", temperature=end_point.temperature)
+
+    def total(
+        *, maps: Tensor, descriptors: Tensor, target: Tensor, cells: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        height, width, channels = target.shape
+        require_shape("maps", maps, len(cells), height, width)
+        require_shape("descriptors", descriptors, len(cells), channels)
+        require_shape("cells", cells, "N", 2)
+        given = {"maps": maps, "descriptors": descriptors, "target": target, "cells": cells, "generator": generator}
+        value = main(**given)
+        return value if end_point is None else value + end_point.weight * addition(**given)
+
+    return total
 
 
-def further() -> Callable[..., Tensor]:
-    """What `end_point` of params.yaml adds to an objective."""
-    return importlib.import_module("semcorr.networks.losses.end_point").end_point
+def _function(name: str, **numbers: float) -> Callable[..., Tensor]:
+    return partial(getattr(importlib.import_module(f"semcorr.networks.losses.{name}"), name), **numbers)
 
 
 def axes(maps: Tensor) -> tuple[Tensor, Tensor]:

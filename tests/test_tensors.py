@@ -12,12 +12,11 @@ from conftest import rewrite
 from PIL import Image as PillowImage
 
 import semcorr
-from semcorr import cli, finite, params
+from semcorr import cli, params, tensors
 from semcorr.api import images
 from semcorr.artifacts import store
 from semcorr.artifacts.files import write_json
 from semcorr.artifacts.provenance import read
-from semcorr.datasets.base import Pair
 from semcorr.engine import graph
 from semcorr.errors import UserError
 from semcorr.geometry import Grid
@@ -229,20 +228,12 @@ def test_no_answer_from_a_heatmap_without_a_number():
     for value in (float("nan"), float("inf"), 3e38):
         bad = good.clone()
         bad[1, 2] = value
-        pair = Pair(
-            id="p",
-            category="c",
-            source="a",
-            target="b",
-            keypoint_ids=["0"],
-            source_keypoints=[[12.0, 7.0]],
-            target_keypoints=[[0.0, 0.0]],
-        )
+        pair = "a", "b", np.array([[12.0, 7.0]])
         for maps in ({"a": bad, "b": good}, {"a": good, "b": bad}):
             with pytest.raises(UserError, match="not finite"):
                 match_pairs([pair], lambda id_, maps=maps: (maps[id_], grid), "bilinear", argmax)
         with pytest.raises(UserError, match="not finite"):
-            finite.unit(bad, "x")
+            tensors.unit(bad, "x")
     with pytest.raises(UserError, match="similarity of 1 keypoints is not finite"):
         match_points(np.array([[12.0, 7.0]]), (good * float("nan"), grid), (good, grid), "bilinear", argmax)
 
@@ -250,12 +241,12 @@ def test_no_answer_from_a_heatmap_without_a_number():
 def test_the_largest_value_that_is_kept():
     """At the edge of float16 a feature is kept; one step beyond it is not."""
     edge = torch.full((1, 1, 4), 65504.0)
-    assert torch.equal(finite.rounded(edge, "float16", "x", str).float(), edge)
+    assert torch.equal(tensors.rounded(edge, "float16", "x", str).float(), edge)
     with pytest.raises(UserError, match="x: not finite in float16: why"):
-        finite.rounded(edge + 32, "float16", "x", lambda: "why")
+        tensors.rounded(edge + 32, "float16", "x", lambda: "why")
     huge = torch.full((1, 1, 4), 1e25)
     with pytest.raises(UserError, match="x: not finite in float32"):  # the squares of its length overflow
-        finite.rounded(huge, "float32", "x", str)
+        tensors.rounded(huge, "float32", "x", str)
 
 
 COMPUTE = ("bfloat16", "float16")

@@ -1,14 +1,34 @@
-"""What is no number never becomes one: the check that all share who take tensors, keep features, or match them."""
+"""Checks of tensors that matching, training and feature stores share: their shapes, and that they are finite."""
 
 import math
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from semcorr.errors import UserError
 
 LOST = 0.01  # of a vector's length, that rounding may take
+
+
+def require_shape(name: str, tensor: Tensor | np.ndarray, *expected: int | str) -> None:
+    """Refuse a tensor of another shape.
+
+    Args:
+        name: of the tensor.
+        tensor: of any type.
+        expected: its shape; a text, such as "N", stands for any size.
+
+    Raises:
+        ValueError: the message has the expected and the given shape.
+    """
+    given = tuple(tensor.shape)
+    fits = len(given) == len(expected) and all(
+        isinstance(size, str) or size == there for size, there in zip(expected, given, strict=True)
+    )
+    if not fits:
+        raise ValueError(f"{name} is ({', '.join(map(str, given))}), expected ({', '.join(map(str, expected))})")
 
 
 def limit(precision: str, channels: int) -> float:
