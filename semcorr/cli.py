@@ -274,13 +274,13 @@ def plan(options: argparse.Namespace) -> None:
 
 def check(options: argparse.Namespace) -> None:
     """Verify a dataset of params.yaml, or a folder or archive, and print what it holds."""
+    from semcorr.datasets import verify
     from semcorr.datasets.sources import open_path, provide
-    from semcorr.stages import fetch
 
     path = Path(options.dataset)
     if path.exists():
         folder = open_path(path)
-        spec = fetch.recognise(folder, options.expect)
+        spec = verify.recognise(folder, options.expect)
     else:
         _enter_project()
         datasets = params.load().datasets
@@ -290,8 +290,8 @@ def check(options: argparse.Namespace) -> None:
             )
         spec = datasets[options.dataset]
         folder = provide(spec, options.dataset)
-    print("\n".join(fetch.check(spec, folder)))
-    print(fetch.conclusion(spec, folder))
+    print("\n".join(verify.check(spec, folder)))
+    print(verify.conclusion(spec, folder))
 
 
 def store(options: argparse.Namespace) -> None:

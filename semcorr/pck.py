@@ -33,6 +33,11 @@ def headline(thresholds: list[float]) -> float:
     return thresholds[min(1, len(thresholds) - 1)]
 
 
+def headline_key(thresholds: list[float]) -> str:
+    """The name of the threshold that tables lead with."""
+    return threshold_key(headline(thresholds))
+
+
 def distances(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
     """Euclidean distance (N,) between points (N, 2).
 

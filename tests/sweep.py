@@ -34,12 +34,11 @@ from semcorr.api import images
 from semcorr.api.serve import application
 from semcorr.artifacts import store
 from semcorr.artifacts.files import write_json
-from semcorr.datasets import pfwillow, sources, spair, toy
+from semcorr.datasets import pfwillow, sources, spair, toy, verify
 from semcorr.engine import graph
 from semcorr.errors import UserError
 from semcorr.networks.backbones.weights import get
 from semcorr.params import read_yaml
-from semcorr.stages import fetch
 
 ROOT = Path(__file__).parents[1]
 B, D = "dinov2_tiny", "toy_willow"
@@ -139,7 +138,7 @@ def foreign(own: Path) -> dict[str, tuple[Path, Read, bool]]:
     (own / "list.csv").write_text("\n".join(["a,b" + ",x" * 40, *rows]))
 
     def checked(folder: Path) -> Read:
-        return lambda: fetch.check(fetch.recognise(folder, "any"), folder)
+        return lambda: verify.check(verify.recognise(folder, "any"), folder)
 
     def unpacked(path: Path) -> Read:
         def read() -> object:

@@ -26,7 +26,7 @@ from semcorr import cli, params
 from semcorr.api import images
 from semcorr.artifacts import files, store
 from semcorr.artifacts.files import write_json
-from semcorr.datasets import pfwillow, sources, spair, toy
+from semcorr.datasets import pfwillow, sources, spair, toy, verify
 from semcorr.datasets.annotations import read_mat
 from semcorr.engine import graph
 from semcorr.engine.at_work import at_work
@@ -36,7 +36,6 @@ from semcorr.networks.backbones import build
 from semcorr.networks.backbones.checkpoint import read_checkpoint
 from semcorr.networks.backbones.timm import Network as TimmVit
 from semcorr.networks.backbones.weights import get
-from semcorr.stages import fetch
 
 
 @pytest.fixture
@@ -52,7 +51,7 @@ def pairs(tmp_path) -> Path:
 
 
 def _check(root: Path) -> list[str]:
-    return fetch.check(fetch.recognise(root, "any"), root)
+    return verify.check(verify.recognise(root, "any"), root)
 
 
 def _flipped(content: bytes, bit: int) -> bytes:

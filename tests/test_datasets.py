@@ -14,9 +14,8 @@ import scipy.io
 from PIL import Image
 
 from semcorr import cli
-from semcorr.datasets import ap10k, pfpascal, pfwillow, spair, toy
+from semcorr.datasets import ap10k, pfpascal, pfwillow, spair, toy, verify
 from semcorr.errors import UserError
-from semcorr.stages import fetch
 
 SHARED = Path(os.environ.get("SEMCORR_DATA", Path(__file__).parents[2] / "shared/datasets"))
 shared = pytest.mark.skipif(
@@ -259,7 +258,7 @@ def test_damaged_willow(willow_root, case):
 
 
 def _check(root: Path, expect: str = "any") -> list[str]:
-    return fetch.check(fetch.recognise(root, expect), root)
+    return verify.check(verify.recognise(root, expect), root)
 
 
 def _truncate(path: Path, keep: float) -> None:

@@ -10,13 +10,12 @@ from PIL import PngImagePlugin
 
 import semcorr
 from semcorr.api import images
-from semcorr.datasets import spair, toy
+from semcorr.datasets import spair, toy, verify
 from semcorr.datasets.base import read_images
 from semcorr.datasets.decode import decode, image_size, orientation
 from semcorr.errors import UserError
 from semcorr.networks.backbones.base import pixels_of
 from semcorr.params import dataset
-from semcorr.stages import fetch
 
 ORIENTATION = 0x0112
 
@@ -131,14 +130,14 @@ def test_a_block_that_is_no_exif(tmp_path):
 def test_check_counts_images_that_viewers_turn(tmp_path):
     root = tmp_path / "spair"
     toy.write_spair(root, seed=5, images={"trn": 2, "val": 2, "test": 2})
-    spec = fetch.recognise(root, "any")
-    assert "EXIF" not in "\n".join(fetch.check(spec, root))
+    spec = verify.recognise(root, "any")
+    assert "EXIF" not in "\n".join(verify.check(spec, root))
     for path in sorted(root.glob("JPEGImages/*/*.jpg"))[:3]:
         exif = PillowImage.Exif()
         exif[ORIENTATION] = 6
         with PillowImage.open(path) as image:
             image.copy().save(path, exif=exif)
-    assert "3 images have an EXIF orientation other than 1" in "\n".join(fetch.check(spec, root))
+    assert "3 images have an EXIF orientation other than 1" in "\n".join(verify.check(spec, root))
 
 
 def test_an_annotation_of_the_turned_image_is_told_about_exif(tmp_path):

@@ -14,7 +14,7 @@ import semcorr
 from semcorr import cli, params, tensors
 from semcorr.api import images
 from semcorr.artifacts.files import write_json
-from semcorr.datasets import ap10k, pfpascal, pfwillow, toy
+from semcorr.datasets import ap10k, pfpascal, pfwillow, toy, verify
 from semcorr.datasets.base import read_pairs
 from semcorr.datasets.decode import decode
 from semcorr.engine import graph
@@ -22,7 +22,6 @@ from semcorr.errors import UserError
 from semcorr.networks.backbones import build
 from semcorr.networks.backbones.checkpoint import read_checkpoint
 from semcorr.networks.backbones.weights import get
-from semcorr.stages import fetch
 
 TINY = {"depth": 3, "embed_dim": 48, "num_heads": 3, "init_values": 1.0}
 
@@ -51,7 +50,7 @@ def _willow(root: Path, names: list[str]) -> Path:
 def test_two_pairs_of_one_id_are_refused(tmp_path):
     root = _willow(tmp_path / "W", ["a", "a-b", "b-a"])
     with pytest.raises(UserError, match=r"have one id, car\(S\)/a-b-a\. Rename an image"):
-        fetch.check(fetch.recognise(root, "any"), root)
+        verify.check(verify.recognise(root, "any"), root)
     assert len({pair.id for pair in pfwillow.read(_willow(tmp_path / "V", ["a", "c", "d"])).pairs}) == 6
 
 
@@ -79,7 +78,7 @@ def test_animals_of_one_name_in_two_families_are_two(tmp_path):
 def test_no_pairs_and_pairs_of_one_image(tmp_path):
     root = _willow(tmp_path / "W", ["a"])
     with pytest.raises(UserError, match="holds no pairs"):
-        fetch.check(fetch.recognise(root, "any"), root)
+        verify.check(verify.recognise(root, "any"), root)
     root = _willow(tmp_path / "V", ["a", "b"])
     points = {name: scipy.io.loadmat(root / f"car(S)/{name}.mat")["pts_coord"].ravel() for name in "ab"}
     with (tmp_path / "list.csv").open("w", newline="") as file:
@@ -102,7 +101,7 @@ def test_two_datasets_in_one_folder_are_not_guessed(tmp_path):
     for name in ("A", "B"):
         toy.write_pfwillow(tmp_path / "both" / name, 3, {"all": 2})
     with pytest.raises(UserError, match=r"holds several datasets: A, B\. Give one"):
-        fetch.check(fetch.recognise(tmp_path / "both", "any"), tmp_path / "both")
+        verify.check(verify.recognise(tmp_path / "both", "any"), tmp_path / "both")
 
 
 @pytest.mark.parametrize("number", ["8.9", "inf", "1e999"])

@@ -11,7 +11,7 @@ import pytest
 from semcorr import params
 from semcorr.errors import UserError
 from semcorr.report import page
-from semcorr.stages import report
+from semcorr.report import tables as report_tables
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH; on Debian: apt install chromium")
@@ -69,13 +69,13 @@ def test_best_is_marked_where_the_difference_is_real(settings):
     rates = np.random.default_rng(0).uniform(0.3, 0.8, 200)
     tables = {"b/one/d/r": _pairs(rates, 7), "b/worse/d/r": _pairs(rates - 0.2, 8)}
     tables["b/other/d/r"] = tables["b/one/d/r"].assign(**{"PCK@0.10": np.roll(tables["b/one/d/r"]["PCK@0.10"], 1)})
-    board = report.leaderboard(_cells(tables), tables, "d", settings)
+    board = report_tables.leaderboard(_cells(tables), tables, "d", settings)
     assert {row["weights"] for row in board if row["best"]} == {"one", "other"}
     assert board[2]["weights"] == "worse"
     assert board[2]["behind"]["interval"][1] < -15
     assert "may be chance" in page.verdict(board, "PCK@0.10")
     del tables[board[1]["name"]]
-    board = report.leaderboard(_cells(tables), tables, "d", settings)
+    board = report_tables.leaderboard(_cells(tables), tables, "d", settings)
     assert [row["best"] for row in board] == [True, False]
     assert "The difference is real: it leads the next, b worse r, by" in page.verdict(board, "PCK@0.10")
 
@@ -83,7 +83,7 @@ def test_best_is_marked_where_the_difference_is_real(settings):
 def test_rows_on_different_pairs_are_refused(settings):
     tables = {"b/w/d/r": _pairs(np.full(20, 0.5), 0), "b/v/d/r": _pairs(np.full(19, 0.5), 0)}
     with pytest.raises(UserError, match="not scored on the same pairs"):
-        report.leaderboard(_cells(tables), tables, "d", settings)
+        report_tables.leaderboard(_cells(tables), tables, "d", settings)
 
 
 def test_a_chart_has_the_same_bytes_each_time_and_no_colour_of_its_own_for_text():
@@ -100,7 +100,7 @@ def test_a_drawn_map_is_the_one_that_is_matched_by(sampling):
     import torch
 
     from semcorr import matching
-    from semcorr.stages.draw import heatmap
+    from semcorr.report.gallery import heatmap
 
     rng = np.random.default_rng(0)
     source, target = (rng.normal(size=(*shape, 8)).astype(np.float32) for shape in ((5, 7), (4, 6)))

@@ -11,7 +11,7 @@ import matplotlib
 
 from semcorr.artifacts.provenance import KEY, dumps
 from semcorr.params import Params
-from semcorr.pck import headline, threshold_key
+from semcorr.pck import headline_key, threshold_key
 
 INK = "#7f7f7e"  # stands for the page's own text colour in a chart
 DASHES = ("-", "--", ":", "-.")
@@ -43,7 +43,7 @@ def page(
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("semcorr.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    key = threshold_key(headline(params.evaluate.thresholds))
+    key = headline_key(params.evaluate.thresholds)
     return environment.get_template("report.html").render(
         meta=f'<meta name="{KEY}" content="{html.escape(dumps(record))}">',
         preset=params.preset,

@@ -63,7 +63,7 @@ def evaluate(job: Job, params: Params) -> str:
     }
     write_table(job.outputs["pairs"], _pair_table(headline, pair, first, settings.thresholds), record)
     write_result(job.outputs["cell"], cell)
-    key = pck.threshold_key(pck.headline(settings.thresholds))
+    key = pck.headline_key(settings.thresholds)
     mean = 100 * cell["overall_keypoint"][key]["mean"]
     return f"{' '.join(job.cell.values())}: {key} {mean:.1f} per keypoint ({names[0]}), {cell['num_pairs']:,} pairs"
 

@@ -1,0 +1,115 @@
+"""Whether a dataset is whole: every image, annotation and list of pairs of a folder, and what goes into indexes."""
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from semcorr.datasets.base import IMAGE_SCHEMA, PAIR_SCHEMA, Benchmark, Image, Pair, index_table
+from semcorr.datasets.decode import AGAIN, decode, stored_orientation
+from semcorr.datasets.formats import reader
+from semcorr.datasets.sources import root_of
+from semcorr.errors import UserError
+from semcorr.params import FORMATS, DatasetSpec, dataset
+
+T, R = TypeVar("T"), TypeVar("R")
+
+
+def verified_images(benchmark: Benchmark, folder: Path) -> list[Image]:
+    """The images with their checksums, each decoded once to see that it is whole, and copied to `folder`."""
+
+    def verify(image: Image) -> Image:
+        path = benchmark.root / image.file
+        decode(path, upright=False, remedy=AGAIN)
+        content = path.read_bytes()
+        copy = folder / image.file
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(content)
+        return replace(image, sha256=hashlib.sha256(content).hexdigest())
+
+    return _each(verify, benchmark.images)
+
+
+def require_tables(benchmark: Benchmark) -> None:
+    """Build the indexes, so that what cannot stand in them is found before a file is copied.
+
+    Raises:
+        UserError: it cannot, or there is no pair, or two pairs have one id.
+    """
+    if not benchmark.pairs:
+        raise UserError(f"{benchmark.root}: holds no pairs, so there is nothing to match")
+    seen: dict[str, Pair] = {}
+    for pair in benchmark.pairs:
+        if (other := seen.setdefault(pair.id, pair)) is not pair:
+            both = f"{other.source}, {other.target} and {pair.source}, {pair.target}"
+            raise UserError(f"{benchmark.root}: the pairs {both} have one id, {pair.id}. Rename an image")
+    index_table(benchmark.pairs, PAIR_SCHEMA)
+    index_table(benchmark.images, IMAGE_SCHEMA)
+
+
+def _each(verify: Callable[[T], R], images: Sequence[T]) -> list[R]:
+    """What `verify` says of each image, in order; several at once, with a bar."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(tqdm(pool.map(verify, images), total=len(images), unit="image", desc="verifying", disable=None))
+
+
+def summary(benchmark: Benchmark) -> str:
+    """What a dataset holds, in one line."""
+    keypoints = sum(len(pair.keypoint_ids) for pair in benchmark.pairs)
+    line = f"{len(benchmark.images):,} images, {len(benchmark.pairs):,} pairs, {keypoints:,} keypoints"
+    return "; ".join([line, *(f"{count:,} {what} left out" for what, count in benchmark.left_out.items())])
+
+
+def check(spec: DatasetSpec, folder: Path) -> list[str]:
+    """Verify the whole of a dataset's folder, every image, annotation and list of pairs; lines that say what is there.
+
+    Raises:
+        UserError: something is missing or damaged, or contradicts something else; the message names it.
+    """
+    root = root_of(folder, spec.format)
+    module = reader(spec.format)
+    lines = module.verify(root, spec)
+    for part in module.parts(root, spec):
+        benchmark = module.load(root, part)
+        require_tables(benchmark)
+        lines.append(f"{getattr(part, 'split', 'all')}: {summary(benchmark)}")
+    files = module.rest(root)
+
+    def turned(path: Path) -> bool:
+        decode(path, upright=False, remedy=AGAIN)
+        return stored_orientation(path) != 1
+
+    if count := sum(_each(turned, files)):
+        lines.append(
+            f"{count:,} images have an EXIF orientation other than 1: their pixels count as they are stored, as "
+            f"benchmarks annotate them, and not as viewers turn them"
+        )
+    return [f"{root}: format {spec.format}, {len(files):,} image files, each decoded", *lines]
+
+
+def conclusion(spec: DatasetSpec, folder: Path) -> str:
+    """Whether what `check` verified is all that the benchmark has, in a line."""
+    root = root_of(folder, spec.format)
+    missing = reader(spec.format).absent(root)
+    if not missing:
+        return "All of it was verified."
+    return f"What stands above was verified. Absent, and so not verified: {', '.join(missing)}"
+
+
+def recognise(folder: Path, expect: str) -> DatasetSpec:
+    """The dataset that a folder holds, by its layout.
+
+    Raises:
+        UserError: it is in no known format, or `expect` is none of its format's.
+    """
+    for name in FORMATS:
+        module = reader(name)
+        if module.find(folder) is not None:
+            values = {"format": name, "sources": [{"kind": "path", "path": str(folder)}], "expect": expect}
+            return dataset(values | module.WHOLE)
+    raise UserError(f"{folder}: in none of the known formats: {', '.join(FORMATS)}; see README, Datasets")

@@ -1,0 +1,162 @@
+"""Tables of all cells: the leaderboard, with a paired bootstrap, and the rows of every file that others read."""
+
+from typing import Any
+
+import pandas as pd
+
+from semcorr import pck
+from semcorr.engine.graph import STAGES
+from semcorr.errors import UserError
+from semcorr.params import Params
+
+SIGNIFICANT = 0.05
+AXES = STAGES["evaluate"].axes
+
+
+def leaderboard(
+    cells: dict[str, Any], pairs: dict[str, pd.DataFrame], dataset: str, params: Params
+) -> list[dict[str, Any]]:
+    """The rows of one dataset, best first, each compared with the best by a paired bootstrap.
+
+    Returns:
+        Rows with `name`, the axes' values, `values` (percent at each threshold), `interval`, `image`, `category`,
+        `others` (other references), and `behind`: difference to the best, its interval and p, None for the best
+        itself. `best` is True for the first row, and for those that are not significantly worse.
+    """
+    key = pck.headline_key(params.evaluate.thresholds)
+    rows = []
+    for name, cell in cells.items():
+        known = _named(name)
+        if known["dataset"] != dataset:
+            continue
+        overall = cell["overall_keypoint"]
+        others = list(cell["references"])[1:]
+        rows.append(
+            {
+                **known,
+                "values": [100 * overall[one]["mean"] for one in overall],
+                "headline": 100 * overall[key]["mean"],
+                "interval": [100 * bound for bound in overall[key]["ci95"]],
+                "image": 100 * cell["overall_image"][key]["mean"],
+                "category": 100 * cell["overall_category"][key]["mean"],
+                "others": {other: 100 * cell["references"][other]["overall_keypoint"][key]["mean"] for other in others},
+            }
+        )
+    rows.sort(key=lambda row: -row["headline"])
+    best = pairs[rows[0]["name"]]
+    settings = params.evaluate
+    for row in rows:
+        table = pairs[row["name"]]
+        if not table[["pair", "num_keypoints"]].equals(best[["pair", "num_keypoints"]]):
+            raise UserError(f"{row['name']} and {rows[0]['name']} were not scored on the same pairs")
+        hits = [one[[key]].to_numpy(float) for one in (best, table)]
+        counts = best["num_keypoints"].to_numpy(float)
+        found = pck.compare(*hits, counts, samples=settings.bootstrap, seed=settings.seed)
+        row["behind"] = None
+        if row is not rows[0]:
+            row["behind"] = {
+                "difference": 100 * float(found.mean[0]),
+                "interval": [100 * float(found.low[0]), 100 * float(found.high[0])],
+                "p": float(found.p[0]),
+            }
+        row["best"] = row is rows[0] or row["behind"]["p"] >= SIGNIFICANT
+    return rows
+
+
+def summary(cells: dict[str, Any]) -> dict[str, Any]:
+    """The three averages of every cell: dataset, backbone, weights, rule, average, threshold."""
+    summary: dict[str, Any] = {}
+    for name, cell in cells.items():
+        backbone, weights, dataset, rule = name.split("/")
+        place = summary.setdefault(dataset, {}).setdefault(backbone, {}).setdefault(weights, {})
+        place[rule] = {
+            f"per_{average}": {key: value["mean"] for key, value in cell[f"overall_{average}"].items()}
+            for average in pck.AVERAGES
+        }
+    return summary
+
+
+def _named(name: str) -> dict[str, str]:
+    """A cell's name, its axes, and what it is called beside its dataset."""
+    values = dict(zip(AXES, name.split("/"), strict=True))
+    return {"name": name, **values, "cell": f"{values['backbone']} {values['weights']} {values['rule']}"}
+
+
+def curves(cells: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of curves.csv: PCK over thresholds."""
+    rows = []
+    for name, cell in cells.items():
+        known = _named(name)
+        for threshold, value in zip(
+            cell["error_distribution"]["threshold"], cell["error_distribution"]["pck"], strict=True
+        ):
+            rows.append({"dataset": known["dataset"], "cell": known["cell"], "threshold": threshold, "pck": value})
+    return rows
+
+
+def categories(cells: dict[str, Any], params: Params) -> list[dict[str, Any]]:
+    """The rows of categories.csv: the headline of each category."""
+    key = pck.headline_key(params.evaluate.thresholds)
+    return [
+        {"dataset": known["dataset"], "cell": known["cell"], "category": category, "pck": values[key]}
+        for known, cell in ((_named(name), cell) for name, cell in cells.items())
+        for category, values in cell["per_category_keypoint"].items()
+    ]
+
+
+def markdown(boards: dict[str, list[dict[str, Any]]], cells: dict[str, Any], params: Params) -> str:
+    """One table per dataset, in the order of the grid."""
+    key = pck.headline_key(params.evaluate.thresholds)
+    lead = params.evaluate.thresholds.index(pck.headline(params.evaluate.thresholds))
+    parts = []
+    for dataset, board in boards.items():
+        example = cells[board[0]["name"]]
+        names = list(cells)
+        rows = sorted(board, key=lambda row: names.index(row["name"]))
+        heads = ["backbone", "weights", "rule", *(pck.threshold_key(t) for t in params.evaluate.thresholds)]
+        heads += [f"95 % interval of {key}", f"{key} per image", f"{key} per category"]
+        heads += [f"{key}, reference {name}" for name in rows[0]["others"]]
+        lines = [
+            f"### {dataset}",
+            "",
+            f"PCK in percent, per keypoint unless named otherwise; reference {example['protocol']['reference']}; "
+            f"{example['num_pairs']:,} pairs, {example['num_keypoints']:,} keypoints. Bold: the best, and those not "
+            f"significantly worse.",
+            "",
+            "| " + " | ".join(heads) + " |",
+            "|" + "---|" * 3 + "---:|" * (len(heads) - 3),
+        ]
+        for row in rows:
+            values = [f"{value:.1f}" for value in row["values"]]
+            values[lead] = f"**{values[lead]}**" if row["best"] else values[lead]
+            values += ["{:.1f} to {:.1f}".format(*row["interval"]), f"{row['image']:.1f}", f"{row['category']:.1f}"]
+            values += [f"{value:.1f}" for value in row["others"].values()]
+            lines.append("| " + " | ".join([row["backbone"], row["weights"], row["rule"], *values]) + " |")
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def headline_row(cell: dict[str, Any], key: str) -> dict[str, float]:
+    """A row of `dvc metrics show`, keys in lower case, which sort as they should.
+
+    Per keypoint and against the first reference, where a key does not say `per_image` or `reference_<another>`.
+    """
+    row = {threshold.lower(): value["mean"] for threshold, value in cell["overall_keypoint"].items()}
+    row[f"{key.lower()}_per_image"] = cell["overall_image"][key]["mean"]
+    for other in list(cell["references"])[1:]:
+        row[f"{key.lower()}_reference_{other}"] = cell["references"][other]["overall_keypoint"][key]["mean"]
+    return row
+
+
+def numbers_row(name: str, cell: dict[str, Any], key: str) -> dict[str, Any]:
+    """A row of summary.csv: the headline with its interval, then everything."""
+    lead = cell["overall_keypoint"][key]
+    row = {**_named(name), "reference": cell["protocol"]["reference"], "threshold": key}
+    row |= {"num_pairs": cell["num_pairs"], "num_keypoints": cell["num_keypoints"]}
+    row |= {"pck": lead["mean"], "low": lead["ci95"][0], "high": lead["ci95"][1]}
+    for average in pck.AVERAGES:
+        for threshold, value in cell[f"overall_{average}"].items():
+            column = f"per_{average}_{threshold}"
+            row[column] = value["mean"]
+            row[f"{column}_low"], row[f"{column}_high"] = value["ci95"]
+    return row
