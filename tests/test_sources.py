@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from conftest import fill
 
+from semcorr.datasets import archive as archives
 from semcorr.datasets import download, sources, toy
 from semcorr.errors import UserError
 from semcorr.params import PathSource, PFWillowSpec, SPairSpec, UrlSource
@@ -129,7 +130,7 @@ UNSAFE = {
 def test_unsafe_tar(tmp_path, case):
     archive = _tar(tmp_path / "a.tar.gz", _member("good"), *UNSAFE[case])
     with pytest.raises(UserError, match=r"a\.tar\.gz: unsafe archive: .* It was not used"):
-        download.unpack(archive, tmp_path / "deep" / "out")
+        archives.unpack(archive, tmp_path / "deep" / "out")
     assert list((tmp_path / "deep").iterdir()) == []
     assert not (tmp_path / "evil").exists()
 
@@ -140,7 +141,7 @@ def test_links_within_an_archive(tmp_path):
         _member("a/soft", tarfile.SYMTYPE, "file"),
         _member("hard", tarfile.LNKTYPE, "a/file"),
     ]
-    folder = download.unpack(_tar(tmp_path / "a.tar", *members, mode="w"), tmp_path / "out")
+    folder = archives.unpack(_tar(tmp_path / "a.tar", *members, mode="w"), tmp_path / "out")
     assert [(folder / name).read_bytes() for name in ("a/file", "a/soft", "hard")] == [b"xxxxx"] * 3
     assert (folder / "a/soft").is_symlink()
 
@@ -151,7 +152,7 @@ def test_unsafe_zip(tmp_path, name):
         file.writestr("good", "x")
         file.writestr(name, "x")
     with pytest.raises(UserError, match=r"a\.zip: unsafe archive: member .* leads out of it"):
-        download.unpack(tmp_path / "a.zip", tmp_path / "out")
+        archives.unpack(tmp_path / "a.zip", tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zip"]
 
 
@@ -161,12 +162,12 @@ def test_archives_unpack_whole_or_not_at_all(tmp_path, kind):
     source.mkdir(parents=True)
     (source / "file.bin").write_bytes(CONTENT)
     archive = Path(shutil.make_archive(str(tmp_path / "made"), kind, tmp_path / "source"))
-    assert download.is_archive(archive)
-    unpacked = download.unpack(archive, tmp_path / "out")
+    assert archives.is_archive(archive)
+    unpacked = archives.unpack(archive, tmp_path / "out")
     assert (unpacked / "inner" / "file.bin").read_bytes() == CONTENT
     archive.write_bytes(archive.read_bytes()[:200_000])
     with pytest.raises(UserError, match="damaged or truncated archive"):
-        download.unpack(archive, tmp_path / "again")
+        archives.unpack(archive, tmp_path / "again")
     assert not (tmp_path / "again").exists()
 
 
@@ -236,11 +237,12 @@ def test_what_a_source_holds_must_be_the_format(tmp_path, monkeypatch):
 SLOW_UNPACK = """
 import sys, time
 from pathlib import Path
-from semcorr.datasets import download
-put = download._put
-download._put = lambda *arguments: (time.sleep(0.02), put(*arguments))
+import tarfile
+from semcorr.datasets.archive import unpack
+extract = tarfile.TarFile.extract
+tarfile.TarFile.extract = lambda *arguments, **named: (time.sleep(0.02), extract(*arguments, **named))
 print("ready", flush=True)
-download.unpack(Path(sys.argv[1]), Path(sys.argv[2]))
+unpack(Path(sys.argv[1]), Path(sys.argv[2]))
 """
 
 
@@ -255,7 +257,7 @@ def test_killed_unpacking_ends_with_the_same_files(tmp_path):
         process.kill()
         process.wait()
         assert not (tmp_path / "out").exists()
-    download.unpack(archive, tmp_path / "out")
+    archives.unpack(archive, tmp_path / "out")
     assert len(list((tmp_path / "out").iterdir())) == 30
 
 
@@ -263,7 +265,7 @@ def test_killed_unpacking_ends_with_the_same_files(tmp_path):
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from semcorr.datasets.download import unpack
+from semcorr.datasets.archive import unpack
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
 from semcorr.errors import UserError
 try:
@@ -289,7 +291,7 @@ def test_a_disk_that_is_really_full(tmp_path, small_disk, server):
     filler = fill(small_disk)
     full = r"cannot be written: the disk is full, free some space\. Nothing was changed"
     with pytest.raises(UserError, match=f"out: {full}"):
-        download.unpack(tmp_path / "a.zip", small_disk / "out")
+        archives.unpack(tmp_path / "a.zip", small_disk / "out")
     with pytest.raises(UserError, match=rf"b\.zip: {full}"):
         download.download([server.url("a.zip")], None, small_disk / "b.zip")
     assert list(small_disk.iterdir()) == [filler]

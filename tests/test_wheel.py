@@ -46,7 +46,7 @@ def test_it_holds_the_projects_files_and_no_more(wheel):
     for folder in ("workflow/presets", "workflow/rules", "workflow/schemas", "profiles"):
         there = {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob("*") if path.is_file()}
         assert {f"semcorr/project/{name}" for name in there} <= shipped, folder
-    assert {"semcorr/project/Snakefile", "semcorr/project/dvc.yaml", "semcorr/templates/report.html"} <= names
+    assert {"semcorr/project/Snakefile", "semcorr/project/dvc.yaml", "semcorr/report/templates/report.html"} <= names
     assert not {name for name in names if name.startswith(("tests/", "benchmarks/", "metrics/"))}
     assert wheel.stat().st_size < 1_000_000
 
@@ -65,7 +65,7 @@ def test_its_metadata_are_ready_to_be_published(wheel):
         name for one in metadata.requires_dist if one.marker and one.name == "dvc" for name in metadata.provides_extra
     }
     assert {"workflow", "cluster", "dev"} <= extras
-    assert message_from_bytes(content)["Requires-Python"] == ">=3.11"
+    assert message_from_bytes(content)["Requires-Python"] == ">=3.11.4"
 
 
 def test_the_lock_keeps_what_is_asked_for():

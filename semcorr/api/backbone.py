@@ -13,9 +13,9 @@ from semcorr.artifacts import provenance
 from semcorr.errors import UserError
 from semcorr.geometry import Grid, resized_size
 from semcorr.networks import runtime
-from semcorr.networks.backbones import digest
+from semcorr.networks.backbones import digest, overlay
 from semcorr.networks.backbones.base import IMAGENET_MEAN, IMAGENET_STD
-from semcorr.networks.backbones.weights import get, overlay
+from semcorr.networks.backbones.weights import get
 from semcorr.networks.published import PUBLISHED, cache
 from semcorr.tensors import rounded
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from semcorr.artifacts.files import alone, canonical_json, project_path, replacing, sha256
 from semcorr.datasets import toy
-from semcorr.datasets.download import download, is_archive, unpack
+from semcorr.datasets.archive import is_archive, unpack
+from semcorr.datasets.download import download
 from semcorr.datasets.formats import reader
 from semcorr.errors import UserError
 from semcorr.params import DatasetSpec, PathSource, Source, ToySource, UrlSource

@@ -7,11 +7,11 @@ right to the minute.
 
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
 
 from semcorr.artifacts.provenance import expect
 from semcorr.datasets import toy
@@ -255,54 +255,29 @@ def steps(params: Params) -> list[Step]:
     return [Step(job=job, why=stale[job.name], cost=costs.of(job)) for job in graph.jobs() if job.name in stale]
 
 
-def describe(params: Params, found: list[Step], speed: float, where: str, every: bool) -> list[str]:
+def describe(found: list[Step], speed: float, where: str, every: bool) -> list[str]:
     """The plan for people: a line per stage, or per job, and the sum."""
     if not found:
         return ["Nothing would run: every output is there, and was made as params.yaml, the code and the data are now."]
-    rows: dict[str, list[Any]] = {}
+    rows: dict[str, list[Step]] = {}
     for step in found:
-        name = " ".join([step.job.stage, *step.job.cell.values()]) if every else step.job.stage
-        row = rows.setdefault(name, [0, 0.0, 0.0, 0.0, 0, step.why])
-        row[0] += 1
-        if step.cost is None:
-            row[4] += 1
-            continue
-        row[1] += step.cost.flops
-        row[2] += step.cost.seconds + step.cost.flops / speed
-        row[3] += step.cost.disk
+        rows.setdefault(step.job.title if every else step.job.stage, []).append(step)
     width = max(map(len, rows))
-    lines = [f"{'':{width}}  jobs   network passes      time        disk  why (of the first)"]
-    for name, (count, flops, seconds, disk, unknown, why) in rows.items():
-        time_ = duration(seconds) + ("*" if unknown else " ")
-        lines.append(f"{name:{width}}  {count:4}  {flops / 1e12:11,.1f} TFLOP  {time_:>9} {gigabytes(disk):>10}  {why}")
-    count, flops, seconds, disk, unknown = (sum(row[index] for row in rows.values()) for index in range(5))
-    lines.append(
-        f"{'all':{width}}  {count:4}  {flops / 1e12:11,.1f} TFLOP  {duration(seconds):>8}  {gigabytes(disk):>10}  "
-        f"one job after another, {where}"
-    )
-    if unknown:
+    lines = [f"{'':{width}}  jobs   network passes      time       disk  why (of the first)"]
+    lines += [f"{name:{width}}  {_sum(steps, speed)}  {steps[0].why}" for name, steps in rows.items()]
+    lines.append(f"{'all':{width}}  {_sum(found, speed)}  one job after another, {where}")
+    if any(step.cost is None for step in found):
         lines.append("* without what rests on datasets whose size is known only once they are fetched")
     return lines
 
 
-def duration(seconds: float) -> str:
-    """Seconds in the unit that people would use.
-
-    >>> duration(5400)
-    '1.5 h'
-    """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
-
-
-def gigabytes(count: float) -> str:
-    """Bytes in the unit that people would use.
-
-    >>> gigabytes(2.5e9)
-    '2.5 GB'
-    """
-    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
+def _sum(steps: list[Step], speed: float) -> str:
+    """What some jobs take together."""
+    costs = [step.cost for step in steps if step.cost is not None]
+    flops, disk = sum(cost.flops for cost in costs), sum(cost.disk for cost in costs)
+    time_ = tqdm.format_interval(sum(cost.seconds for cost in costs) + flops / speed)
+    star = "*" if len(costs) < len(steps) else " "
+    return f"{len(steps):4}  {flops / 1e12:11,.1f} TFLOP  {time_:>8}{star} {tqdm.format_sizeof(disk):>8}B"
 
 
 def plan(params: Params, *, tflops: float | None, every: bool) -> list[str]:
@@ -314,4 +289,4 @@ def plan(params: Params, *, tflops: float | None, every: bool) -> list[str]:
         compute = params.backbones[params.grid.backbones[0]].compute
         speed = rate(device, compute, params.threads)
         where = f"at {speed / 1e12:.2g} TFLOP/s as measured on this machine ({device.type})"
-    return describe(params, steps(params), speed, where, every)
+    return describe(steps(params), speed, where, every)

@@ -20,12 +20,12 @@ from tqdm import tqdm
 from semcorr import pck
 from semcorr.artifacts.files import replacing
 from semcorr.artifacts.store import Store
+from semcorr.datasets.archive import verify_members
 from semcorr.datasets.base import Pair
 from semcorr.errors import UserError, reason
 from semcorr.geometry import Grid
 from semcorr.matching import match_pairs
 from semcorr.networks import runtime
-from semcorr.networks.backbones.checkpoint import verify_members
 from semcorr.networks.tail import Tail
 from semcorr.networks.training import Augmentation, Batch, Batches, Maps, Tuned, learning_rate, loss
 from semcorr.params import Runtime, Tuning

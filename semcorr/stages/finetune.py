@@ -14,8 +14,7 @@ from semcorr.engine.basis import unfinished
 from semcorr.engine.graph import Job
 from semcorr.errors import UserError
 from semcorr.networks import runtime
-from semcorr.networks.backbones import save
-from semcorr.networks.backbones.weights import overlay
+from semcorr.networks.backbones import overlay, save
 from semcorr.networks.tail import Tail
 from semcorr.networks.trainer import VALIDATION_THRESHOLD, Run, Trainer
 from semcorr.params import Params, Start

@@ -52,6 +52,29 @@ def load(network: Backbone, *files: Path) -> Backbone:
     return network
 
 
+def overlay(network: Backbone, path: Path, base: str) -> dict[str, torch.Tensor]:
+    """Put the tensors of a checkpoint of the stage finetune over a network's own, and return them.
+
+    Args:
+        network: with the tensors that the checkpoint was tuned from.
+        path: best.safetensors.
+        base: digest of the network's tensors.
+
+    Raises:
+        UserError: it is missing or damaged, was tuned from other tensors, or holds one that the network has not.
+    """
+    record = provenance.read(path).get("inputs", {}).get("tensors", {})
+    if record.get("sha256") != base:
+        raise UserError(f"{path}: was tuned from other tensors ({record.get('origin', 'it does not say which')})")
+    tensors, own = read(path), network.net.state_dict()
+    for name, tensor in tensors.items():
+        if name not in own or own[name].shape != tensor.shape:
+            raise UserError(f"{path}: {name} is no tensor of this network")
+    require_finite(tensors, str(path))
+    network.net.load_state_dict(own | tensors)
+    return tensors
+
+
 def read(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a file that `save` wrote; where its record has their digest, it is compared.
 

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from semcorr.datasets.archive import verify_members
 from semcorr.errors import UserError, reason
 
 WRAPPERS = ("state_dict", "model")  # keys under which training scripts put the tensors
@@ -72,17 +73,6 @@ def _is_whole(path: Path) -> bool:
     except Exception:  # whatever comes after the end, or in the place of an opcode
         return False
     return True
-
-
-def verify_members(path: Path) -> None:
-    """Compare the checksums of a .pth file's members, which torch does not.
-
-    Raises:
-        ValueError, zipfile.BadZipFile: it is damaged.
-    """
-    with zipfile.ZipFile(path) as file:
-        if (damaged := file.testzip()) is not None:
-            raise ValueError(f"the checksum of {damaged} is wrong")
 
 
 def _tensors(values: Any, path: Path, depth: int = 0) -> dict[str, Tensor]:

@@ -6,11 +6,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from semcorr.artifacts import provenance
 from semcorr.artifacts.files import project_path, sha256
 from semcorr.datasets.download import download
 from semcorr.errors import UserError
-from semcorr.networks.backbones import build, check, read
+from semcorr.networks.backbones import build, check
 from semcorr.networks.backbones.base import Backbone
 from semcorr.networks.backbones.checkpoint import read_checkpoint
 from semcorr.params import (
@@ -23,7 +22,6 @@ from semcorr.params import (
     UrlWeights,
     Weights,
 )
-from semcorr.tensors import require_finite
 
 
 def get(spec: BackboneSpec, source: Weights | RandomBaseline, folder: Path) -> tuple[Backbone, str]:
@@ -80,29 +78,6 @@ def _without_prefix(tensors: dict[str, Tensor], network: Backbone) -> tuple[dict
         if found.keys() == wanted or not steps:
             return found, prefix
     return tensors, ""
-
-
-def overlay(network: Backbone, path: Path, base: str) -> dict[str, Tensor]:
-    """Put the tensors of a checkpoint of the stage finetune over a network's own, and return them.
-
-    Args:
-        network: with the tensors that the checkpoint was tuned from.
-        path: best.safetensors.
-        base: digest of the network's tensors.
-
-    Raises:
-        UserError: it is missing or damaged, was tuned from other tensors, or holds one that the network has not.
-    """
-    record = provenance.read(path).get("inputs", {}).get("tensors", {})
-    if record.get("sha256") != base:
-        raise UserError(f"{path}: was tuned from other tensors ({record.get('origin', 'it does not say which')})")
-    tensors, own = read(path), network.net.state_dict()
-    for name, tensor in tensors.items():
-        if name not in own or own[name].shape != tensor.shape:
-            raise UserError(f"{path}: {name} is no tensor of this network")
-    require_finite(tensors, str(path))
-    network.net.load_state_dict(own | tensors)
-    return tensors
 
 
 def _from_timm(spec: BackboneSpec, source: TimmWeights) -> dict[str, Tensor]:

