@@ -39,6 +39,7 @@ bench: setup
 
 check: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(BIN)/mypy
 	@$(BIN)/snakefmt --check Snakefile workflow
 	@export PATH="$(CURDIR)/$(BIN):$$PATH" && ! snakemake --lint 2>&1 | grep '^    [*] ' | grep -v 'Specify a conda environment'
 

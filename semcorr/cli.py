@@ -238,7 +238,7 @@ def preset(options: argparse.Namespace) -> None:
 def _is_kept(file: Path) -> bool:
     """Whether a params.yaml is one of the presets, or is in git as it is."""
     content = file.read_bytes()
-    if any(content == one.read_bytes() for one in _presets()):
+    if any(content == preset.read_bytes() for preset in _presets()):
         return True
     done = subprocess.run(["git", "show", f"HEAD:./{file}"], capture_output=True, check=False)
     return done.returncode == 0 and done.stdout == content
@@ -248,18 +248,18 @@ def _preset(name: str) -> Path:
     """The file of a preset, by its name or path."""
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
-        path = next((one for one in _presets() if one.stem == name), path)
+        path = next((preset for preset in _presets() if preset.stem == name), path)
     if not path.is_file():
-        known = ", ".join(sorted(one.stem for one in params.PRESETS.glob("*.yaml")))
+        known = ", ".join(sorted(preset.stem for preset in params.PRESETS.glob("*.yaml")))
         here = known or "none; are you in the project?"
-        ours = "" if known else f" (with semcorr come {', '.join(one.stem for one in _presets())})"
+        ours = "" if known else f" (with semcorr come {', '.join(preset.stem for preset in _presets())})"
         raise UserError(f"{name}: no such preset; allowed: {here}{ours}, or the path of a .yaml file")
     return path
 
 
 def _presets() -> list[Path]:
     """The project's presets, then those that come with semcorr."""
-    return [one for root in (Path(), shipped.folder()) for one in sorted((root / params.PRESETS).glob("*.yaml"))]
+    return [path for root in (Path(), shipped.folder()) for path in sorted((root / params.PRESETS).glob("*.yaml"))]
 
 
 def plan(options: argparse.Namespace) -> None:
@@ -335,7 +335,7 @@ def match_images(options: argparse.Namespace) -> None:
         raise UserError("--dense: needs --out, the picture to write")
     from semcorr.api import images
 
-    found = images.match_images(
+    matches = images.match_images(
         options.source,
         options.target,
         options.points,
@@ -347,15 +347,17 @@ def match_images(options: argparse.Namespace) -> None:
         mutual=options.mutual,
         min_similarity=options.min_similarity,
     )
-    rows = zip(found.source_points, found.target_points, found.similarity, strict=True)
+    rows = zip(matches.source_points, matches.target_points, matches.similarity, strict=True)
     for source, target, similarity in () if printed else rows:
         print("{:.1f},{:.1f} -> {:.1f},{:.1f} {:.3f}".format(*source, *target, similarity))
-    if not len(found.source_points):
+    if not len(matches.source_points):
         print("no match was kept: see --min-similarity and --mutual", file=sys.stderr)
     if options.out:
         with replacing(options.out) as partial:
-            (found.dense() if options.dense else found.picture()).save(partial, PICTURES[options.out.suffix.lower()])
-    values = {"source": str(options.source), "target": str(options.target), **found.to_dict()}
+            (matches.dense() if options.dense else matches.picture()).save(
+                partial, PICTURES[options.out.suffix.lower()]
+            )
+    values = {"source": str(options.source), "target": str(options.target), **matches.to_dict()}
     if printed:
         print(json.dumps(values, indent=2))
     elif options.json:
@@ -386,8 +388,8 @@ def backbones(_: argparse.Namespace) -> None:
     """Print the published networks, and the project's own where this folder is in one."""
     head = ("name", "network", "download", "licence", "here", "source")
     rows = [
-        (name, one.spec.model, f"{one.size / 1e6:,.0f} MB", one.licence, "yes" if is_here(one) else "no", one.source)
-        for name, one in PUBLISHED.items()
+        (name, net.spec.model, f"{net.size / 1e6:,.0f} MB", net.licence, "yes" if is_here(net) else "no", net.source)
+        for name, net in PUBLISHED.items()
     ]
     path = params.find()
     if path is not None:

@@ -131,14 +131,15 @@ def match_pairs(
         require_shape("keypoints", keypoints, "N", 2)
     counts = np.array([len(keypoints) for _, _, keypoints in pairs], int)
     pixels = np.concatenate([np.empty((0, 2)), *(keypoints for _, _, keypoints in pairs)])
-    by_source, by_target = (by_image([pair[side] for pair in pairs], counts) for side in (0, 1))
+    by_source = by_image([source for source, _, _ in pairs], counts)
+    by_target = by_image([target for _, target, _ in pairs], counts)
     # One block of descriptors, those that look into one target side by side: many small arrays, made between large ones
     # that come and go, would scatter the heap and multiply its size.
     place = np.argsort(np.concatenate([np.empty(0, int), *by_target.values()]))
-    descriptors: Tensor | None = None
+    descriptors = torch.empty(0)
     for image_id, given in by_source.items():
         raw, grid = features(image_id)
-        if descriptors is None:
+        if not len(descriptors):
             descriptors = raw.new_empty(len(pixels), raw.shape[2], dtype=torch.float32)
         cells = torch.from_numpy(grid.pixels_to_cells(pixels[given])).to(raw.device)
         descriptors[torch.from_numpy(place[given])] = sample(unit(raw, image_id), cells, sampling)

@@ -139,7 +139,7 @@ def _patched(content: bytes, offset: int, value: int) -> bytes:
 
 @pytest.mark.parametrize(
     ("offset", "value", "said"),
-    [(8, 9, "re-pack with plain Deflate"), (8, 93, "re-pack"), (6, 1, "needs its password removed")],
+    [(8, 9, "re-pack with plain Deflate"), (8, 93, "re-pack"), (6, 1, "is encrypted. Remove the password")],
 )
 def test_zip_archives_that_cannot_be_read(willow, tmp_path, monkeypatch, offset, value, said):
     monkeypatch.chdir(tmp_path)
@@ -216,13 +216,13 @@ def test_what_check_verifies_fetch_can_keep(pairs, smoke, tmp_path, monkeypatch)
     values = json.loads(path.read_text())
     values["kps_ids"][0] = "\ud800"
     path.write_text(json.dumps(values))
-    with pytest.raises(UserError, match="cannot stand in an index"):
+    with pytest.raises(UserError, match="does not fit into an index"):
         _check(pairs)
     experiment = json.loads(json.dumps(smoke))
     small(experiment)
     experiment["datasets"]["toy_spair_test"]["sources"] = [{"kind": "path", "path": "S"}]
     write_json(Path("params.yaml"), experiment)
-    with pytest.raises(UserError, match="cannot stand in an index"):
+    with pytest.raises(UserError, match="does not fit into an index"):
         cli.run_stage(cli.parser().parse_args(["fetch", "toy_spair_test"]))
     assert not Path("data/toy_spair_test").exists()
 

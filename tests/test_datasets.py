@@ -180,8 +180,8 @@ SPAIR_DAMAGE = {
         lambda root: (root / "Layout/large/test.txt").write_text(""),
         "the list of pairs is empty",
     ),
-    "bad line": (lambda root: _append(root, "nonsense"), r"test\.txt:\d+: 'nonsense' is no pair name"),
-    "twice": (lambda root: _append(root, _first_annotation(root).stem), "stands here twice"),
+    "bad line": (lambda root: _append(root, "nonsense"), r"test\.txt:\d+: 'nonsense' is not a pair name"),
+    "twice": (lambda root: _append(root, _first_annotation(root).stem), "is listed twice"),
     "no annotation": (lambda root: _first_annotation(root).unlink(), "no such file"),
     "not JSON": (lambda root: _first_annotation(root).write_text("{"), "not valid JSON"),
     "not an object": (
@@ -198,7 +198,7 @@ SPAIR_DAMAGE = {
         lambda root: _edit(root, lambda v: v.update(trg_bndbox=[5, 5, 5, 9])),
         "target box .* has no area",
     ),
-    "other pair": (lambda root: _edit(root, lambda v: v.update(src_imname="x.jpg")), "it is about x and"),
+    "other pair": (lambda root: _edit(root, lambda v: v.update(src_imname="x.jpg")), "it pairs x and"),
     "text for number": (
         lambda root: _edit(root, lambda v: v.update(mirror="no")),
         "not an annotation of SPair-71k",
@@ -244,7 +244,7 @@ WILLOW_DAMAGE = {
     ),
     "another folder": (
         lambda root: [shutil.rmtree(path) for path in root.iterdir()],
-        "no folder in PF-WILLOW's format",
+        "not in PF-WILLOW's format",
     ),
 }
 
@@ -302,13 +302,13 @@ def _same_pair_again(root: Path) -> None:
 WHOLE_DAMAGE = {
     "truncated JPEG": (lambda root: _truncate(_first_image(root), 0.6), r"\.jpg: not a readable image .*truncated"),
     "empty JPEG": (lambda root: _truncate(_first_image(root), 0), r"\.jpg: not a readable image"),
-    "across splits": (_move_to_training, r"Layout: image \w+/\w+ is in trn and in test; splits share no image"),
-    "same pair, other number": (_same_pair_again, r"test\.txt: pair 999999-.* stands here twice \(as 0"),
+    "across splits": (_move_to_training, r"Layout: image \w+/\w+ is in both trn and test"),
+    "same pair, other number": (_same_pair_again, r"test\.txt: pair 999999-.* is listed twice \(as 0"),
     "small list": (
         lambda root: (root / "Layout/small/test.txt").write_text("000001-a-b:dog\n"),
         r"small/test\.txt: 000001-a-b:dog is not in the large list",
     ),
-    "no mask": (lambda root: _mask(root).unlink(), r"Segmentation/.*\.png: is missing, its image is there"),
+    "no mask": (lambda root: _mask(root).unlink(), r"Segmentation/.*\.png: is missing, its image exists"),
     "mask of another size": (
         lambda root: Image.new("L", (9, 9)).save(_mask(root)),
         r"\.png: the mask has another size than its image",
@@ -328,7 +328,7 @@ WHOLE_DAMAGE = {
     ),
     "a path for a category": (
         lambda root: _append(root, "000001-a-b:../../x"),
-        "'000001-a-b:../../x' is no pair name",
+        "'000001-a-b:../../x' is not a pair name",
     ),
     "NaN": (
         lambda root: _edit(root, lambda v: v["trg_kps"].__setitem__(0, [float("nan"), 5])),
@@ -360,7 +360,7 @@ def test_check_says_what_is_there(toy_root):
 
 @pytest.mark.parametrize(("name", "expect"), [("spair", "spair71k"), ("willow", "pfwillow")])
 def test_what_must_be_the_benchmark_itself(toy_root, name, expect):
-    with pytest.raises(UserError, match=r"(SPair-71k|PF-WILLOW) has .*say `expect: any` if it is data of your own"):
+    with pytest.raises(UserError, match=r"(SPair-71k|PF-WILLOW) has .*set `expect: any` if the data are your own"):
         _check(toy_root / name, expect)
 
 
@@ -427,7 +427,7 @@ LIST_DAMAGE = {
     "columns": (lambda rows: rows[1].pop(), r"list\.csv:2: 41 columns, expected two images and 40"),
     "stranger": (lambda rows: rows[1].__setitem__(0, "car(T)/nobody.png"), r":2: image car\(T\)/nobody is not in"),
     "text": (lambda rows: rows[1].__setitem__(5, "x"), ":2: not a number"),
-    "twice": (lambda rows: rows.append(rows[1]), "stands in line 2 too"),
+    "twice": (lambda rows: rows.append(rows[1]), "is also in line 2"),
     "empty": (lambda rows: rows.__delitem__(slice(1, None)), "the list of pairs is empty"),
 }
 
@@ -520,7 +520,7 @@ PASCAL_DAMAGE = {
     ),
     "twice": (
         lambda root: _pascal_rows(root, lambda r: r.append(r[1])),
-        ":8: pair 2008_cat0, 2008_cat1 stands here twice",
+        ":8: pair 2008_cat0, 2008_cat1 is listed twice",
     ),
     "no list": (
         lambda root: (root / "test_pairs_pf_pascal.csv").unlink(),

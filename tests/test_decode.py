@@ -149,7 +149,7 @@ def test_an_annotation_of_the_turned_image_is_told_about_exif(tmp_path):
     exif[ORIENTATION] = 6
     with PillowImage.open(path) as image:
         image.transpose(PillowImage.Transpose.ROTATE_90).save(path, exif=exif)
-    with pytest.raises(UserError, match=r"has \d+ x \d+ pixels, but .* EXIF orientation is 6: the annotation is about"):
+    with pytest.raises(UserError, match=r"has \d+ x \d+ pixels, but .* EXIF orientation is 6: the annotation is for"):
         spair.read(root, "test", "large")
 
 

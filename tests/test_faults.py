@@ -266,7 +266,7 @@ def test_a_truncated_file_of_any_format_is_stale(smoke, tmp_path, monkeypatch):
         tried.add(job.stage)
         content = path.read_bytes()
         path.write_bytes(content[: len(content) // 2])
-        assert Current(experiment).stale[job.name] == f"{path} is not what was made"
+        assert Current(experiment).stale[job.name] == f"{path} was changed after it was made"
         readers = [one for one in jobs if path in one.inputs.values() and path.suffix != ".html"]  # only waited for
         for reader in readers[:1]:
             with pytest.raises(UserError, match=f"{path.name}: (not a complete file|damaged|cannot be read)"):
@@ -303,7 +303,7 @@ def test_clock_path_and_hands(finished, tmp_path):
     values["overall_keypoint"]["PCK@0.10"]["mean"] = 0.999
     cell.unlink()
     cell.write_text(json.dumps(values))
-    assert "argmax.json is not what was made" in project.run("snakemake", "--dry-run")
+    assert "argmax.json was changed after it was made" in project.run("snakemake", "--dry-run")
     assert project.snakemake() == {"evaluate@dinov2_tiny-frozen-toy_spair_test-argmax", "report", "headline"}
     assert project.metrics() == made
     assert project.dvc() == set()
@@ -480,7 +480,7 @@ def test_an_image_changed_by_hand(smoke, tmp_path, monkeypatch):
         return Current(experiment).stale.get("fetch@toy_willow")
 
     folder = experiment.job("fetch", "toy_willow").outputs["folder"]
-    changed = f"{folder} is not what was made"
+    changed = f"{folder} was changed after it was made"
     image = next(folder.rglob("*.png"))
     content = image.read_bytes()
     assert why() is None
@@ -574,25 +574,25 @@ def test_a_record_is_dvcs_or_the_jobs_own(tmp_path, monkeypatch):
         stage = {"cmd": command, "params": {"params.yaml": {"evaluate": {"seed": seed}}}, "outs": [out]}
         Path("dvc.lock").write_text(json.dumps({"stages": {"evaluate@r": stage}}))
 
-    assert why() == "out.json is not there"
+    assert why() == "out.json is missing"
     with noted(job, experiment):
         Path("out.json").write_text("one")
     assert why() is None
     os.utime("out.json", (1, 1))
     assert why() is None
     Path("out.json").write_text("two")
-    assert why() == "out.json is not what was made"
+    assert why() == "out.json was changed after it was made"
     lock("b8a9f715dbb64fd5c56e7783c6820a61")  # the MD5 of "two"
     assert why() is None
     Path("out.json").write_text("six")
-    assert why() == "out.json is not what was made"
+    assert why() == "out.json was changed after it was made"
     Path("out.json").write_text("two")
     shutil.rmtree(".semcorr/notes")
     assert why() is None
     lock("b8a9f715dbb64fd5c56e7783c6820a61", seed=2)
     assert why() == "changed in params.yaml: evaluate.seed"
     lock("b8a9f715dbb64fd5c56e7783c6820a61", command="python -m semcorr other r")
-    assert why() == "its command is another"
+    assert why() == "its command has changed"
     for torn in ("", "stages: {", "stages: 3", "stages: {evaluate@r: 3}"):
         Path("dvc.lock").write_text(torn)
-        assert why() == "nothing is known of how it was made"
+        assert why() == "no record of how it was made"

@@ -49,7 +49,7 @@ def _willow(root: Path, names: list[str]) -> Path:
 
 def test_two_pairs_of_one_id_are_refused(tmp_path):
     root = _willow(tmp_path / "W", ["a", "a-b", "b-a"])
-    with pytest.raises(UserError, match=r"have one id, car\(S\)/a-b-a\. Rename an image"):
+    with pytest.raises(UserError, match=r"have the same id, car\(S\)/a-b-a\. Rename an image"):
         verify.check(verify.recognise(root, "any"), root)
     assert len({pair.id for pair in pfwillow.read(_willow(tmp_path / "V", ["a", "c", "d"])).pairs}) == 6
 
@@ -306,7 +306,7 @@ def test_a_file_that_is_no_store_is_not_to_be_deleted(smoke, tmp_path, monkeypat
     write_json(Path("params.yaml"), _values(smoke))
     _run("fetch", "toy_willow")
     for path in ("data/toy_willow/pairs.parquet", "params.yaml", "data"):
-        with pytest.raises(UserError, match="is no feature store") as raised:
+        with pytest.raises(UserError, match="not a feature store") as raised:
             describe(Path(path))
         assert "Delete" not in str(raised.value)
     assert read_pairs(Path("data/toy_willow/pairs.parquet"))

@@ -31,7 +31,7 @@ def test_why_a_job_would_run(experiment, tmp_path):
     everything = _pending()
     jobs = [job for job in graph.Graph(params.load()).jobs() if job.stage != "validate"]
     assert len(everything) == len(jobs)
-    assert everything["fetch@toy_willow"] == "data/toy_willow/images.parquet is not there"
+    assert everything["fetch@toy_willow"] == "data/toy_willow/images.parquet is missing"
     _run("fetch", "toy_willow")
     _run("weights", "dinov2_tiny", "frozen")
     left = _pending()

@@ -198,7 +198,7 @@ def test_a_dataset_from_the_first_source_that_can_be_had(server, tmp_path, monke
     assert server.requests == requests
     gone = UrlSource(kind="url", urls=[server.url("gone.zip")], sha256=None)
     with pytest.raises(
-        UserError, match=r"datasets\.x\.sources: none can be had: path nowhere .* HTTP 404\. Or put the"
+        UserError, match=r"datasets\.x\.sources: none is available: path nowhere .* HTTP 404\. Or put the"
     ):
         sources.provide(_willow(nowhere, gone), "x")
 

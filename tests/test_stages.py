@@ -273,7 +273,7 @@ def test_no_source_can_be_had(experiment, smoke):
     datasets = json.loads(json.dumps(smoke["datasets"]))
     datasets["toy_willow"]["sources"] = [{"kind": "path", "path": "nowhere"}, {"kind": "path", "path": "neither"}]
     with pytest.raises(
-        UserError, match=r"datasets\.toy_willow\.sources: none can be had: path nowhere .* path neither"
+        UserError, match=r"datasets\.toy_willow\.sources: none is available: path nowhere .* path neither"
     ):
         experiment("fetch", "toy_willow", datasets=datasets)
 

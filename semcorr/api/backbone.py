@@ -1,6 +1,5 @@
 """A network with dense features, as an `nn.Module`."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,12 +11,11 @@ from semcorr import params
 from semcorr.artifacts import provenance
 from semcorr.errors import UserError
 from semcorr.geometry import Grid, resized_size
-from semcorr.networks import runtime
 from semcorr.networks.backbones import digest, overlay
 from semcorr.networks.backbones.base import IMAGENET_MEAN, IMAGENET_STD
 from semcorr.networks.backbones.weights import get
+from semcorr.networks.encode import dense
 from semcorr.networks.published import PUBLISHED, cache
-from semcorr.tensors import rounded
 
 # The base networks, by the words of the public API.
 OFFICIAL: dict[str, dict[str, Any]] = {
@@ -125,8 +123,7 @@ class UnifiedBackbone(nn.Module):
         try:
             spec = params.BackboneSpec.model_validate(values)
         except ValidationError as error:
-            first = error.errors()[0]
-            raise UserError(f"UnifiedBackbone: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+            raise UserError(f"UnifiedBackbone: {params.explain(error)}") from None
         self.network, self.origin = get(spec, spec.weights, cache())
         if layer is None:
             spec = spec.model_copy(update={"layer": self.network.depth - 1})
@@ -149,12 +146,8 @@ class UnifiedBackbone(nn.Module):
     def grid(self, size: tuple[int, int]) -> Grid:
         """How the feature map lies on an image (H, W); one larger than SAM's canvas is shrunk to it."""
         side = getattr(self.network, "side", None)
-        fits = side is None or max(size) <= side
-        return Grid(
-            image_size=size,
-            resized_size=size if fits else resized_size(size, side),
-            stride=self.network.stride,
-        )
+        resized = size if side is None or max(size) <= side else resized_size(size, side)
+        return Grid(image_size=size, resized_size=resized, stride=self.network.stride)
 
     @torch.inference_mode()
     def extract_features(self, image: Tensor) -> Tensor:
@@ -183,17 +176,10 @@ class UnifiedBackbone(nn.Module):
             raise ValueError("image holds NaN or infinite values")
         if (self.network.mean, self.network.std) != (IMAGENET_MEAN, IMAGENET_STD):
             theirs, ours = ((IMAGENET_MEAN, IMAGENET_STD), (self.network.mean, self.network.std))
-            centre, scale, mean, std = (pixels.new_tensor(one)[:, None, None] for one in (*theirs, *ours))
+            centre, scale, mean, std = (pixels.new_tensor(values)[:, None, None] for values in (*theirs, *ours))
             pixels = (pixels * scale + centre - mean) / std
-        pixels = self.network.pad(pixels)
-        with runtime.autocast(self.device, self.spec.compute):
-            features = self.network.features(pixels, self.spec)
-        height, width = grid.shape
-        features = features.permute(0, 2, 3, 1)[:, :height, :width]
-        stop, precision = self.network.stop(self.spec), self.spec.precision
         what = f"{self.network.name}: image of {image.shape[3]} x {image.shape[2]} pixels"
-        why = partial(self.network.overflow_in, pixels[:1], stop, key="precision", precision=precision)
-        return rounded(features, precision, what, why).float()
+        return dense(self.network, self.spec, self.network.pad(pixels), grid, what, "precision").float()
 
     forward = extract_features
 

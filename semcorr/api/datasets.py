@@ -134,17 +134,17 @@ class SPairDataset(PairDataset):
         return len(self.lines)
 
     def pair(self, index: int) -> Pair:
-        """See PairDataset."""
+        """The annotation of an item, read now."""
         return spair.read_pair(self.root, self.split, self.lines[index], self._sizes)
 
     def image(self, image_id: str) -> Image:
-        """See PairDataset."""
+        """What is known about an image of a pair that was read."""
         if image_id not in self._images:
             self._images[image_id] = spair.read_image(self.root, image_id, self._sizes[image_id])
         return self._images[image_id]
 
     def further(self, pair: Pair, item: dict[str, Any]) -> None:
-        """See PairDataset."""
+        """Difficulty codes, and where the folder has them poses and masks."""
         for name in ("viewpoint_variation", "scale_variation", "truncation", "occlusion", "mirror"):
             item[name] = getattr(pair, name)
         for side, image in (("src", self.image(pair.source)), ("tgt", self.image(pair.target))):
@@ -169,7 +169,7 @@ class PFWillowDataset(PairDataset):
     """
 
     def __init__(self, root: str | Path, *resized: Any, pairs: str | Path | None = None, **named: Any):
-        super().__init__(pfwillow.read(_root(root, "pfwillow"), pairs and Path(pairs)), *resized, **named)
+        super().__init__(pfwillow.read(_root(root, "pfwillow"), Path(pairs) if pairs else None), *resized, **named)
 
 
 class PFPascalDataset(PairDataset):

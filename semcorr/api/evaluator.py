@@ -86,7 +86,7 @@ def _side(image_size: Any, bbox_size: Any, reference: float | None) -> float:
         if np.ndim(reference) or not 0 < float(reference) < math.inf:
             raise ValueError(f"reference is {reference}, expected a positive number")
         return float(reference)
-    side = sizes.get("bbox_size", sizes.get("image_size"))
+    side = sizes["bbox_size"] if "bbox_size" in sizes else sizes["image_size"]
     if side < 1 < sizes.get("image_size", 0):
         raise ValueError(f"bbox_size is {bbox_size}, less than a pixel; thresholds are given as thresholds=")
     return side
@@ -148,7 +148,8 @@ class UnifiedEvaluator:
         total = num_samples
         if total is None:
             total = len(getattr(self.dataloader, "dataset", ())) or None
-        distances, lengths, categories, seconds, ids = [], [], [], [], []
+        distances: list[np.ndarray] = []
+        lengths, categories, seconds, ids = [], [], [], []
         with tqdm(total=total, unit="pair", desc=backbone_name, disable=not show_progress) as bar:
             for item in self._items():
                 if num_samples is not None and len(distances) >= num_samples:
@@ -157,11 +158,11 @@ class UnifiedEvaluator:
                 if not seen.any():
                     continue
                 start = time.perf_counter()
-                predicted = matcher.match(item["src_img"], item["tgt_img"], item["src_kps"][seen])
+                answer = matcher.match(item["src_img"], item["tgt_img"], item["src_kps"][seen])
                 seconds.append(time.perf_counter() - start)
                 sizes = tuple(item["tgt_size"]), tuple(item["tgt_orig_size"])
                 predicted, true = (
-                    resize_points(p.cpu().double().numpy(), *sizes) for p in (predicted, item["tgt_kps"][seen])
+                    resize_points(points.cpu().double().numpy(), *sizes) for points in (answer, item["tgt_kps"][seen])
                 )
                 if not (np.isfinite(predicted).all() and np.isfinite(true).all()):
                     raise ValueError(f"pair {item['pair_id']}: a predicted or true keypoint is not finite")
@@ -197,18 +198,18 @@ class UnifiedEvaluator:
         seconds: list[float],
         ids: list[str],
     ) -> dict[str, Any]:
-        counts = [len(one) for one in distances]
-        known = [key for key in lengths[0] if all(one[key] for one in lengths)]
+        counts = [len(errors) for errors in distances]
+        known = [key for key in lengths[0] if all(length[key] for length in lengths)]
         headline = self.reference or ("bbox" if "bbox" in known else "bbox_kp")
         if headline not in known:
-            first = next(pair_id for pair_id, one in zip(ids, lengths, strict=True) if not one[headline])
+            first = next(pair_id for pair_id, length in zip(ids, lengths, strict=True) if not length[headline])
             others = f"; known for every pair: {', '.join(known)}"
             raise ValueError(f"reference {headline!r} is not known for every pair, or zero: not for {first}{others}")
         pair = np.repeat(np.arange(len(counts)), counts)
         names, category = np.unique(categories, return_inverse=True)
 
         def correct(reference: str) -> np.ndarray:
-            limits = np.repeat([one[reference] for one in lengths], counts)
+            limits = np.repeat([length[reference] for length in lengths], counts)
             return pck.is_correct(np.concatenate(distances), limits, self.thresholds)
 
         def overall(reference: str) -> dict[str, Any]:
@@ -225,9 +226,11 @@ class UnifiedEvaluator:
             "reference": headline,
             **overall(headline),
             "per_category_keypoint": {
-                str(one): self._means(hits[category[pair] == index]) for index, one in enumerate(names)
+                str(name): self._means(hits[category[pair] == index]) for index, name in enumerate(names)
             },
-            "per_category_image": {str(one): self._means(pairs[category == index]) for index, one in enumerate(names)},
+            "per_category_image": {
+                str(name): self._means(pairs[category == index]) for index, name in enumerate(names)
+            },
             "references": {reference: overall(reference) for reference in known},
         }
 

@@ -2,9 +2,9 @@
 
     from semcorr import match_images
 
-    found = match_images("cat.jpg", "tiger.png", [(120, 80)])
-    found.target_points                  # (N, 2), x y in pixels of tiger.png
-    found.picture().save("matches.png")
+    matches = match_images("cat.jpg", "tiger.png", [(120, 80)])
+    matches.target_points                # (N, 2), x y in pixels of tiger.png
+    matches.picture().save("matches.png")
 
 Points are (x, y) in pixels of an image as it is shown: turned upright where its EXIF data say so.
 """
@@ -32,10 +32,11 @@ from semcorr.networks import runtime
 from semcorr.networks.backbones import build, load
 from semcorr.networks.backbones.base import Backbone
 from semcorr.networks.backbones.weights import get
+from semcorr.networks.encode import dense
 from semcorr.networks.published import DEFAULT, PUBLISHED, RULES, cache
 from semcorr.readouts import readout
 from semcorr.report import pictures
-from semcorr.tensors import rounded, unit
+from semcorr.tensors import unit
 
 SIDE = 512  # pixels of each image in a picture
 SMALLEST, LARGEST = 16, 4096  # pixels of an image's longer side, as a network may see it
@@ -138,18 +139,10 @@ class Matcher:
 
     def _compute(self, image: PillowImage.Image) -> tuple[Tensor, Grid]:
         pixels, grid = self.network.preprocess(image, self.spec.image_size)
-        pixels = pixels[None].to(self.device)
-        with runtime.autocast(self.device, self.spec.compute):
-            found = self.network.features(pixels, self.spec)
-        height, width = grid.shape
-        found = found[0].permute(1, 2, 0)[:height, :width]
-
-        def why() -> str:
-            key, stop = f"backbones.{self.backbone}.precision", self.network.stop(self.spec)
-            return self.network.overflow_in(pixels, stop, key=key, precision=self.spec.precision)
-
         what = f"{self.backbone} {self.weights}: an image of {image.width} x {image.height} pixels"
-        return unit(rounded(found, self.spec.precision, what, why), what), grid
+        key = f"backbones.{self.backbone}.precision"
+        features = dense(self.network, self.spec, pixels[None].to(self.device), grid, what, key)
+        return unit(features[0], what), grid
 
 
 def _sized(spec: params.BackboneSpec, image_size: int | None) -> params.BackboneSpec:
@@ -224,16 +217,16 @@ class ImageMatches:
 
         Source: the thresholded first component of Oquab et al., DINOv2, TMLR 2024.
         """
-        maps = [one.cpu().double() for one in (self.source_features, self.target_features)]
-        cells = torch.cat([one.flatten(0, 1) for one in maps])
+        maps = [features.cpu().double() for features in (self.source_features, self.target_features)]
+        cells = torch.cat([features.flatten(0, 1) for features in maps])
         centred = cells - cells.mean(dim=0)
         along = (centred @ torch.linalg.svd(centred, full_matrices=False)[2][0]).numpy()
         parts = np.split(along > _threshold(along), [maps[0].shape[0] * maps[0].shape[1]])
-        found = [part.reshape(one.shape[:2]) for part, one in zip(parts, maps, strict=True)]
-        borders = np.concatenate([np.concatenate([one[0], one[-1], one[:, 0], one[:, -1]]) for one in found])
+        masks = [part.reshape(features.shape[:2]) for part, features in zip(parts, maps, strict=True)]
+        borders = np.concatenate([np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]]) for mask in masks])
         if borders.mean() > 0.5:
-            found = [~one for one in found]
-        source, target = (one if FEW < one.mean() < 1 - FEW else np.ones_like(one) for one in found)
+            masks = [~mask for mask in masks]
+        source, target = (mask if FEW < mask.mean() < 1 - FEW else np.ones_like(mask) for mask in masks)
         return source, target
 
     def dense(self, side: int = SIDE) -> PillowImage.Image:
@@ -242,16 +235,16 @@ class ImageMatches:
         The colours are the three directions in which the objects' cells vary most.
         """
         maps, objects = [self.source_features.cpu().double(), self.target_features.cpu().double()], self.objects()
-        inside = torch.cat([one[torch.from_numpy(mask)] for one, mask in zip(maps, objects, strict=True)])
+        inside = torch.cat([features[torch.from_numpy(mask)] for features, mask in zip(maps, objects, strict=True)])
         mean = inside.mean(dim=0)
         directions = torch.linalg.svd(inside - mean, full_matrices=False)[2][:3]
         low, high = ((inside - mean) @ directions.T).quantile(torch.tensor([0.02, 0.98]).double(), dim=0)
         layers = []
-        for image, one, mask, grid in zip(
+        for image, features, mask, grid in zip(
             (self.source, self.target), maps, objects, (self.source_grid, self.target_grid), strict=True
         ):
-            colours = np.zeros((*one.shape[:2], 3))
-            scaled = ((one - mean) @ directions.T - low) / (high - low).clamp(min=1e-9)
+            colours = np.zeros((*features.shape[:2], 3))
+            scaled = ((features - mean) @ directions.T - low) / (high - low).clamp(min=1e-9)
             colours[..., : len(directions)] = scaled.clamp(0, 1).numpy()
             layers.append((image, colours, mask, grid))
         return pictures.false_colours(*layers, side=side)
@@ -321,21 +314,23 @@ def match_images(
         if wanted is None:
             rule_name = "mutual nearest neighbours"
             cells, there, similarity = _mutual(first, second)
-            wanted, found = first_grid.answers(cells), second_grid.answers(there)
+            wanted, predicted = first_grid.answers(cells), second_grid.answers(there)
         else:
             reading = matcher.rule.sampling, readout(matcher.rule)
-            found, similarity = match_points(wanted, (first, first_grid), (second, second_grid), *reading)
+            predicted, similarity = match_points(wanted, (first, first_grid), (second, second_grid), *reading)
             if mutual:
-                back, _ = match_points(found, (second, second_grid), (first, first_grid), *reading)
+                back, _ = match_points(predicted, (second, second_grid), (first, first_grid), *reading)
                 away = np.abs(first_grid.pixels_to_cells(back) - first_grid.pixels_to_cells(wanted)).max(axis=1)
-                wanted, found, similarity = (one[away <= 1] for one in (wanted, found, similarity))
+                wanted, predicted, similarity = wanted[away <= 1], predicted[away <= 1], similarity[away <= 1]
     if min_similarity is not None:
-        wanted, found, similarity = (one[similarity >= min_similarity] for one in (wanted, found, similarity))
+        wanted, predicted, similarity = (
+            values[similarity >= min_similarity] for values in (wanted, predicted, similarity)
+        )
     return ImageMatches(
         source=images[0],
         target=images[1],
         source_points=wanted,
-        target_points=found,
+        target_points=predicted,
         similarity=similarity,
         source_features=first,
         target_features=second,

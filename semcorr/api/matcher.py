@@ -70,8 +70,7 @@ class CorrespondenceMatcher:
         try:
             self.rule = TypeAdapter(params.Rule).validate_python(values)
         except ValidationError as error:
-            first = error.errors()[0]
-            raise UserError(f"CorrespondenceMatcher: {first['loc'][-1]}: {first['msg']}") from None
+            raise UserError(f"CorrespondenceMatcher: {params.explain(error)}") from None
         self._seen: Recent[Tensor] = Recent(max(2, cache))
 
     @torch.inference_mode()
@@ -90,7 +89,7 @@ class CorrespondenceMatcher:
             ValueError: a keypoint lies outside the source image, or an argument has another shape or type.
         """
         points = numbers(src_kps)
-        src_img, tgt_img = (_one_image(name, one) for name, one in (("src_img", src_img), ("tgt_img", tgt_img)))
+        src_img, tgt_img = (_one_image(name, image) for name, image in (("src_img", src_img), ("tgt_img", tgt_img)))
         height, width = src_img.shape[-2:]
         if points.ndim != 2 or points.shape[1] != 2:
             raise ValueError(f"src_kps is {points.shape}, expected (N, 2)")
@@ -99,8 +98,8 @@ class CorrespondenceMatcher:
             raise ValueError(f"a keypoint lies outside the source image of {width} x {height} pixels")
         (source, source_grid), (target, target_grid) = self._features(src_img), self._features(tgt_img)
         maps = (unit(source, "src_img"), source_grid), (unit(target, "tgt_img"), target_grid)
-        found, _ = match_points(points, *maps, self.rule.sampling, readout(self.rule))
-        return torch.from_numpy(found).float()
+        predicted, _ = match_points(points, *maps, self.rule.sampling, readout(self.rule))
+        return torch.from_numpy(predicted).float()
 
     def _features(self, image: Tensor) -> tuple[Tensor, Grid]:
         """The feature map (h, w, C) of an image (1, 3, H, W), from the cache where these pixels were seen before."""
@@ -109,8 +108,8 @@ class CorrespondenceMatcher:
             versions = sum(tensor._version for tensor in self.backbone.parameters() if not tensor.is_inference())
             key += f"{versions}".encode()
         # The backbone has rounded to this precision already, so nothing is lost.
-        found = self._seen.get(key, lambda: self.backbone.extract_features(image)[0].to(self.backbone.precision))
-        return found.float(), self.backbone.grid((image.shape[2], image.shape[3]))
+        features = self._seen.get(key, lambda: self.backbone.extract_features(image)[0].to(self.backbone.precision))
+        return features.float(), self.backbone.grid((image.shape[2], image.shape[3]))
 
 
 def numbers(points: Tensor | np.ndarray) -> np.ndarray:

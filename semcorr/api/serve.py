@@ -37,7 +37,9 @@ def application(matcher: Matcher, images: dict[str, Path]) -> flask.Flask:
     @app.get("/")
     def page() -> str:
         names = {"backbone": matcher.backbone, "weights": matcher.weights, "rule": matcher.rule_name}
-        return flask.render_template("serve.html", names=names, sizes={side: one.size for side, one in held.items()})
+        return flask.render_template(
+            "serve.html", names=names, sizes={side: image.size for side, image in held.items()}
+        )
 
     @app.get("/image/<any(source, target):side>")
     def image(side: str) -> flask.Response:
@@ -60,15 +62,15 @@ def application(matcher: Matcher, images: dict[str, Path]) -> flask.Flask:
             raise UserError(f"choose a {missing[0]} image first")
         point = [flask.request.args.get(name, type=float, default=float("nan")) for name in "xy"]
         with lock:
-            found = match_images(held["source"], held["target"], [point], matcher=matcher)
-            heatmap = found.heatmaps()[0]
+            matches = match_images(held["source"], held["target"], [point], matcher=matcher)
+            heatmap = matches.heatmaps()[0]
         target = held["target"]
         size = pictures.fit(target, min(SHOWN, max(target.size))).size
         return {
-            "target": found.target_points[0].tolist(),
-            "similarity": float(found.similarity[0]),
+            "target": matches.target_points[0].tolist(),
+            "similarity": float(matches.similarity[0]),
             "range": [float(np.min(heatmap)), float(np.max(heatmap))],
-            "map": pictures.data_uri(pictures.overlay(heatmap, found.target_grid, size)),
+            "map": pictures.data_uri(pictures.overlay(heatmap, matches.target_grid, size)),
         }
 
     @app.errorhandler(UserError)

@@ -1,1 +1,1 @@
-"""What is on disk: files that are complete or not there, what each says about how it was made, and feature stores."""
+"""Files on disk: atomic writes, the provenance stored in each output, and feature stores."""

@@ -1,7 +1,7 @@
-"""Files that are either complete or not there, and the bytes in them.
+"""Atomic writes, locks, checksums and JSON.
 
-Every output is written beside its final name and moved onto it when it is whole: a file that exists is complete,
-and a file that an engine has linked into its cache is replaced, never changed in place.
+Every output is written under a temporary name and renamed once complete: a file that exists is complete, and a file
+that an engine has linked into its cache is replaced, never changed in place.
 """
 
 import contextlib
@@ -22,27 +22,25 @@ from semcorr.errors import UserError
 UNWRITABLE = {
     errno.ENOSPC: "the disk is full, free some space",
     errno.EDQUOT: "your quota on this disk is used up, free some space",
-    errno.EFBIG: "the file system or a limit (ulimit -f) takes no file of this size",
+    errno.EFBIG: "the file system or a limit (ulimit -f) does not allow a file of this size",
     errno.EROFS: "the file system is read-only",
-    errno.EACCES: "you may not write there, see its permissions",
-    errno.EPERM: "you may not write there, see its permissions",
+    errno.EACCES: "you may not write there, check its permissions",
+    errno.EPERM: "you may not write there, check its permissions",
 }
-
-
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a name beside `path` to write a file or a folder to; move it onto `path` when the block succeeds.
+    """Yield a temporary path to write a file or folder to; rename it to `path` when the block succeeds.
 
-    Whatever was there before stays until then. When the block fails, or the process dies, `path` is untouched.
+    If the block fails or the process dies, `path` is untouched.
 
     Raises:
-        UserError: the disk is full, or may not be written to.
+        UserError: the disk is full or not writable.
     """
     if not path.name:
-        raise UserError(f"{path}: is no name of a file")
+        raise UserError(f"{path}: not a file name")
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with unwritable(path):
         try:
@@ -59,10 +57,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def unwritable(path: Path) -> Iterator[None]:
-    """Say what is wrong in the words of UserError when the block fails because `path` cannot be written."""
+    """Turn an error of the block into a UserError if it means that `path` cannot be written."""
     try:
         yield
-    except Exception as error:  # each format's library has its own errors for a disk that takes no more
+    except Exception as error:  # each format's library has its own errors for a full disk
         for number, reason in UNWRITABLE.items():
             if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
                 raise UserError(f"{path}: cannot be written: {reason}. Nothing was changed; run again") from error
@@ -71,10 +69,10 @@ def unwritable(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Let one process at a time make `path`; the others wait.
+    """Let one process at a time create `path`; others wait.
 
     Raises:
-        UserError: there is no room for the lock, or it may not be written.
+        UserError: the lock file cannot be written.
     """
     with unwritable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,11 +84,11 @@ def alone(path: Path) -> Iterator[None]:
 
 
 def take_lock(path: Path, timeout: float = -1) -> BaseFileLock:
-    """A lock of the system's, or a file that stands for one where the file system has none; taken.
+    """Acquire a lock: the operating system's, or a plain lock file where the file system has none.
 
     Args:
-        path: of the lock's file.
-        timeout: seconds to wait for another process; -1 waits for as long as it takes.
+        path: the lock file.
+        timeout: seconds to wait for another process; -1 waits forever.
 
     Raises:
         filelock.Timeout: another process holds it.
@@ -108,7 +106,7 @@ def take_lock(path: Path, timeout: float = -1) -> BaseFileLock:
 
 @contextlib.contextmanager
 def locked(path: Path, timeout: float = -1) -> Iterator[None]:
-    """Hold a lock, as `take_lock` takes it, while the block runs."""
+    """Hold the lock of `take_lock` while the block runs."""
     lock = take_lock(path, timeout)
     try:
         yield
@@ -117,7 +115,7 @@ def locked(path: Path, timeout: float = -1) -> Iterator[None]:
 
 
 def has_locks(folder: Path) -> bool:
-    """Whether a folder's file system has locks of the system's."""
+    """Whether a folder's file system supports the operating system's locks."""
     file = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -131,24 +129,24 @@ def has_locks(folder: Path) -> bool:
 
 
 def has_no_locks(error: Exception) -> bool:
-    """Whether an error says that a file system has no locks, as some network file systems have not."""
+    """Whether an error means that the file system has no locks, as on some network file systems."""
     return isinstance(error, NotImplementedError) or getattr(error, "errno", None) in NO_LOCKS
 
 
 def project_path(path: str) -> Path:
-    """A path of params.yaml: a relative one starts at the project's folder.
+    """Resolve a path of params.yaml; relative ones start at the project's folder.
 
-    DVC runs queued experiments in temporary folders inside it, where nothing that git does not hold would be found.
+    DVC runs queued experiments in temporary folders inside it, which hold only files that git tracks.
     """
     project, in_experiment, _ = str(Path.cwd()).partition("/.dvc/tmp/exps/")
     try:
         return Path(project if in_experiment else "") / Path(path).expanduser()
-    except RuntimeError as error:  # no such user, or one without a home
+    except RuntimeError as error:  # no such user, or no home folder
         raise UserError(f"{path}: {error}") from None
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link or a folder, if it is there."""
+    """Remove a file, link or folder if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -161,32 +159,32 @@ def sha256(path: Path) -> str:
 
 
 def checksum(path: Path, kind: str) -> str:
-    """Hex checksum of a file's bytes, of a kind that hashlib knows."""
+    """Hex checksum of a file's bytes; `kind` is a name that hashlib knows."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, kind).hexdigest()
 
 
 def canonical_json(value: Any) -> str:
-    """The one JSON text of a value: sorted keys, no spaces, no NaN."""
+    """Canonical JSON: sorted keys, no spaces, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON for people to read: two spaces, keys in the order given, no NaN."""
+    """Write readable JSON: two-space indent, keys in the given order, no NaN."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file by rename."""
+    """Write a text file atomically."""
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; Python takes NaN, Infinity and 1e999 for numbers, so values may be those.
+    """Read a JSON file; Python accepts NaN, Infinity and 1e999, so values may be non-finite.
 
     Raises:
-        UserError: it is missing or not JSON; the message names the file.
+        UserError: it is missing or not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))

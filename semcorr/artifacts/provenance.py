@@ -1,6 +1,6 @@
-"""What every output says about itself: its fingerprint (see `graph`), its settings, and those of its inputs.
+"""The provenance of every output: its fingerprint (see `graph`), its settings, and those of its inputs.
 
-It is stored inside each format: an attribute of HDF5, the metadata of Parquet and safetensors, a key of JSON.
+It is stored inside the file: an HDF5 attribute, Parquet or safetensors metadata, a JSON key, an HTML meta tag.
 """
 
 import html
@@ -14,19 +14,19 @@ from typing import Any
 from semcorr.artifacts.files import canonical_json, read_json, replacing, write_json
 from semcorr.errors import UserError, reason
 
-CONTENT = "semcorr.content"  # key of a table's checksum
+CONTENT = "semcorr.content"  # metadata key of a table's checksum
 CHECKSUM = "checksum"
-KEY = "semcorr"  # one key holding one JSON text: safetensors writes several keys in varying order
+KEY = "semcorr"  # a single key with JSON, since safetensors does not fix the order of several
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What was asked for when outputs were made.
+    """The request that outputs were made for.
 
     Attributes:
-        stage: its verb.
-        settings: the parameters that count, by key.
-        fingerprint: what the outputs must carry.
+        stage: its name.
+        settings: the parameters that affect the result, by key.
+        fingerprint: the one that the outputs must carry.
     """
 
     stage: str
@@ -35,7 +35,7 @@ class Asked:
 
 
 def provenance(job: Asked, inputs: dict[str, dict[str, Any]] | None = None, **facts: Any) -> dict[str, Any]:
-    """The provenance of a job's outputs, on top of that of its inputs; `facts` are what only the run could know."""
+    """The provenance of a job's outputs, with that of its inputs; `facts` are known only at run time."""
     record = {
         "stage": job.stage,
         "fingerprint": job.fingerprint,
@@ -47,17 +47,17 @@ def provenance(job: Asked, inputs: dict[str, dict[str, Any]] | None = None, **fa
 
 
 def sealed(record: dict[str, Any]) -> dict[str, Any]:
-    """A record with its checksum, or with another one where it has changed."""
+    """A record with its checksum added or updated."""
     return record | {CHECKSUM: _checksum(record)}
 
 
 def _checksum(record: dict[str, Any]) -> int:
-    """CRC-32 of a record, its own checksum left out."""
+    """CRC-32 of a record without its checksum."""
     return zlib.crc32(canonical_json({key: value for key, value in record.items() if key != CHECKSUM}).encode())
 
 
 def write_table(path: Path, table: Any, record: dict[str, Any]) -> None:
-    """Write a pyarrow table as Parquet, with the provenance `record` and the content's checksum inside."""
+    """Write a pyarrow table as Parquet, with the provenance `record` and a checksum of the content in its metadata."""
     import pyarrow.parquet
 
     metadata = {**(table.schema.metadata or {}), KEY: dumps(record), CONTENT: str(_table_checksum(table))}
@@ -66,7 +66,7 @@ def write_table(path: Path, table: Any, record: dict[str, Any]) -> None:
 
 
 def read_table(path: Path) -> Any:
-    """A pyarrow table that `write_table` wrote.
+    """Read a pyarrow table written by `write_table`.
 
     Raises:
         UserError: it is missing or damaged.
@@ -75,19 +75,19 @@ def read_table(path: Path) -> Any:
 
     try:
         table = pyarrow.parquet.ParquetFile(path).read()  # read_table would import pandas, half a second
-        noted = (table.schema.metadata or {}).get(CONTENT.encode())
-        if noted is not None and int(noted) != _table_checksum(table):
+        expected = (table.schema.metadata or {}).get(CONTENT.encode())
+        if expected is not None and int(expected) != _table_checksum(table):
             raise ValueError("the checksum of its content is wrong")
-    except Exception as error:  # pyarrow's, and those of what it hands on
+    except Exception as error:  # pyarrow's own, and those that it passes on
         raise _unreadable(path, error) from None
     return table
 
 
 def _table_checksum(table: Any) -> int:
-    """CRC-32 of a table's content: names, types and values, however they are stored."""
+    """CRC-32 of a table's names, types and values, independent of the encoding."""
     import pyarrow
 
-    found = 0
+    checksum = 0
     for name in table.column_names:
         column = table[name].combine_chunks()
         parts = [name.encode()]
@@ -96,30 +96,30 @@ def _table_checksum(table: Any) -> int:
             if not pyarrow.types.is_nested(column.type):
                 break
             parts.append(column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).tobytes())
-            column = column.flatten()  # what is in the lists
+            column = column.flatten()  # the lists' elements
         parts.append(str(column.type).encode())
         if pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type):
             parts += [text.encode() + b"\0" for text in column.fill_null("").to_pylist()]
         else:
             parts.append(column.fill_null(0).to_numpy(zero_copy_only=False).tobytes())
-        found = zlib.crc32(b"".join(parts), found)
-    return found
+        checksum = zlib.crc32(b"".join(parts), checksum)
+    return checksum
 
 
 def write_result(path: Path, values: dict[str, Any]) -> None:
-    """Write a result as JSON, its `provenance` among the values, with the content's checksum."""
+    """Write a result, its `provenance` among the values, as JSON with a checksum of the content."""
     write_json(path, {CHECKSUM: zlib.crc32(canonical_json(values).encode()), **values})
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """What `write_result` wrote.
+    """Read a result written by `write_result`.
 
     Raises:
         UserError: it is missing or damaged.
     """
     values = read_json(path)
-    noted = values.pop(CHECKSUM, None) if isinstance(values, dict) else 0
-    if noted is not None and noted != zlib.crc32(canonical_json(values).encode()):
+    expected = values.pop(CHECKSUM, None) if isinstance(values, dict) else 0
+    if expected is not None and expected != zlib.crc32(canonical_json(values).encode()):
         raise _unreadable(path, ValueError("the checksum of its content is wrong"))
     return values
 
@@ -129,15 +129,15 @@ def _unreadable(path: Path, error: Exception) -> UserError:
 
 
 def dumps(record: dict[str, Any]) -> str:
-    """A provenance record as it is stored."""
+    """Serialize a provenance record."""
     return canonical_json(record)
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The provenance inside a file of any of our formats.
+    """Read the provenance of an output in any of our formats.
 
     Raises:
-        UserError: the file is missing, damaged, or not ours.
+        UserError: the file is missing, damaged, or not an output of semcorr.
     """
     if not path.exists():
         raise UserError(f"{path}: no such file. Run: dvc repro (or snakemake --cores all)")
@@ -147,23 +147,22 @@ def read(path: Path) -> dict[str, Any]:
         if not isinstance(record["fingerprint"], str):
             raise TypeError("the fingerprint is not text")
         if record.get(CHECKSUM) not in (None, _checksum(record)):
-            raise ValueError("the checksum of what it says about itself is wrong")
+            raise ValueError("the checksum of its provenance is wrong")
     except Exception as error:  # each format's library has its own errors for a damaged file
         raise UserError(f"{path}: not a complete file of semcorr ({reason(error)}). Delete it and run again") from None
     return record
 
 
 def expect(path: Path, fingerprint: str) -> dict[str, Any]:
-    """The provenance inside `path`, provided that it was made under the parameters that hold now.
+    """Read the provenance of `path`, which must have been made with the current parameters.
 
     Raises:
-        UserError: it was made under others, or is no output of ours.
+        UserError: it was made with other parameters, or is not an output of semcorr.
     """
     record = read(path)
     if record["fingerprint"] != fingerprint:
         raise UserError(
-            f"{path}: made under other parameters than params.yaml has now. "
-            f"Make it again with: dvc repro (or snakemake --cores all)"
+            f"{path}: made under other parameters than params.yaml has now. Run: dvc repro (or snakemake --cores all)"
         )
     return record
 

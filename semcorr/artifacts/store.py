@@ -1,13 +1,12 @@
-"""The feature store: one HDF5 file, one array per image, and the settings that made it.
+"""The feature store: one HDF5 file with one array per image, and its provenance.
 
 Each dataset `<image id>` holds (h, w, C) features of the valid cells (or a trunk's activations, padding included),
-uncompressed, since float16 features are noise to a compressor. The file's attributes hold its provenance, each
-dataset's the geometry of its image; the dataset `.crc32` holds a checksum of each array, in the order of their ids.
+uncompressed, since float16 features hardly compress. The file's attributes hold its provenance, each dataset's the
+geometry of its image; the dataset `.crc32` holds a checksum of each array, in the order of the ids.
 
-The whole file is laid out before the first image is encoded, so its bytes do not depend on the order of the images, and
-a disk that is too small is noticed at once. Arrays are then written into their places, and each finished one is noted
-in a journal beside the file: a run that was killed goes on after the last of them. The file gets its name when it is
-complete, so a file that exists is complete.
+The whole file is allocated before the first image is encoded, so its bytes do not depend on the order of the images,
+and a full disk is noticed at once. Each array is then written in place and logged in a journal next to the file, so a
+killed run resumes after the last one. The file is renamed once complete, so a file that exists is complete.
 """
 
 import contextlib
@@ -34,17 +33,17 @@ CHECKSUMS = ".crc32"
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """What is known about an image's array before it is computed."""
+    """Shape and geometry of an image's array, known before it is computed."""
 
     shape: tuple[int, ...]
     grid: Grid
 
 
 class Writer:
-    """Puts arrays into their places in a store that is not complete yet.
+    """Writes arrays into a store that is not yet complete.
 
     Attributes:
-        done: ids of the images that are in it already.
+        done: ids of the images already written.
     """
 
     def __init__(self, partial: Path, journal: Path, entries: dict[str, Entry], dtype: np.dtype):
@@ -60,8 +59,8 @@ class Writer:
     def add(self, image_id: str, array: np.ndarray) -> None:
         """Write one image's array."""
         entry = self._entries[image_id]
-        assert array.shape == entry.shape, f"{image_id}: {array.shape}, laid out {entry.shape}"
-        assert array.dtype == self._dtype, f"{image_id}: {array.dtype}, laid out {self._dtype}"
+        assert array.shape == entry.shape, f"{image_id}: {array.shape}, expected {entry.shape}"
+        assert array.dtype == self._dtype, f"{image_id}: {array.dtype}, expected {self._dtype}"
         content = np.ascontiguousarray(array)
         _write(self._file, memoryview(content).cast("B"), self._offsets[image_id])
         place = self._checksums + 4 * self._order[image_id]
@@ -70,7 +69,7 @@ class Writer:
         self.done.add(image_id)
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         os.close(self._file)
         os.close(self._journal)
 
@@ -79,16 +78,16 @@ class Writer:
 def create(
     path: Path, record: dict[str, Any], entries: dict[str, Entry], dtype: str, begun_on: Any = None
 ) -> Iterator[Writer]:
-    """Write a store; it appears under its name when the block ends well and every image is in it.
+    """Write a store; it is renamed to `path` when the block succeeds and every image has been written.
 
-    A block that failed or was killed is resumed by the next one with the same arguments.
+    A block that failed or was killed is resumed by the next call with the same arguments.
 
     Args:
-        path: of the store.
+        path: the store.
         record: its provenance.
         entries: image id -> shape and geometry, of all images.
         dtype: "float16" or "float32".
-        begun_on: what the arrays are computed by and from, as JSON; what was begun on another is begun anew.
+        begun_on: the code and inputs of the arrays, as JSON; an unfinished store of different ones is discarded.
 
     Raises:
         UserError: the disk is full, or another process is writing the same store.
@@ -119,7 +118,7 @@ def create(
 
 
 def _lay_out(path: Path, record: dict[str, Any], entries: dict[str, Entry], dtype: np.dtype) -> None:
-    """Write everything but the arrays, with room for them."""
+    """Write everything but the arrays, and allocate space for them."""
     path.unlink(missing_ok=True)
     try:
         with h5py.File(path, "w", libver="latest", locking=False) as file:
@@ -139,7 +138,7 @@ def _lay_out(path: Path, record: dict[str, Any], entries: dict[str, Entry], dtyp
 
 
 def _room(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype) -> h5py.Dataset:
-    """A dataset whose place in the file is fixed now, and whose content is written later."""
+    """Create a dataset with space allocated in the file; its content is written later."""
     creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
@@ -152,7 +151,7 @@ def _room(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype) -
 
 
 def _finished(journal: Path) -> list[str]:
-    """The whole lines of a journal: its key, then ids; a line that was being written does not count."""
+    """The complete lines of a journal: its key, then ids; a partly written last line is ignored."""
     if not journal.exists():
         return []
     return journal.read_text(encoding="utf-8").split("\n")[:-1]
@@ -165,13 +164,13 @@ def _write(file: int, content: bytes | memoryview, offset: int) -> None:
 
 
 class Store:
-    """A complete store, open for reading; any number of processes and threads may read one."""
+    """A complete store, open for reading by any number of processes and threads."""
 
     def __init__(self, path: Path, expect: str | None):
-        """Open `path`, made under the fingerprint `expect`; None takes any.
+        """Open `path`, which must carry the fingerprint `expect`; None accepts any.
 
         Raises:
-            UserError: it is missing, damaged, or was made under other parameters.
+            UserError: it is missing, damaged, or was made with other parameters.
         """
         self.path = path
         self.provenance = provenance.read(path) if expect is None else provenance.expect(path, expect)
@@ -179,14 +178,14 @@ class Store:
         self._entries: dict[str, Entry] = {}
         try:
             with h5py.File(path, "r", locking=False) as file:
-                made = file.attrs["format"]
-                if made == FORMAT:
+                version = file.attrs["format"]
+                if version == FORMAT:
                     file.visititems(self._look)
                     self._checksums = dict(zip(self.ids(), file[CHECKSUMS][()].tolist(), strict=True))
-        except Exception as error:  # h5py has many for a damaged file
+        except Exception as error:  # h5py raises many kinds for a damaged file
             raise _damaged(path, error) from None
-        if made != FORMAT:
-            raise UserError(f"{path}: format {made}, this version reads {FORMAT}. Delete it")
+        if version != FORMAT:
+            raise UserError(f"{path}: format {version}, this version reads {FORMAT}. Delete it")
         self._verified: set[str] = set()
         self._file = path.open("rb")
 
@@ -211,12 +210,12 @@ class Store:
         """The array of one image.
 
         Raises:
-            UserError: there is none, or its bytes are not those that were written.
+            UserError: the image is not in the store, or its array is damaged.
         """
         shape = self._entry(image_id).shape
         offset, dtype = self._places[image_id]
-        # Straight from its place: h5py would keep something small for each image between arrays that come and go,
-        # which scatters the heap and multiplies its size.
+        # Read directly: h5py would leave a small allocation per image between the arrays, which fragments the heap
+        # and multiplies its size.
         array = np.empty(shape, dtype)
         count = os.preadv(self._file.fileno(), [array.reshape(-1).view(np.uint8)], offset) if array.size else 0
         whole = count == array.nbytes
@@ -245,7 +244,7 @@ class Store:
 
 
 def content(path: Path) -> str:
-    """A hash of a file's bytes; of a store, which may be large, the one of its arrays' checksums."""
+    """Hash of a file's bytes; of a store, which may be large, hash of its arrays' checksums."""
     if path.suffix != ".h5":
         return sha256(path)
     try:
@@ -260,13 +259,13 @@ def _damaged(path: Path, error: Exception) -> UserError:
 
 
 def describe(path: Path) -> list[str]:
-    """What is in a store, in lines for people; every array is read and its checksum compared.
+    """Readable lines about a store; every array's checksum is verified.
 
     Raises:
-        UserError: it is no complete store, or damaged.
+        UserError: it is not a complete store, or damaged.
     """
     if path.exists() and not (path.is_file() and h5py.is_hdf5(path)):
-        raise UserError(f"{path}: is no feature store (features/<backbone>/<weights>/<dataset>.h5)")
+        raise UserError(f"{path}: not a feature store (features/<backbone>/<weights>/<dataset>.h5)")
     with Store(path, None) as store:
         record, entries = store.provenance, store.entries()
         types = sorted({str(store.array(image_id).dtype) for image_id in entries})
@@ -280,7 +279,7 @@ def describe(path: Path) -> list[str]:
         f"images: {len(entries):,}, {', '.join(types)}",
         f"cells: {shown}{f' and {len(shapes) - 6} more shapes' if len(shapes) > 6 else ''}",
         f"channels: {', '.join(map(str, channels))}; stride: {', '.join(map(str, strides))}",
-        f"tensors: {tensors.get('origin', 'not said')}",
+        f"tensors: {tensors.get('origin', 'unknown')}",
         f"fingerprint: {record['fingerprint']}",
         *(f"{key}: {value}" for key, value in record["settings"].items()),
     ]

@@ -1,1 +1,1 @@
-"""Benchmarks: where their data comes from, and how it is read. See `formats`."""
+"""Benchmarks: where their data comes from, and how it is read; see `formats`."""

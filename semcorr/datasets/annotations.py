@@ -1,4 +1,4 @@
-"""Annotation files that several benchmarks come in."""
+"""File formats that several benchmarks share."""
 
 import contextlib
 import csv
@@ -14,16 +14,16 @@ import scipy.io
 from semcorr.errors import UserError, reason
 
 COMPRESSED = 15  # type of a variable in a .mat file
-# What stands for the colon in the names of pairs: itself; what Windows' unpackers write; what its Linux layers show.
+# The colon in the names of pairs: as is; as Windows' unpackers write it; as its Linux layers show it.
 COLONS = (":", "_", "\uf03a")
 
 
 @contextlib.contextmanager
 def understood(path: Path, what: str) -> Iterator[None]:
-    """Read what an annotation file says; whatever is wrong with its values becomes an error that names it.
+    """Turn errors of the block about an annotation's values into a UserError that names the file.
 
     Raises:
-        UserError: a key is missing, or something else stands where a number, a text or a list should.
+        UserError: a key is missing, or a value has the wrong type.
     """
     try:
         yield
@@ -34,22 +34,22 @@ def understood(path: Path, what: str) -> Iterator[None]:
 
 
 def code(value: object, most: int) -> int:
-    """A code that an annotation gives: a whole number from 0 to `most`.
+    """Return an annotation's code, which must be an integer from 0 to `most`.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: it is not.
     """
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
-        raise ValueError(f"{value!r} is no code from 0 to {most}")
+        raise ValueError(f"{value!r} is not a code from 0 to {most}")
     return value
 
 
 def read_mat(path: Path, *names: str) -> list[np.ndarray]:
-    """Variables of a .mat file, as floats.
+    """Read variables of a .mat file, as floats.
 
     Raises:
-        UserError: it is missing, damaged, of MATLAB 7.3 (which is HDF5, and none of these benchmarks'), or holds no
-            such variable.
+        UserError: it is missing, damaged, in MATLAB 7.3 format (HDF5, which no benchmark here uses), or lacks a
+            variable.
     """
     try:
         content = path.read_bytes()
@@ -60,22 +60,22 @@ def read_mat(path: Path, *names: str) -> list[np.ndarray]:
     try:
         _verify_streams(content)
         values = scipy.io.loadmat(io.BytesIO(content), variable_names=names)
-        found = {name: np.asarray(values[name]) for name in names if name in values}
-        if any(np.iscomplexobj(value) for value in found.values()):
+        arrays = {name: np.asarray(values[name]) for name in names if name in values}
+        if any(np.iscomplexobj(array) for array in arrays.values()):
             raise ValueError("complex numbers")
-        found = {name: value.astype(float) for name, value in found.items()}
+        arrays = {name: array.astype(float) for name, array in arrays.items()}
     except MemoryError:
         raise
-    except Exception as error:  # scipy has many for a damaged file, and NotImplementedError for MATLAB 7.3
+    except Exception as error:  # scipy raises many kinds for a damaged file, NotImplementedError for MATLAB 7.3
         raise UserError(f"{path}: not a readable .mat file ({reason(error)}). Get the dataset again") from None
     for name in names:
-        if name not in found:
+        if name not in arrays:
             raise UserError(f"{path}: holds no {name}")
-    return [found[name] for name in names]
+    return [arrays[name] for name in names]
 
 
 def _verify_streams(content: bytes) -> None:
-    """Compare the checksums of a .mat file's compressed variables, which scipy reads past.
+    """Verify the checksums of a .mat file's compressed variables, which scipy ignores.
 
     Raises:
         zlib.error, struct.error: it is damaged.
@@ -91,12 +91,12 @@ def _verify_streams(content: bytes) -> None:
 
 
 def read_list(path: Path) -> list[tuple[int, list[str]]]:
-    """The rows of a list of pairs, a CSV file, each with its line number; a header, where there is one, is left out.
+    """Read the rows of a list of pairs, a CSV file, each with its line number, without the header.
 
-    A header is told by its content: none of its cells is a number or an image's name.
+    A first row is a header if none of its cells is a number or an image's name.
 
     Raises:
-        UserError: it is missing, no CSV file, or empty.
+        UserError: it is missing, not a CSV file, or empty.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -116,7 +116,7 @@ def read_list(path: Path) -> list[tuple[int, list[str]]]:
 
 
 def _is_data(cell: str) -> bool:
-    """Whether a cell of a list is a number or an image's name, and so in no header."""
+    """Whether a cell of a list is a number or an image's name, so that its row is not a header."""
     if cell.strip().lower().endswith((".png", ".jpg", ".jpeg")):
         return True
     try:

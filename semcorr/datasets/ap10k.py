@@ -1,10 +1,10 @@
-"""AP-10K for correspondence, as Zhang et al. (Telling Left from Right, 2024) arrange Yu et al.'s animal poses (2021).
+"""AP-10K for correspondence: Yu et al.'s animal poses (2021) as paired by Zhang et al. (Telling Left from Right, 2024).
 
 JPEGImages/<family>/<species>/<image>.jpg, ImageAnnotation/<family>/<species>/<image>.json (width, height, bbox as
-x y w h, and `keypoints`, 17 times x y visibility), and one JSON a pair, with the two annotations' paths, in
-PairAnnotation/<split><suffix>/<source>-<target>:<group>.json. The suffix says who is paired: none for two animals of
-one species, `_cross_species` for one family, `_cross_family` for two. The group is the species, the family, or `all`;
-it is taken from the annotations' paths, since file names lose their colon on Windows.
+x y w h, and `keypoints`, 17 times x y visibility), and one JSON per pair, with the two annotations' paths, in
+PairAnnotation/<split><suffix>/<source>-<target>:<group>.json. The suffix tells which animals are paired: none for two
+of one species, `_cross_species` for one family, `_cross_family` for two. The group is the species, the family, or
+`all`; it is taken from the annotations' paths, since file names lose their colon on Windows.
 """
 
 from functools import cache
@@ -34,9 +34,9 @@ SPLITS = ("trn", "val", "test")
 
 
 def find(folder: Path) -> Path | None:
-    """The root of the format: `folder` itself or a folder in it."""
-    there = (path for path in (folder, *sorted(folder.iterdir())) if (path / "PairAnnotation").is_dir())
-    return next((path for path in there if next(path.glob("ImageAnnotation/*/*/*.json"), None)), None)
+    """Find the root of the format: `folder` itself or a folder in it."""
+    candidates = (path for path in (folder, *sorted(folder.iterdir())) if (path / "PairAnnotation").is_dir())
+    return next((path for path in candidates if next(path.glob("ImageAnnotation/*/*/*.json"), None)), None)
 
 
 def load(root: Path, spec: AP10KSpec) -> Benchmark:
@@ -45,7 +45,7 @@ def load(root: Path, spec: AP10KSpec) -> Benchmark:
 
 
 def parts(root: Path, spec: AP10KSpec) -> list[AP10KSpec]:
-    """All splits and sub-sets that are there."""
+    """All splits and subsets in the folder."""
     return [
         spec.model_copy(update={"split": split, "subset": subset, "limit": None})
         for split in SPLITS
@@ -55,10 +55,10 @@ def parts(root: Path, spec: AP10KSpec) -> list[AP10KSpec]:
 
 
 def rest(root: Path) -> list[Path]:
-    """Every image file; every annotation is read and held against its image.
+    """Every image file; every annotation is read and checked against its image.
 
     Raises:
-        UserError: an annotation is damaged, or about an image of another size.
+        UserError: an annotation is damaged, or has the wrong image size.
     """
     for path in sorted(root.glob("ImageAnnotation/*/*/*.json")):
         _read_annotation(root, path.relative_to(root / "ImageAnnotation").as_posix())
@@ -66,28 +66,28 @@ def rest(root: Path) -> list[Path]:
 
 
 def absent(root: Path) -> list[str]:
-    """The folders of pairs that are not there, or are empty."""
+    """The folders of pairs that are missing or empty."""
     names = [f"PairAnnotation/{split}{suffix}" for split in SPLITS for suffix in SUFFIXES.values()]
     return [name for name in names if not next((root / name).glob("*.json"), None)]
 
 
 def verify(root: Path, spec: AP10KSpec) -> list[str]:
-    """Count species and images. The pairs are drawn by a script, so no count is required."""
+    """Count families and species. The pairs are sampled by a script, so no count is required."""
     species = {path.parent for path in root.glob("ImageAnnotation/*/*/*.json")}
     families = {path.parent for path in species}
     return [f"{len(families)} families, {len(species)} species"]
 
 
 def read(root: Path, split: str, subset: str) -> Benchmark:
-    """Read one split of one sub-set, pairs sorted by name; a pair without common keypoints is left out and counted.
+    """Read one split of one subset, pairs sorted by name; pairs without common keypoints are skipped and counted.
 
     Raises:
-        UserError: a file is missing or damaged, or contradicts another; the message names it.
+        UserError: a file is missing or damaged, or contradicts another.
     """
     folder = root / "PairAnnotation" / f"{split}{SUFFIXES[subset]}"
     files = sorted(path for path in folder.glob("*.json") if not path.name.startswith("."))
     if not files:
-        raise UserError(f"{folder}: holds no pairs; {root} is no folder in AP-10K's correspondence format")
+        raise UserError(f"{folder}: holds no pairs; {root} is not in AP-10K's correspondence format")
     images: dict[str, Image] = {}
     pairs: dict[tuple[str, str], Pair] = {}
     empty = 0
@@ -135,7 +135,7 @@ def read(root: Path, split: str, subset: str) -> Benchmark:
 
 def _group(both: list[str], subset: str, path: Path) -> str:
     """What the two animals have in common: the species, the family, or nothing (`all`)."""
-    (first_family, first, _), (second_family, second, _) = (one.split("/") for one in both)
+    (first_family, first, _), (second_family, second, _) = (name.split("/") for name in both)
     if subset == "intra_species" and (first_family, first) == (second_family, second):
         return first
     if subset == "cross_species" and first_family == second_family and first != second:
@@ -148,7 +148,7 @@ def _group(both: list[str], subset: str, path: Path) -> str:
 
 
 def _below(path: str) -> str:
-    """An annotation's path below ImageAnnotation; it is written relative to where its author stood."""
+    """An annotation's path below ImageAnnotation; the file has it relative to its author's working folder."""
     parts = PurePosixPath(path.replace("\\", "/")).parts
     below = parts[parts.index("ImageAnnotation") + 1 :]
     if len(below) != 3 or ".." in below:
@@ -164,11 +164,11 @@ def _read_annotation(root: Path, relative: str) -> tuple[Image, dict[str, list[f
     file = in_any_case(root / "JPEGImages" / f"{id_}.jpg")
     size = image_size(file)
     with understood(path, "an annotation of AP-10K"):
-        said = (int(values["height"]), int(values["width"]))
+        annotated = (int(values["height"]), int(values["width"]))
         points = _visible(values["keypoints"])
         x, y, width, height = map(float, values["bbox"])
-    if said != size:
-        raise other_size(path, file, said, size)
+    if annotated != size:
+        raise other_size(path, file, annotated, size)
     image = Image(id=id_, file=f"{id_}{file.suffix}", category=id_.split("/")[1], height=size[0], width=size[1])
     return image, points, [x, y, x + width, y + height]
 

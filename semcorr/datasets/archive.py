@@ -1,4 +1,4 @@
-"""Archives, zip or tar: unpacked whole or not at all, without trusting the names in them."""
+"""Zip and tar archives: unpacked completely or not at all, without trusting the names in them."""
 
 import tarfile
 import zipfile
@@ -10,7 +10,7 @@ from tqdm import tqdm
 from semcorr.artifacts.files import replacing
 from semcorr.errors import UserError, reason
 
-ENCRYPTED = 1  # bit of a zip member's flags
+ENCRYPTED = 1  # flag bit of a zip member
 METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}
 
 
@@ -18,16 +18,16 @@ def is_archive(path: Path) -> bool:
     """Whether `unpack` can read a file."""
     try:
         return path.is_file() and (zipfile.is_zipfile(path) or tarfile.is_tarfile(path))
-    except Exception:  # a few bytes of a compressed file have errors of their own
+    except Exception:  # damaged compressed files raise various errors
         return False
 
 
 def unpack(archive: Path, folder: Path) -> Path:
-    """Unpack a zip or tar archive, of any compression, into `folder`, which appears when it is complete.
+    """Unpack a zip or tar archive, of any compression, into `folder`, which appears once complete.
 
     Raises:
-        UserError: the archive is damaged, or holds what could write elsewhere: an absolute path, `..`, a link out of
-            the archive, a device. Nothing is left.
+        UserError: the archive is damaged, or unsafe: it has an absolute path, `..`, a link out of the archive, or a
+            device. Nothing is left behind.
     """
     try:
         with replacing(folder) as partial:
@@ -39,7 +39,7 @@ def unpack(archive: Path, folder: Path) -> Path:
         raise
     except tarfile.FilterError as error:
         raise _unsafe(archive, error.tarinfo.name, f"is refused: {reason(error)}") from None
-    except Exception as error:  # whatever a damaged archive makes of the libraries that read it
+    except Exception as error:  # the libraries raise many kinds for a damaged archive
         raise UserError(
             f"{archive}: damaged or truncated archive ({reason(error)}). Delete it and get it again"
         ) from None
@@ -51,11 +51,11 @@ def _tar_members(archive: Path) -> Iterator[Callable[[Path], None]]:
         for member in file:
             _check_name(archive, member.name)
             yield lambda folder, member=member: file.extract(member, folder, filter="data")
-        # tarfile takes a damaged header for the end: what comes after would be lost without a word.
+        # tarfile takes a damaged header for the end, and would silently skip the rest.
         file.fileobj.seek(file.offset)
         if file.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise EOFError("it ends, or is damaged, before the mark of its end")
-        while file.fileobj.read(1 << 20):  # to the end, where what is compressed has its checksum
+            raise EOFError("it ends, or is damaged, before its end marker")
+        while file.fileobj.read(1 << 20):  # to the end, where compressed files have their checksum
             pass
 
 
@@ -64,14 +64,14 @@ def _zip_members(archive: Path) -> Iterator[Callable[[Path], None]]:
         for member in file.infolist():
             _check_name(archive, member.filename)
             if member.flag_bits & ENCRYPTED:
-                raise UserError(f"{archive}: needs its password removed: {member.filename} is encrypted")
+                raise UserError(f"{archive}: {member.filename} is encrypted. Remove the password")
             if member.compress_type not in METHODS:
                 raise UserError(
                     f"{archive}: {member.filename} is compressed by a method that Python cannot read (number "
                     f"{member.compress_type}; 9 is Deflate64, 93 Zstandard). Unpack it yourself and give the folder as "
                     f"path, or re-pack with plain Deflate"
                 )
-            member.filename = member.filename.replace("\\", "/")  # as Windows' packers separate folders
+            member.filename = member.filename.replace("\\", "/")  # some Windows packers write backslashes
             yield lambda folder, member=member: file.extract(member, folder)
 
 
@@ -87,10 +87,10 @@ def _unsafe(archive: Path, name: str, why: str) -> UserError:
 
 
 def read_member(archive: Path, name: str) -> bytes:
-    """The bytes of one member of a zip archive, such as a wheel.
+    """Read one member of a zip archive, such as a wheel.
 
     Raises:
-        KeyError: it has none of this name.
+        KeyError: there is no such member.
         zipfile.BadZipFile: it is damaged.
     """
     with zipfile.ZipFile(archive) as file:
@@ -98,7 +98,7 @@ def read_member(archive: Path, name: str) -> bytes:
 
 
 def verify_members(archive: Path) -> None:
-    """Compare the checksums of a zip archive's members, such as a .pth file's, which torch does not.
+    """Verify the checksums of a zip archive's members, for instance of a .pth file, which torch does not check.
 
     Raises:
         ValueError, zipfile.BadZipFile: it is damaged.

@@ -1,7 +1,7 @@
-"""What a benchmark is, whatever its format: images, and annotated pairs of them; and its index on disk.
+"""Benchmarks of any format as images and annotated pairs, and their index on disk.
 
-Keypoints are (x, y) in pixels of the original image, (0, 0) the centre of its top-left pixel. A pair lists only the
-keypoints that are annotated in both of its images.
+Keypoints are (x, y) in pixels of the original image; (0, 0) is the centre of its top-left pixel. A pair lists only the
+keypoints that are annotated in both images.
 """
 
 import hashlib
@@ -30,9 +30,9 @@ class Image:
         id: its name in pairs and stores; unique in the dataset.
         file: its path below the folder that holds the images.
         height, width: pixels.
-        pose: the object's, in the benchmark's words; None where it does not say.
-        azimuth: the object's, as the benchmark numbers it.
-        sha256: of the file's bytes; filled when it is fetched.
+        pose: the object's, in the benchmark's words; None if unknown.
+        azimuth: the object's, as numbered by the benchmark.
+        sha256: of the file's bytes; set when it is fetched.
     """
 
     id: str
@@ -47,7 +47,7 @@ class Image:
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Two images of one category and their N common keypoints; what a benchmark does not say is None.
+    """Two images of one category and their N common keypoints; None for what a benchmark does not provide.
 
     Attributes:
         source, target: image ids. Keypoints are given in the source and predicted in the target.
@@ -56,7 +56,7 @@ class Pair:
         source_bbox, target_bbox: object box (x0, y0, x1, y1).
         viewpoint_variation, scale_variation: 0 easy, 1 medium, 2 hard.
         truncation, occlusion: 0 none, 1 source, 2 target, 3 both.
-        mirror: 1 where the objects face opposite ways.
+        mirror: 1 if the objects face opposite ways.
         subset: the part of the benchmark that the pair belongs to.
     """
 
@@ -86,7 +86,7 @@ class Benchmark:
     """Images and pairs, in the benchmark's own order, below `root`.
 
     Attributes:
-        left_out: what the benchmark lists and this does not hold -> how many, for instance pairs without keypoints.
+        left_out: what was skipped, for instance pairs without keypoints -> how many.
     """
 
     root: Path
@@ -95,7 +95,7 @@ class Benchmark:
     left_out: dict[str, int] = field(default_factory=dict)
 
     def first(self, limit: int | None) -> "Benchmark":
-        """The first `limit` pairs and the images they use; all of them where `limit` is None."""
+        """The first `limit` pairs and the images they use; all if `limit` is None."""
         if limit is None or limit >= len(self.pairs):
             return self
         pairs = self.pairs[:limit]
@@ -105,73 +105,51 @@ class Benchmark:
         return Benchmark(root=self.root, images=images, pairs=pairs, left_out=left_out)
 
 
-_POINTS = pa.list_(pa.list_(pa.float64(), 2))
-_BOX = pa.list_(pa.float64())  # four; not fixed to it, since pyarrow before 26 cannot read that where there are nulls
-IMAGE_SCHEMA = pa.schema(
-    {
-        "id": pa.string(),
-        "file": pa.string(),
-        "category": pa.string(),
-        "height": pa.int32(),
-        "width": pa.int32(),
-        "pose": pa.string(),
-        "azimuth": pa.int16(),
-        "sha256": pa.string(),
-    }
-)
-PAIR_SCHEMA = pa.schema(
-    {
-        "id": pa.string(),
-        "category": pa.string(),
-        "source": pa.string(),
-        "target": pa.string(),
-        "keypoint_ids": pa.list_(pa.string()),
-        "source_keypoints": _POINTS,
-        "target_keypoints": _POINTS,
-        "source_bbox": _BOX,
-        "target_bbox": _BOX,
-        "viewpoint_variation": pa.int8(),
-        "scale_variation": pa.int8(),
-        "truncation": pa.int8(),
-        "occlusion": pa.int8(),
-        "mirror": pa.int8(),
-        "subset": pa.string(),
-    }
-)
+_KINDS = {  # type of a field -> of its column
+    str: pa.string(),
+    str | None: pa.string(),
+    int: pa.int32(),
+    int | None: pa.int8(),  # codes
+    list[str]: pa.list_(pa.string()),
+    list[list[float]]: pa.list_(pa.list_(pa.float64(), 2)),
+    # Four values; not of fixed size, since pyarrow before 26 cannot read that with nulls.
+    list[float] | None: pa.list_(pa.float64()),
+}
+IMAGE_SCHEMA, PAIR_SCHEMA = (pa.schema({f.name: _KINDS[f.type] for f in fields(row)}) for row in (Image, Pair))
 
 
 def index_table(rows: Sequence[Image | Pair], schema: pa.Schema) -> pa.Table:
     """Images or pairs as a table.
 
     Raises:
-        UserError: a name is no UTF-8, or a number does not fit; the message names the row.
+        UserError: a name is not UTF-8, or a number does not fit; the message names the row.
     """
     try:
         columns = [pa.array([getattr(row, name) for row in rows], schema.field(name).type) for name in schema.names]
         return pa.Table.from_arrays(columns, schema=schema)
     except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
         if len(rows) == 1:
-            raise UserError(f"{shown(rows[0].id)}: cannot stand in an index ({error})") from None
-    for row in rows:  # which one it is
+            raise UserError(f"{shown(rows[0].id)}: does not fit into an index ({error})") from None
+    for row in rows:  # to name the row
         index_table([row], schema)
-    raise AssertionError("each row fits alone, all of them do not")
+    raise AssertionError("each row fits alone, but not all together")
 
 
 def write_index(path: Path, rows: Sequence[Image | Pair], schema: pa.Schema, record: dict[str, Any]) -> None:
-    """Write images or pairs as Parquet, with the provenance `record` inside."""
+    """Write images or pairs as Parquet, with the provenance `record`."""
     provenance.write_table(path, index_table(rows, schema), record)
 
 
 def shown(path: Path | str) -> str:
-    """A file's name as it can be printed, whatever its bytes."""
+    """A file's name in printable form, whatever its bytes."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def named(path: Path) -> Path:
-    """Return the path of a file whose name can stand in an index.
+    """Return the path of a file, whose name must be valid in an index.
 
     Raises:
-        UserError: it is no UTF-8.
+        UserError: it is not UTF-8.
     """
     try:
         str(path).encode("utf-8")
@@ -181,21 +159,21 @@ def named(path: Path) -> Path:
 
 
 def in_any_case(path: Path) -> Path:
-    """A file by its name, or with its suffix in the other case, as cameras and Windows write it (.JPG, .PNG)."""
+    """A file by its name, or with its suffix in another case, as cameras and Windows write it (.JPG, .PNG)."""
     if path.exists():
         return path
-    others = [path.with_suffix(suffix) for suffix in (path.suffix.upper(), path.suffix.title())]
-    return next((other for other in others if other.exists()), path)
+    variants = [path.with_suffix(suffix) for suffix in (path.suffix.upper(), path.suffix.title())]
+    return next((variant for variant in variants if variant.exists()), path)
 
 
 def image_files(folder: Path, suffix: str) -> list[Path]:
-    """The image files of a folder with a suffix in lower or upper case, hidden ones left out, in order.
+    """The image files of a folder with a suffix in lower or upper case, sorted, without hidden ones.
 
     Raises:
-        UserError: a name is no UTF-8.
+        UserError: a name is not UTF-8.
     """
-    found = [path for path in folder.iterdir() if path.suffix.lower() == suffix] if folder.is_dir() else []
-    return sorted(named(path) for path in found if not path.name.startswith("."))
+    paths = [path for path in folder.iterdir() if path.suffix.lower() == suffix] if folder.is_dir() else []
+    return sorted(named(path) for path in paths if not path.name.startswith("."))
 
 
 def read_images(path: Path) -> list[Image]:
@@ -216,10 +194,10 @@ def _read_rows(path: Path, schema: pa.Schema) -> list[dict[str, Any]]:
 
 
 def read_image(folder: Path, image: Image) -> PillowImage.Image:
-    """Decode one image, provided that its bytes are those that were fetched.
+    """Decode one image, after checking that its bytes are those that were fetched.
 
     Raises:
-        UserError: it is missing, damaged or another.
+        UserError: it is missing, damaged or changed.
     """
     path, remedy = folder / image.file, f"Run: dvc repro (or delete {folder.parent})"
     try:
@@ -232,7 +210,7 @@ def read_image(folder: Path, image: Image) -> PillowImage.Image:
 
 
 def common_keypoints(first: dict[str, list[float]], second: dict[str, list[float]]) -> dict[str, list]:
-    """A pair's keypoints, as fields of Pair: those that are visible in both images, by number -> x y of each."""
+    """The fields of Pair for the keypoints visible in both images, given number -> x y for each."""
     common = [id_ for id_ in first if id_ in second]
     return {
         "keypoint_ids": common,
@@ -242,7 +220,7 @@ def common_keypoints(first: dict[str, list[float]], second: dict[str, list[float
 
 
 def check_pair(pair: Pair, sizes: dict[str, tuple[int, int]], where: Path | str) -> Pair:
-    """Return `pair` if its keypoints and boxes make sense on images of these sizes.
+    """Return `pair` if its keypoints and boxes are valid for images of these sizes.
 
     Raises:
         UserError: counts differ, a point lies outside its image, or a box is empty; `where` names the annotation.
@@ -251,7 +229,7 @@ def check_pair(pair: Pair, sizes: dict[str, tuple[int, int]], where: Path | str)
     if len(set(counts)) > 1:
         raise UserError(f"{where}: {counts[0]} source keypoints, {counts[1]} target keypoints, {counts[2]} ids")
     if pair.source == pair.target:
-        raise UserError(f"{where}: pairs {pair.source} with itself, where every keypoint would be found. Take it out")
+        raise UserError(f"{where}: pairs {pair.source} with itself. Remove it")
     sides = (
         ("source", pair.source, pair.source_keypoints, pair.source_bbox),
         ("target", pair.target, pair.target_keypoints, pair.target_bbox),
@@ -259,15 +237,11 @@ def check_pair(pair: Pair, sizes: dict[str, tuple[int, int]], where: Path | str)
     for side, image_id, points, bbox in sides:
         height, width = sizes[image_id]
         for x, y in points:
-            # Annotations count from 0 or from 1, so a point may stand on the image's far edge. NaN is outside too.
+            # Annotations count from 0 or from 1, so a point may lie on the image's far edge. NaN is outside too.
             if not (0 <= x <= width and 0 <= y <= height):
                 raise UserError(f"{where}: {side} keypoint {[x, y]} is outside the image of {width} x {height} pixels")
         if bbox is not None and not all(map(math.isfinite, bbox)):
-            raise UserError(f"{where}: {side} box {bbox} is not of numbers (x0, y0, x1, y1)")
+            raise UserError(f"{where}: {side} box {bbox} has values that are not finite (x0, y0, x1, y1)")
         if bbox is not None and not (bbox[2] > bbox[0] and bbox[3] > bbox[1]):
             raise UserError(f"{where}: {side} box {bbox} has no area (x0, y0, x1, y1)")
     return pair
-
-
-assert [f.name for f in fields(Image)] == IMAGE_SCHEMA.names
-assert [f.name for f in fields(Pair)] == PAIR_SCHEMA.names

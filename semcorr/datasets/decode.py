@@ -1,7 +1,7 @@
-"""Image files as pixels: the one decoder of datasets, of the Python API, of pictures, and of people's own images.
+"""The one image decoder, of datasets, the Python API, galleries, and users' own images.
 
-Pixels are upright 8-bit RGB in the end, whatever a file holds. A benchmark annotates the pixels as they are stored, so
-its images are read with `upright=False`; a photograph of one's own is turned as its EXIF data say.
+The result is 8-bit RGB, whatever the file holds. Benchmarks annotate pixels as they are stored, so their images are
+read with `upright=False`; users' own photographs are rotated according to their EXIF orientation.
 """
 
 from collections.abc import Callable
@@ -28,16 +28,16 @@ _TURNS = {
 
 
 def decode(source: AnyImage, *, upright: bool, name: str | Path | None = None, remedy: str = "") -> PillowImage.Image:
-    """An image of any common format and mode as 8-bit RGB; transparency becomes white.
+    """Decode an image of any common format and mode to 8-bit RGB; transparency becomes white.
 
     Args:
         source: a path, an open file, or a Pillow image.
-        upright: turn it as its EXIF data say; else the pixels are laid out as they are stored.
-        name: what errors call it; None takes the path.
-        remedy: what errors say to do.
+        upright: apply the EXIF orientation; else keep the pixels as they are stored.
+        name: for error messages; None takes the path.
+        remedy: what error messages tell the user to do.
 
     Raises:
-        UserError: there is no such file, or it is no image that can be read.
+        UserError: there is no such file, or it is not a readable image.
     """
 
     def read(image: PillowImage.Image) -> PillowImage.Image:
@@ -52,16 +52,16 @@ def image_size(path: Path) -> tuple[int, int]:
     """Size (height, width) of an image file as it is stored, from its header.
 
     Raises:
-        UserError: the file is missing or no image.
+        UserError: the file is missing or not an image.
     """
     return _opened(path, lambda image: (image.height, image.width), None, AGAIN)
 
 
 def decode_labels(path: Path) -> PillowImage.Image:
-    """A picture whose values are labels, such as a mask, as it is stored.
+    """Decode an image of labels, such as a mask, as it is stored.
 
     Raises:
-        UserError: the file is missing or no image.
+        UserError: the file is missing or not an image.
     """
 
     def read(image: PillowImage.Image) -> PillowImage.Image:
@@ -72,31 +72,32 @@ def decode_labels(path: Path) -> PillowImage.Image:
 
 
 def orientation(image: PillowImage.Image) -> int:
-    """EXIF orientation, 1 to 8; 1, as stored, where there is none that can be read."""
+    """EXIF orientation, 1 to 8; 1 (as stored) if there is none or it is unreadable."""
     try:
-        found = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # whatever a damaged EXIF block makes of itself; the pixels are there all the same
+        tag = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # a damaged EXIF block raises many kinds; the pixels are still usable
         return 1
-    return found if found in _TURNS else 1
+    return tag if tag in _TURNS else 1
 
 
 def stored_orientation(path: Path) -> int:
     """EXIF orientation of an image file.
 
     Raises:
-        UserError: the file is missing or no image.
+        UserError: the file is missing or not an image.
     """
     return _opened(path, orientation, None, AGAIN)
 
 
-def other_size(annotation: Path, image: Path, said: tuple[int, int], size: tuple[int, int]) -> UserError:
-    """The error of an annotation that gives an image another (height, width) than its file has."""
-    text = f"{annotation}: says that {image.name} has {said[1]} x {said[0]} pixels, but it has {size[1]} x {size[0]}. "
+def other_size(annotation: Path, image: Path, annotated: tuple[int, int], size: tuple[int, int]) -> UserError:
+    """The error for an annotation with a (height, width) other than the image file's."""
+    (rows, columns), (height, width) = annotated, size
+    text = f"{annotation}: says that {image.name} has {columns} x {rows} pixels, but it has {width} x {height}. "
     turned = stored_orientation(image)
-    if turned != 1 and said == size[::-1]:
+    if turned != 1 and annotated == size[::-1]:
         text += (
-            f"Its EXIF orientation is {turned}: the annotation is about the image as viewers turn it, but pixels count "
-            "as they are stored. Turn the pixels themselves and remove the tag, or get the dataset again"
+            f"Its EXIF orientation is {turned}: the annotation is for the image as viewers rotate it, but pixels count "
+            "as they are stored. Rotate the pixels themselves and remove the tag, or get the dataset again"
         )
     else:
         text += AGAIN
@@ -104,7 +105,7 @@ def other_size(annotation: Path, image: Path, said: tuple[int, int], size: tuple
 
 
 def _opened(source: AnyImage, read: Callable[[PillowImage.Image], Any], name: str | Path | None, remedy: str) -> Any:
-    """What `read` makes of an image; errors name it."""
+    """Apply `read` to an image; errors name it."""
     if name is None:
         name = source if isinstance(source, str | Path) else "the image"
     then = f". {remedy}" if remedy else ""
@@ -121,13 +122,13 @@ def _opened(source: AnyImage, read: Callable[[PillowImage.Image], Any], name: st
     except MemoryError:
         raise
     except Exception as error:  # each of Pillow's formats has its own errors for damaged files
-        said = reason(error).partition(" <_io")[0]  # not where in memory it was
-        raise UserError(f"{name}: not a readable image ({said}){then}") from None
+        text = reason(error).partition(" <_io")[0]  # without a memory address
+        raise UserError(f"{name}: not a readable image ({text}){then}") from None
 
 
 def _rgb(image: PillowImage.Image) -> PillowImage.Image:
-    """The colours that a picture of any mode stands for."""
-    if image.mode.startswith(("I", "F")):  # Pillow would clip 16 bits at 255
+    """Convert an image of any mode to RGB."""
+    if image.mode.startswith(("I", "F")):  # Pillow would clip 16-bit values at 255
         values = np.asarray(image, np.float64)
         if not np.isfinite(values).all() or values.min() < 0:
             raise ValueError(f"its values are {values.min()} to {values.max()}, not those of an image")
@@ -143,10 +144,10 @@ def _rgb(image: PillowImage.Image) -> PillowImage.Image:
 
 
 def _white(values: np.ndarray, image: PillowImage.Image) -> float:
-    """The value that stands for white in a picture of more than 8 bits, or of floats."""
+    """The value of white in an image of more than 8 bits or of floats."""
     largest = float(values.max())
     if image.mode.startswith("I;") or (image.mode == "I" and image.format == "PPM"):
         return max(largest, 65535.0)
     if image.mode == "F" and largest <= 2 and np.quantile(values, 0.99) <= 1:
-        return 1.0  # 0 to 1, a few values a little beyond, as resampling makes them
+        return 1.0  # 0 to 1, with a few values slightly above from resampling
     return next((top for top in (255.0, 65535.0) if largest <= top), largest)

@@ -1,4 +1,4 @@
-"""Files from elsewhere: downloaded whole or not at all, and verified."""
+"""Downloads: complete or not at all, and verified."""
 
 import contextlib
 import logging
@@ -16,18 +16,18 @@ from semcorr.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-ATTEMPTS = 3  # at one address, where the connection breaks
+ATTEMPTS = 3  # per address, if the connection breaks
 TIMEOUT = 60  # seconds without a byte
 
 
 def download(urls: list[str], digest: str | None, path: Path) -> Path:
-    """The file at `path`, from the first of `urls` that serves it whole.
+    """Download a file to `path`, from the first of `urls` that serves it completely.
 
-    A file that is there and is the right one is not downloaded again. A download goes beside `path` and is moved onto
-    it once its length and, where known, its SHA-256 are right.
+    An existing correct file is not downloaded again. A download goes to a temporary file that is renamed to `path` once
+    its length and, if known, its SHA-256 are verified.
 
     Raises:
-        UserError: no address serves it; the message says why for each.
+        UserError: no address serves it; the message gives the reason for each.
     """
     if path.exists() and digest in (None, sha256(path)):
         return path
@@ -38,7 +38,7 @@ def download(urls: list[str], digest: str | None, path: Path) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 _retrieve(url, digest, path)
-            except (requests.RequestException, ValueError) as error:  # the address's fault, and not the disk's
+            except (requests.RequestException, ValueError) as error:  # the server's fault, not the disk's
                 reasons.append(f"{url}: {_reason(error, digest)}")
                 continue
         return path
@@ -60,19 +60,19 @@ def _retrieve(url: str, digest: str | None, path: Path) -> None:
 
 
 def _never_connected(error: Exception) -> bool:
-    """Whether there was no connection at all, so that trying again at once would not help."""
+    """Whether there was no connection at all, so that an immediate retry would not help."""
     return bool(error.args) and isinstance(error.args[0], MaxRetryError)
 
 
 @contextlib.contextmanager
-def _quiet(talker: logging.Logger) -> Iterator[None]:
-    """Warnings alone, while the block runs."""
-    before = talker.level
-    talker.setLevel(logging.WARNING)
+def _quiet(target: logging.Logger) -> Iterator[None]:
+    """Show only warnings of a logger while the block runs."""
+    before = target.level
+    target.setLevel(logging.WARNING)
     try:
         yield
     finally:
-        talker.setLevel(before)
+        target.setLevel(before)
 
 
 def _reason(error: Exception, digest: str | None) -> str:

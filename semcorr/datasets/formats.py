@@ -1,16 +1,16 @@
-"""The formats of datasets. A format is a module of its name here.
+"""Dataset formats. A format is a module here with its name.
 
 It has
 
-    find        its root in a folder
-    load        one dataset of params.yaml as a Benchmark
-    verify      what a single part cannot show
+    find        finds its root in a folder
+    load        loads one dataset of params.yaml as a Benchmark
+    verify      checks what no single part can show
     parts       all parts that the folder holds, each as a dataset of params.yaml
-    rest        every image file; annotations that no part reads are read on the way
-    absent      what the benchmark has and the folder has not
-    WHOLE       what the dataset's entry says when all of a folder is meant
+    rest        every image file; also reads annotations that no part reads
+    absent      what the benchmark has and the folder lacks
+    WHOLE       the dataset's entry for all of a folder
 
-Modules are imported by name, so that one more of them re-runs nothing that does not use it.
+Modules are imported by name, so that adding one re-runs nothing that does not use it.
 """
 
 import importlib

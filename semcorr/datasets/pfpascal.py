@@ -1,9 +1,9 @@
-"""PF-PASCAL, as its authors publish it (Ham et al., Proposal Flow, 2017), with the split files of the field.
+"""PF-PASCAL as published by its authors (Ham et al., Proposal Flow, 2017), with the usual split files.
 
-JPEGImages/<image>.jpg; Annotations/<category>/<image>.mat with `kps` (N x 2, x y, NaN where a point is not visible) and
-`bbox` (1 x 4, x0 y0 x1 y1); and, from Rocco et al. (2017) and Han et al. (2017), {train,val,test}_pairs_pf_pascal.csv
-(or {trn,val,test}_pairs.csv): source image, target image, 1-based class, and, in train, whether the row is a mirrored
-copy. The lists' own coordinates are cross-checked against the .mat files, whose points are used.
+JPEGImages/<image>.jpg; Annotations/<category>/<image>.mat with `kps` (N x 2, x y, NaN for points that are not visible)
+and `bbox` (1 x 4, x0 y0 x1 y1); and, from Rocco et al. (2017) and Han et al. (2017), lists of pairs
+{train,val,test}_pairs_pf_pascal.csv (or {trn,val,test}_pairs.csv): source image, target image, 1-based class, and, in
+train, whether the row is a mirrored copy. Points are from the .mat files; the lists' coordinates are only checked.
 """
 
 import re
@@ -42,9 +42,9 @@ LIST_TOLERANCE = 1.0  # pixels
 
 
 def find(folder: Path) -> Path | None:
-    """The root of the format: `folder` itself or a folder in it."""
-    there = (path for path in (folder, *sorted(folder.iterdir())) if next(path.glob("Annotations/*/*.mat"), None))
-    return next(there, None)
+    """Find the root of the format: `folder` itself or a folder in it."""
+    candidates = (folder, *sorted(folder.iterdir()))
+    return next((path for path in candidates if next(path.glob("Annotations/*/*.mat"), None)), None)
 
 
 def load(root: Path, spec: PFPascalSpec) -> Benchmark:
@@ -73,7 +73,7 @@ def rest(root: Path) -> list[Path]:
 
 
 def absent(root: Path) -> list[str]:
-    """The lists of pairs that are not there."""
+    """The missing lists of pairs."""
     return [" or ".join(names) for split, names in LISTS.items() if _find_list(root, split) is None]
 
 
@@ -81,18 +81,18 @@ def verify(root: Path, spec: PFPascalSpec) -> list[str]:
     """Count the pairs of each list; PF-PASCAL itself (`expect: pfpascal`) has three, with 308 in val and 299 in test.
 
     Raises:
-        UserError: it is something else.
+        UserError: the folder is expected to be PF-PASCAL, but is not.
     """
     if spec.expect == "pfpascal" and (missing := absent(root)):
         raise UserError(
-            f"{root}: holds no {', no '.join(missing)}, which PF-PASCAL has. Get the field's lists of pairs, or say "
-            f"`expect: any` if it is data of your own"
+            f"{root}: holds no {', no '.join(missing)}, which PF-PASCAL has. Get the usual lists of pairs, or set "
+            f"`expect: any` if the data are your own"
         )
     counts = {part.split: len(read_list(_list(root, part.split))) for part in parts(root, spec)}
     wrong = {split: count for split, count in counts.items() if count != PAIRS.get(split, count)}
     if spec.expect == "pfpascal" and wrong:
         raise UserError(
-            f"{root}: pairs {wrong}, PF-PASCAL has {PAIRS}. Get the lists again, or say `expect: any` if it is data of "
+            f"{root}: pairs {wrong}, PF-PASCAL has {PAIRS}. Get the lists again, or set `expect: any` if the data are "
             f"your own"
         )
     listed = ", ".join(f"{split} {count:,}" for split, count in counts.items())
@@ -100,10 +100,10 @@ def verify(root: Path, spec: PFPascalSpec) -> list[str]:
 
 
 def read(root: Path, split: str) -> Benchmark:
-    """Read one split; rows that are mirrored copies of others are left out and counted.
+    """Read one split; rows that are mirrored copies of others are skipped and counted.
 
     Raises:
-        UserError: a file is missing or damaged, or contradicts another; the message names it.
+        UserError: a file is missing or damaged, or contradicts another.
     """
     path = _list(root, split)
     sizes: dict[str, tuple[int, int]] = {}
@@ -138,7 +138,7 @@ def read(root: Path, split: str) -> Benchmark:
             **common_keypoints(first, second),
         )
         if (source, target, category) in pairs:
-            raise UserError(f"{where}: pair {source}, {target} stands here twice")
+            raise UserError(f"{where}: pair {source}, {target} is listed twice")
         if len(further) == 4:
             _compare(where, further, pair)
         pairs[source, target, category] = check_pair(pair, sizes, where)
@@ -151,7 +151,7 @@ def read(root: Path, split: str) -> Benchmark:
 
 
 def read_annotation(path: Path) -> tuple[dict[str, list[float]], list[float]]:
-    """Visible keypoints (number -> x y) and the box (x0, y0, x1, y1) of one .mat file."""
+    """Visible keypoints (number -> x y) and the box (x0, y0, x1, y1) of a .mat file."""
     points, bbox = read_mat(path, "kps", "bbox")
     bbox = bbox.ravel()
     if points.ndim != 2 or points.shape[1] != 2 or bbox.shape != (4,):
@@ -167,11 +167,11 @@ def _find_list(root: Path, split: str) -> Path | None:
 def _list(root: Path, split: str) -> Path:
     if (path := _find_list(root, split)) is not None:
         return path
-    raise UserError(f"{root}: holds neither {' nor '.join(LISTS[split])}, the list of {split}'s pairs")
+    raise UserError(f"{root}: holds neither {' nor '.join(LISTS[split])}, the list of {split} pairs")
 
 
 def _parse(row: list[str], where: str) -> tuple[str, str, str, list[str]]:
-    """Source, target, category and the further columns of one line."""
+    """Source, target, category and the other columns of a row."""
     try:
         source, target = (re.sub(r"\.jpg$", "", name.split("/")[-1], flags=re.IGNORECASE) for name in row[:2])
         number = int(float(row[2]))
@@ -190,7 +190,7 @@ def _is_one(cell: str) -> bool:
 
 
 def _compare(where: str, columns: list[str], pair: Pair) -> None:
-    """Refuse a line whose coordinates, `x;x;...` and `y;y;...` of both images, are not those of the .mat files."""
+    """Refuse a row whose coordinates, `x;x;...` and `y;y;...` of both images, differ from those of the .mat files."""
     for side, x, y in (("source", *columns[:2]), ("target", *columns[2:])):
         try:
             listed = np.array([x.split(";"), y.split(";")], float).T

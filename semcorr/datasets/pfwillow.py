@@ -1,7 +1,7 @@
-"""PF-WILLOW, as its authors publish it (Ham et al., Proposal Flow, 2016): folders of PNG images with .mat files.
+"""PF-WILLOW as published by its authors (Ham et al., Proposal Flow, 2016): folders of PNG images with .mat files.
 
-A folder, such as `car(S)`, is one sub-set of the category before the bracket. Each image has ten keypoints in a
-.mat file of the same name (`pts_coord`, 2 x 10, x then y). The pairs are all ordered pairs within a folder.
+A folder, such as `car(S)`, is one subset of the category before the bracket. Each image has ten keypoints in a .mat
+file of the same name (`pts_coord`, 2 x 10, x then y). The pairs are all ordered pairs within a folder.
 """
 
 import re
@@ -24,7 +24,7 @@ LIST_TOLERANCE = 1.0  # pixels: lists count from 0 or from 1, and round
 
 
 def find(folder: Path) -> Path | None:
-    """The root of the format: `folder` itself or a folder in it."""
+    """Find the root of the format: `folder` itself or a folder in it."""
     for path in (folder, *sorted(folder.iterdir())):
         if any(in_any_case(mat.with_suffix(".png")).exists() for mat in path.glob("*/*.mat")):
             return path
@@ -32,13 +32,13 @@ def find(folder: Path) -> Path | None:
 
 
 def load(root: Path, spec: PFWillowSpec) -> Benchmark:
-    """Read all pairs, or those of the list and the sub-sets that params.yaml names."""
+    """Read all pairs, or those of the list and the subsets that params.yaml names."""
     whole = read(root, spec.pairs and project_path(spec.pairs))
     if spec.subsets is None:
         return whole
     known = {image.id.split("/")[0] for image in whole.images}
     if strangers := set(spec.subsets) - known:
-        raise UserError(f"{root}: holds no sub-set {min(strangers)}; it has {', '.join(sorted(known))}")
+        raise UserError(f"{root}: holds no subset {min(strangers)}; it has {', '.join(sorted(known))}")
     return Benchmark(
         root=whole.root,
         images=[image for image in whole.images if image.id.split("/")[0] in spec.subsets],
@@ -65,21 +65,21 @@ def rest(root: Path) -> list[Path]:
 
 
 def absent(root: Path) -> list[str]:
-    """Nothing: each image has its .mat file, and the pairs follow from the folders."""
+    """Nothing: each image must have its .mat file, and the pairs follow from the folders."""
     return []
 
 
 def verify(root: Path, spec: PFWillowSpec) -> list[str]:
-    """Count sub-sets and images; PF-WILLOW itself (`expect: pfwillow`) has 10 of 10.
+    """Count subsets and images; PF-WILLOW itself (`expect: pfwillow`) has 10 subsets of 10 images.
 
     Raises:
-        UserError: it is something else.
+        UserError: the folder is expected to be PF-WILLOW, but is not.
     """
     counts = {folder.name: len(_names(folder)) for folder in _folders(root)}
     if spec.expect == "pfwillow" and sorted(counts.values()) != [IMAGES_PER_SUBSET] * SUBSETS:
         raise UserError(
             f"{root}: PF-WILLOW has {SUBSETS} folders of {IMAGES_PER_SUBSET} images, this has {counts}. Get it again, "
-            f"or say `expect: any` if it is data of your own"
+            f"or set `expect: any` if the data are your own"
         )
     return [f"{len(counts)} sub-sets, {sum(counts.values())} images, as many .mat files"]
 
@@ -88,13 +88,12 @@ def read(root: Path, pairs: Path | None = None) -> Benchmark:
     """Read the benchmark.
 
     Args:
-        root: the folder that holds the sub-sets' folders (PF-dataset).
-        pairs: the field's list of pairs (test_pairs_pf.csv), for its pairs in its order; None takes all ordered pairs
+        root: the folder that holds the subsets' folders (PF-dataset).
+        pairs: the usual list of pairs (test_pairs_pf.csv), for its pairs in its order; None takes all ordered pairs
             within a folder. Keypoints are those of the .mat files; the list's must agree with them.
 
     Raises:
-        UserError: an image has no .mat file or the reverse, a file is damaged, or the list contradicts the .mat
-            files; the message names it.
+        UserError: an image has no .mat file or vice versa, a file is damaged, or the list contradicts the .mat files.
     """
     images, sizes, keypoints = [], {}, {}
     for folder in _folders(root):
@@ -107,11 +106,8 @@ def read(root: Path, pairs: Path | None = None) -> Benchmark:
             category = folder.name.split("(")[0]
             images.append(Image(id=id_, file=f"{id_}{file.suffix}", category=category, height=height, width=width))
     if pairs is None:
-        listed = [
-            (one.id, other.id)
-            for one, other in permutations(images, 2)
-            if one.id.split("/")[0] == other.id.split("/")[0]
-        ]
+        ids = [image.id for image in images]
+        listed = [both for both in permutations(ids, 2) if both[0].split("/")[0] == both[1].split("/")[0]]
     else:
         listed = _read_list(pairs, keypoints)
 
@@ -129,15 +125,15 @@ def read(root: Path, pairs: Path | None = None) -> Benchmark:
         )
         return check_pair(made, sizes, root / subset / f"{name}.mat")
 
-    made = [pair(*one) for one in listed]
-    used = {id_ for one in listed for id_ in one}
+    made = [pair(*both) for both in listed]
+    used = {id_ for both in listed for id_ in both}
     kept = [image for image in images if image.id in used]
     left_out = {"images in no pair": len(images) - len(kept)} if len(kept) < len(images) else {}
     return Benchmark(root=root, images=kept, pairs=made, left_out=left_out)
 
 
 def _read_list(path: Path, keypoints: dict[str, list[list[float]]]) -> list[tuple[str, str]]:
-    """Source and target of each pair of the field's CSV: two image names, then x and y of each image's points."""
+    """Source and target of each pair of the usual CSV: two image names, then x and y of each image's points."""
     listed: dict[tuple[str, str], int] = {}
     for number, row in read_list(path):
         where = f"{path}:{number}"
@@ -155,22 +151,22 @@ def _read_list(path: Path, keypoints: dict[str, list[list[float]]]) -> list[tupl
             if not distance <= LIST_TOLERANCE:
                 raise UserError(f"{where}: keypoints of {id_} are {distance:.1f} px from those of {id_}.mat")
         if ids in listed:
-            raise UserError(f"{where}: pair {ids[0]}, {ids[1]} stands in line {listed[ids]} too")
+            raise UserError(f"{where}: pair {ids[0]}, {ids[1]} is also in line {listed[ids]}")
         listed[ids] = number
     return list(listed)
 
 
 def _folders(root: Path) -> list[Path]:
-    """The sub-sets' folders."""
+    """The subsets' folders."""
     folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
     folders = [folder for folder in folders if not folder.name.startswith((".", "__MACOSX"))]
     if not any(next(folder.glob("*.mat"), None) for folder in folders):
-        raise UserError(f"{root}: no folder in PF-WILLOW's format (sub-set folders of .png and .mat files)")
+        raise UserError(f"{root}: not in PF-WILLOW's format (subset folders of .png and .mat files)")
     return folders
 
 
 def read_keypoints(path: Path) -> list[list[float]]:
-    """The (10, 2) keypoints, x y, of one .mat file."""
+    """The (10, 2) keypoints, x y, of a .mat file."""
     [points] = read_mat(path, "pts_coord")
     if points.shape != (2, KEYPOINTS) or not np.isfinite(points).all():
         raise UserError(f"{path}: pts_coord has shape {points.shape}, expected (2, {KEYPOINTS}) finite numbers")
@@ -178,14 +174,14 @@ def read_keypoints(path: Path) -> list[list[float]]:
 
 
 def _names(folder: Path) -> list[str]:
-    """Images of a sub-set, without suffix; each must have its .mat file, and each .mat file its image."""
+    """Names of a subset's images, without suffix; each must have a .mat file, and each .mat file an image."""
     files = image_files(folder, ".png")
     images = {path.stem for path in files}
     if len(images) < len(files):
-        double = next(path for path in files if sum(path.stem == one.stem for one in files) > 1)
-        raise UserError(f"{double.with_suffix('')}: stands here with its suffix in upper and in lower case. Keep one")
+        double = next(path for path in files if sum(path.stem == file.stem for file in files) > 1)
+        raise UserError(f"{double.with_suffix('')}: exists with its suffix in upper and in lower case. Keep one")
     annotations = {named(path).stem for path in folder.glob("*.mat") if not path.name.startswith(".")}
     for name in sorted(images ^ annotations):
         missing = ".mat" if name in images else ".png"
-        raise UserError(f"{folder / name}{missing}: is missing, its counterpart is there")
+        raise UserError(f"{folder / name}{missing}: is missing, its counterpart exists")
     return sorted(images)

@@ -1,4 +1,4 @@
-"""Where a dataset comes from: drawn, on this machine, or downloaded; the first of its sources that can be had."""
+"""Where a dataset comes from: the first of its sources (drawn, local, or downloaded) that is available."""
 
 import hashlib
 import logging
@@ -12,16 +12,16 @@ from semcorr.datasets.formats import reader
 from semcorr.errors import UserError
 from semcorr.params import DatasetSpec, PathSource, Source, ToySource, UrlSource
 
-FOLDER = Path("data/sources")  # what was drawn, downloaded or unpacked, beside the datasets; no engine tracks it
+FOLDER = Path("data/sources")  # what was drawn, downloaded or unpacked; not tracked by any engine
 
 logger = logging.getLogger(__name__)
 
 
 def provide(spec: DatasetSpec, name: str) -> Path:
-    """The root of a dataset's format, from the first of its sources that can be had.
+    """The root of a dataset's format, from the first of its sources that is available.
 
     Raises:
-        UserError: none can, and the message says why for each; or one is there and is damaged or something else.
+        UserError: none is, and the message gives the reason for each; or one is damaged or not of the format.
     """
     reasons: list[str] = []
     for source in spec.sources:
@@ -33,14 +33,14 @@ def provide(spec: DatasetSpec, name: str) -> Path:
             reasons.append(str(error))
             continue
         return root_of(folder, spec.format)
-    raise UserError(f"params.yaml: datasets.{name}.sources: none can be had: {'; '.join(reasons)}")
+    raise UserError(f"params.yaml: datasets.{name}.sources: none is available: {'; '.join(reasons)}")
 
 
 def root_of(folder: Path, format_: str) -> Path:
     """The root of a format in a folder: the folder itself or one in it.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or several.
     """
     find = reader(format_).find
     root = find(folder)
@@ -55,10 +55,10 @@ def root_of(folder: Path, format_: str) -> Path:
 
 
 def open_path(path: Path) -> Path:
-    """A folder of data: `path` itself, or what it unpacks to.
+    """A folder of data: `path` itself, or the folder it unpacks to.
 
     Raises:
-        UserError: it is neither a folder nor an archive, or a damaged one.
+        UserError: it is neither a folder nor an archive, or is damaged.
     """
     if path.is_dir():
         return path
@@ -68,7 +68,7 @@ def open_path(path: Path) -> Path:
 
 
 class NotThere(Exception):
-    """A source cannot be had, so that the next one is tried."""
+    """A source is not available, so the next one is tried."""
 
 
 def _folder(source: Source, format_: str) -> Path:
@@ -85,7 +85,7 @@ def _folder(source: Source, format_: str) -> Path:
 
 
 def _fetch(source: UrlSource) -> Path:
-    # What has no checksum is known by its addresses: two archives of one name are not taken for each other.
+    # Without a checksum, the key is the addresses, so that two archives of the same name are not confused.
     key = source.sha256 or hashlib.sha256(canonical_json(source.urls).encode()).hexdigest()
     archive = FOLDER / f"{key[:12]}_{source.urls[0].rpartition('/')[2]}"
     if source.sha256 and (folder := _place(source.sha256)).is_dir():
@@ -98,12 +98,12 @@ def _fetch(source: UrlSource) -> Path:
         try:
             return _unpacked(archive, source.sha256 or sha256(archive))
         except UserError:
-            archive.unlink(missing_ok=True)  # without a known checksum, only unpacking shows that it is damaged
+            archive.unlink(missing_ok=True)  # without a known checksum, only unpacking shows damage
             raise
 
 
 def _place(digest: str) -> Path:
-    """Where an archive is unpacked to: a name that says which bytes it had."""
+    """The folder that an archive is unpacked to, named by its checksum."""
     return FOLDER / f"unpacked_{digest[:12]}"
 
 
@@ -119,7 +119,7 @@ def _draw(source: ToySource, format_: str) -> Path:
     if format_ not in pens:
         raise UserError(f"params.yaml: datasets: no toy is drawn in format {format_!r}; allowed: {', '.join(pens)}")
     digest = hashlib.sha256(canonical_json([format_, source.model_dump()]).encode())
-    for module in sorted(Path(toy.__file__).parent.glob("*.py")):  # another version of the pen draws other pictures
+    for module in sorted(Path(toy.__file__).parent.glob("*.py")):  # other code draws other pictures
         digest.update(module.read_bytes())
     folder = FOLDER / f"toy_{format_}_{digest.hexdigest()[:12]}"
     with alone(folder):

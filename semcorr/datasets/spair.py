@@ -1,7 +1,7 @@
-"""SPair-71k, as its authors publish it (Min et al., 2019): one JSON file a pair, one layout file a split.
+"""SPair-71k as published by its authors (Min et al., 2019): one JSON file per pair, one layout file per split.
 
 JPEGImages/<category>/<image>.jpg, PairAnnotation/<split>/<pair>.json, ImageAnnotation/<category>/<image>.json,
-Segmentation/<category>/<image>.png, Layout/<large|small>/<split>.txt. The names src_* and trg_* live in this file only.
+Segmentation/<category>/<image>.png, Layout/<large|small>/<split>.txt. Only this module uses the names src_* and trg_*.
 """
 
 import re
@@ -32,7 +32,7 @@ CATEGORIES, IMAGES_PER_CATEGORY = 18, 100
 
 
 def find(folder: Path) -> Path | None:
-    """The root of the format: `folder` itself or a folder in it."""
+    """Find the root of the format: `folder` itself or a folder in it."""
     return next((path for path in (folder, *sorted(folder.iterdir())) if (path / "Layout").is_dir()), None)
 
 
@@ -42,20 +42,20 @@ def load(root: Path, spec: SPairSpec) -> Benchmark:
 
 
 def parts(root: Path, spec: SPairSpec) -> list[SPairSpec]:
-    """The dataset's whole splits, which together are the folder; by the small lists where there are no large ones."""
-    layouts = {split: next((one for one in LAYOUTS if _layout(root, split, one).exists()), None) for split in SPLITS}
+    """The dataset's whole splits, which together are the folder; by the small list if a split has no large one."""
+    layouts = {split: [name for name in LAYOUTS if _layout(root, split, name).exists()] for split in SPLITS}
     return [
-        spec.model_copy(update={"split": split, "layout": layout, "limit": None})
-        for split, layout in layouts.items()
-        if layout
+        spec.model_copy(update={"split": split, "layout": names[0], "limit": None})
+        for split, names in layouts.items()
+        if names
     ]
 
 
 def rest(root: Path) -> list[Path]:
-    """Every image file; each one's annotation, where there is one, is read and held against it.
+    """Every image file; each one's annotation, if it has one, is read and checked against it.
 
     Raises:
-        UserError: an annotation is damaged, or about an image of another size.
+        UserError: an annotation is damaged, or has the wrong image size.
     """
     files = _image_files(root)
     for path in files:
@@ -64,20 +64,20 @@ def rest(root: Path) -> list[Path]:
 
 
 def absent(root: Path) -> list[str]:
-    """What SPair-71k has and this folder has not."""
+    """What SPair-71k has and this folder lacks."""
     lists = [_layout(root, split, layout) for layout in LAYOUTS for split in SPLITS]
     folders = [root / name for name in ("ImageAnnotation", "Segmentation")]
     return [str(path.relative_to(root)) for path in (*lists, *folders) if not path.exists()]
 
 
 def verify(root: Path, spec: SPairSpec) -> list[str]:
-    """Check what one split cannot show: all lists of pairs against each other, and that every image has its files.
+    """Check what no single split can show: all lists of pairs against each other, and that every image has its files.
 
     Returns:
-        Lines that say what is there.
+        Lines that summarise the folder.
 
     Raises:
-        UserError: a list is not what SPair-71k has (`expect: spair71k`), the small one is not part of the large one,
+        UserError: a list differs from SPair-71k's (`expect: spair71k`), the small one is not part of the large one,
             two splits share an image, or an image has no annotation or no mask.
     """
     strict = spec.expect == "spair71k"
@@ -102,35 +102,35 @@ def verify(root: Path, spec: SPairSpec) -> list[str]:
         for line in lines:
             _, source, target, category = _parse(line)
             images[split] |= {f"{category}/{source}", f"{category}/{target}"}
-    for one, other in combinations(SPLITS, 2):
-        if shared := images[one] & images[other]:
-            raise UserError(f"{root / 'Layout'}: image {min(shared)} is in {one} and in {other}; splits share no image")
+    for first, second in combinations(SPLITS, 2):
+        if shared := images[first] & images[second]:
+            raise UserError(f"{root / 'Layout'}: image {min(shared)} is in both {first} and {second}")
     return [*report, _verify_files(root, set().union(*images.values()), spec)]
 
 
 def _verify_files(root: Path, used: set[str], spec: SPairSpec) -> str:
-    """Check that each image has its annotation and its mask, and count them by category."""
+    """Check that each image has its annotation and mask, and count them by category."""
     strict = spec.expect == "spair71k"
     files = _image_files(root)
     known = {f"{path.parent.name}/{path.stem}" for path in files}
     if missing := used - known:
         raise UserError(f"{root / 'JPEGImages' / min(missing)}.jpg: the image is missing. Get the dataset again")
-    found = {}
+    present = {}
     for folder, suffix in (("ImageAnnotation", "json"), ("Segmentation", "png")):
-        there = {name for name in known if in_any_case(root / folder / f"{name}.{suffix}").is_file()}
-        if len(there) < len(known) and (strict or there):
-            path = root / folder / f"{min(known - there)}.{suffix}"
-            raise UserError(f"{path}: is missing, its image is there. Get the dataset again")
-        found[folder] = len(there)
-    for name in sorted(known) if found["Segmentation"] else ():
+        names = {name for name in known if in_any_case(root / folder / f"{name}.{suffix}").is_file()}
+        if len(names) < len(known) and (strict or names):
+            path = root / folder / f"{min(known - names)}.{suffix}"
+            raise UserError(f"{path}: is missing, its image exists. Get the dataset again")
+        present[folder] = len(names)
+    for name in sorted(known) if present["Segmentation"] else ():
         read_mask(root, name, image_size(_image_file(root, name)))
     counts = Counter(path.parent.name for path in files)
     if strict and list(counts.values()) != [IMAGES_PER_CATEGORY] * CATEGORIES:
         expected = f"{CATEGORIES} categories of {IMAGES_PER_CATEGORY} images"
         raise UserError(f"{root / 'JPEGImages'}: SPair-71k has {expected}, this has {dict(counts)}{_custom(spec)}")
     return (
-        f"{len(counts)} categories, {len(known):,} images, {found['ImageAnnotation']:,} annotations, "
-        f"{found['Segmentation']:,} masks"
+        f"{len(counts)} categories, {len(known):,} images, {present['ImageAnnotation']:,} annotations, "
+        f"{present['Segmentation']:,} masks"
     )
 
 
@@ -147,14 +147,14 @@ def _image_file(root: Path, image_id: str) -> Path:
 
 
 def _custom(spec: SPairSpec) -> str:
-    return ". Get it again, or say `expect: any` if it is data of your own"
+    return ". Get it again, or set `expect: any` if the data are your own"
 
 
 def read_mask(root: Path, image_id: str, size: tuple[int, int]) -> PillowImage.Image:
-    """The segmentation mask of an image of this (height, width), wholly decoded.
+    """Decode the segmentation mask of an image of this (height, width).
 
     Raises:
-        UserError: it is missing or damaged, or has another size.
+        UserError: it is missing or damaged, or has the wrong size.
     """
     path = in_any_case(root / "Segmentation" / f"{image_id}.png")
     mask = decode_labels(path)
@@ -172,7 +172,7 @@ def read(root: Path, split: str, layout: str) -> Benchmark:
         layout: large (all pairs) or small.
 
     Raises:
-        UserError: a file is missing or damaged, or contradicts another; the message names it.
+        UserError: a file is missing or damaged, or contradicts another.
     """
     lines = read_layout(root, split, layout)
     sizes: dict[str, tuple[int, int]] = {}
@@ -182,20 +182,20 @@ def read(root: Path, split: str, layout: str) -> Benchmark:
 
 
 def read_image(root: Path, image_id: str, size: tuple[int, int]) -> Image:
-    """What the folder says about an image of this (height, width).
+    """Read the annotation of an image of this (height, width), if it has one.
 
     Raises:
-        UserError: its annotation is damaged, or says another size.
+        UserError: it is damaged, or has the wrong image size.
     """
     annotation = read_image_annotation(root, image_id)
     path = root / "ImageAnnotation" / f"{image_id}.json"
     pose = azimuth = None
     if annotation is not None:
         with understood(path, "an image annotation of SPair-71k"):
-            said = (int(annotation["image_height"]), int(annotation["image_width"]))
+            annotated = (int(annotation["image_height"]), int(annotation["image_width"]))
             pose, azimuth = str(annotation["pose"]), code(annotation["azimuth_id"], AZIMUTHS)
-        if said != size:
-            raise other_size(path, _image_file(root, image_id), said, size)
+        if annotated != size:
+            raise other_size(path, _image_file(root, image_id), annotated, size)
     category = image_id.split("/")[0]
     height, width = size
     file = _image_file(root, image_id).relative_to(root / "JPEGImages").as_posix()
@@ -203,23 +203,23 @@ def read_image(root: Path, image_id: str, size: tuple[int, int]) -> Image:
 
 
 def read_layout(root: Path, split: str, layout: str) -> list[str]:
-    """The pair names of a split, in order, each once."""
+    """Read the pair names of a split, in order; each must be unique."""
     path = _layout(root, split, layout)
     try:
         lines = path.read_text(encoding="utf-8").split()
     except FileNotFoundError:
-        raise UserError(f"{path}: the list of pairs is missing; {root} is no folder in SPair-71k's format") from None
+        raise UserError(f"{path}: the list of pairs is missing; {root} is not in SPair-71k's format") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not text ({error}). Get the dataset again") from None
     for number, line in enumerate(lines, start=1):
         if not LAYOUT_LINE.fullmatch(line):
-            raise UserError(f"{path}:{number}: {line!r} is no pair name (number-source-target:category)")
+            raise UserError(f"{path}:{number}: {line!r} is not a pair name (number-source-target:category)")
     if not lines:
         raise UserError(f"{path}: the list of pairs is empty")
     seen: dict[tuple[str, ...], str] = {}
     for line in lines:
-        if (other := seen.setdefault(_parse(line)[1:], line)) is not line:
-            raise UserError(f"{path}: pair {line} stands here twice" + (f" (as {other})" if other != line else ""))
+        if (first := seen.setdefault(_parse(line)[1:], line)) is not line:
+            raise UserError(f"{path}: pair {line} is listed twice" + (f" (as {first})" if first != line else ""))
     return lines
 
 
@@ -229,10 +229,10 @@ def _parse(line: str) -> tuple[str, ...]:
 
 
 def read_image_annotation(root: Path, image_id: str) -> dict[str, Any] | None:
-    """ImageAnnotation of an image, as it is on file, or None where the folder has none.
+    """The JSON of an image's annotation, or None if it has none.
 
     Its keys: filename, image_width, image_height, category, pose, azimuth_id, truncated, occluded, difficult, bndbox
-    (x0, y0, x1, y1), kps (number -> x y, or None where it is not visible), and where the picture came from.
+    (x0, y0, x1, y1), kps (number -> x y, or None if not visible), and the image's origin.
     """
     path = root / "ImageAnnotation" / f"{image_id}.json"
     return read_json(path) if path.exists() else None
@@ -242,7 +242,7 @@ def read_pair(root: Path, split: str, line: str, sizes: dict[str, tuple[int, int
     """Read the annotation of one line of a layout; `sizes` collects (height, width) by image id.
 
     Raises:
-        UserError: it is missing or damaged, or its images are; the message names the file.
+        UserError: it or one of its images is missing or damaged.
     """
     path = _pair_file(root / "PairAnnotation" / split, line)
     values = read_json(path)
@@ -260,7 +260,7 @@ def read_pair(root: Path, split: str, line: str, sizes: dict[str, tuple[int, int
 
 
 def _pair_file(folder: Path, line: str) -> Path:
-    """A pair's annotation; Windows allows no colon in a name, so that unpackers there write something else."""
+    """A pair's annotation; Windows allows no colon in names, so unpackers there write another character."""
     names = [f"{line.replace(':', instead)}.json" for instead in COLONS]
     return next((folder / name for name in names if (folder / name).exists()), folder / names[0])
 
@@ -269,7 +269,7 @@ def _to_pair(values: dict[str, Any], line: str) -> Pair:
     category = values["category"]
     names = [re.sub(r"\.jpg$", "", values[key], flags=re.IGNORECASE) for key in ("src_imname", "trg_imname")]
     if not line.endswith(f"-{names[0]}-{names[1]}:{category}"):
-        raise ValueError(f"it is about {names[0]} and {names[1]} of {category}, its name about others")
+        raise ValueError(f"it pairs {names[0]} and {names[1]} of {category}, unlike its name")
     return Pair(
         id=line,
         category=category,
@@ -290,7 +290,7 @@ def _to_pair(values: dict[str, Any], line: str) -> Pair:
 
 def _keypoint_id(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise TypeError(f"{value!r} is no keypoint's number")
+        raise TypeError(f"{value!r} is not a keypoint number")
     return str(value)
 
 

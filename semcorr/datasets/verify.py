@@ -1,4 +1,4 @@
-"""Whether a dataset is whole: every image, annotation and list of pairs of a folder, and what goes into indexes."""
+"""Verification of datasets: every image, annotation and list of pairs of a folder, and the content of indexes."""
 
 import hashlib
 import os
@@ -21,7 +21,7 @@ T, R = TypeVar("T"), TypeVar("R")
 
 
 def verified_images(benchmark: Benchmark, folder: Path) -> list[Image]:
-    """The images with their checksums, each decoded once to see that it is whole, and copied to `folder`."""
+    """The images with their checksums; each is decoded once as a check, and copied to `folder`."""
 
     def verify(image: Image) -> Image:
         path = benchmark.root / image.file
@@ -36,40 +36,40 @@ def verified_images(benchmark: Benchmark, folder: Path) -> list[Image]:
 
 
 def require_tables(benchmark: Benchmark) -> None:
-    """Build the indexes, so that what cannot stand in them is found before a file is copied.
+    """Build the indexes, so that invalid values are found before a file is copied.
 
     Raises:
-        UserError: it cannot, or there is no pair, or two pairs have one id.
+        UserError: a value is invalid, there is no pair, or two pairs have the same id.
     """
     if not benchmark.pairs:
         raise UserError(f"{benchmark.root}: holds no pairs, so there is nothing to match")
     seen: dict[str, Pair] = {}
     for pair in benchmark.pairs:
-        if (other := seen.setdefault(pair.id, pair)) is not pair:
-            both = f"{other.source}, {other.target} and {pair.source}, {pair.target}"
-            raise UserError(f"{benchmark.root}: the pairs {both} have one id, {pair.id}. Rename an image")
+        if (first := seen.setdefault(pair.id, pair)) is not pair:
+            both = f"{first.source}, {first.target} and {pair.source}, {pair.target}"
+            raise UserError(f"{benchmark.root}: the pairs {both} have the same id, {pair.id}. Rename an image")
     index_table(benchmark.pairs, PAIR_SCHEMA)
     index_table(benchmark.images, IMAGE_SCHEMA)
 
 
 def _each(verify: Callable[[T], R], images: Sequence[T]) -> list[R]:
-    """What `verify` says of each image, in order; several at once, with a bar."""
+    """Apply `verify` to each image in parallel, with a progress bar; results are in order."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(tqdm(pool.map(verify, images), total=len(images), unit="image", desc="verifying", disable=None))
 
 
 def summary(benchmark: Benchmark) -> str:
-    """What a dataset holds, in one line."""
+    """A dataset's content in one line."""
     keypoints = sum(len(pair.keypoint_ids) for pair in benchmark.pairs)
     line = f"{len(benchmark.images):,} images, {len(benchmark.pairs):,} pairs, {keypoints:,} keypoints"
     return "; ".join([line, *(f"{count:,} {what} left out" for what, count in benchmark.left_out.items())])
 
 
 def check(spec: DatasetSpec, folder: Path) -> list[str]:
-    """Verify the whole of a dataset's folder, every image, annotation and list of pairs; lines that say what is there.
+    """Verify every image, annotation and list of pairs of a dataset's folder, and return lines that summarise it.
 
     Raises:
-        UserError: something is missing or damaged, or contradicts something else; the message names it.
+        UserError: a file is missing or damaged, or contradicts another.
     """
     root = root_of(folder, spec.format)
     module = reader(spec.format)
@@ -87,25 +87,25 @@ def check(spec: DatasetSpec, folder: Path) -> list[str]:
     if count := sum(_each(turned, files)):
         lines.append(
             f"{count:,} images have an EXIF orientation other than 1: their pixels count as they are stored, as "
-            f"benchmarks annotate them, and not as viewers turn them"
+            f"benchmarks annotate them, and not as viewers rotate them"
         )
     return [f"{root}: format {spec.format}, {len(files):,} image files, each decoded", *lines]
 
 
 def conclusion(spec: DatasetSpec, folder: Path) -> str:
-    """Whether what `check` verified is all that the benchmark has, in a line."""
+    """One line on whether `check` verified all that the benchmark has."""
     root = root_of(folder, spec.format)
     missing = reader(spec.format).absent(root)
     if not missing:
         return "All of it was verified."
-    return f"What stands above was verified. Absent, and so not verified: {', '.join(missing)}"
+    return f"The above was verified. Missing, and so not verified: {', '.join(missing)}"
 
 
 def recognise(folder: Path, expect: str) -> DatasetSpec:
-    """The dataset that a folder holds, by its layout.
+    """Recognise a folder's dataset by its layout.
 
     Raises:
-        UserError: it is in no known format, or `expect` is none of its format's.
+        UserError: it is in no known format, or `expect` is not valid for its format.
     """
     for name in FORMATS:
         module = reader(name)

@@ -1,1 +1,1 @@
-"""What an experiment consists of and what of it is current: the stage graph, records, and both engines told alike."""
+"""The stage graph of an experiment, the records of its jobs, which are current, and how both engines learn it."""

@@ -1,7 +1,7 @@
-"""Who is at work in a folder.
+"""Which processes are at work in a folder.
 
-Each process that writes results holds a lock while it lives, on a file whose name says what it does. DVC keeps order
-among its own stages, and Snakemake among its own jobs; `keeper` keeps the two apart.
+Each process that writes results holds a lock on a file whose name says what it does. DVC coordinates its own stages,
+Snakemake its own jobs; `keeper` keeps the two apart.
 """
 
 import contextlib
@@ -19,23 +19,23 @@ AT_WORK = FOLDER / "at_work"
 
 @contextlib.contextmanager
 def at_work(what: str, alone: bool = False) -> Iterator[None]:
-    """Let others see what this process does, while the block runs.
+    """Announce what this process does while the block runs.
 
     Args:
-        what: in the words of a command line; two processes never do the same at once.
-        alone: whether nothing else may be at work.
+        what: a command line; no two processes may run the same one at once.
+        alone: whether no other process may be at work.
 
     Raises:
-        UserError: something is at work that is in the way.
+        UserError: a conflicting process is at work.
     """
     path = AT_WORK / f"{what.replace('/', ' ')[:200]} (process {os.getpid()})"
     with unwritable(AT_WORK):
         AT_WORK.mkdir(parents=True, exist_ok=True)
         lock = take_lock(path)
     try:
-        found = [one for one in others() if alone or one.startswith(path.name.rpartition("(")[0])]
-        if found:
-            raise UserError(f"at work in this folder: {', '.join(found)}. Wait until that has ended, then run again")
+        busy = [name for name in others() if alone or name.startswith(path.name.rpartition("(")[0])]
+        if busy:
+            raise UserError(f"at work in this folder: {', '.join(busy)}. Wait until that has ended, then run again")
         yield
     finally:
         path.unlink(missing_ok=True)
@@ -43,16 +43,16 @@ def at_work(what: str, alone: bool = False) -> Iterator[None]:
 
 
 def others() -> list[str]:
-    """What other processes are at work on in this folder; what is left of those that were killed is removed."""
-    found = []
+    """What other processes do in this folder; files left by killed processes are removed."""
+    names = []
     for path in sorted(AT_WORK.glob("*)")):
         if path.name.endswith(f"(process {os.getpid()})"):
             continue
         try:
             lock = take_lock(path, 0)
-        except (Timeout, PermissionError):  # another user's: who cannot be asked counts as at work
-            found.append(path.name)
+        except (Timeout, PermissionError):  # another user's lock counts as held
+            names.append(path.name)
         else:
             path.unlink(missing_ok=True)
             lock.release()
-    return found
+    return names

@@ -1,10 +1,9 @@
-"""What a stage's code does: a hash of each module that it imports, comments, docstrings and layout left out.
+"""A hash of each module that a stage's code imports; comments, docstrings and layout do not count.
 
-Imports are followed from the stage's own module, wherever in it they stand. A module that is imported by its name at
-run time, as those of readouts, losses, networks and formats are, is not reached by them: it counts for the jobs
-that use it, and for no other.
+Imports are followed from the stage's own module, wherever they occur in it. Modules that are imported by name at run
+time (readouts, losses, networks, formats) are not reached this way: they count only for the jobs that use them.
 
-A hash is formed over the syntax tree, whose parts are named alike in every supported Python.
+The hash is of the syntax tree, which is the same in every supported Python.
 """
 
 import ast
@@ -19,34 +18,34 @@ from semcorr.engine.memory import Memory
 from semcorr.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-# What these say reaches a stage as values, which are compared themselves, or is said to people.
+# These reach a stage only as values, which are compared themselves, or as messages.
 UNCOUNTED = re.compile(r"semcorr(\.params|\.errors|\.engine(\..+)?)?")
-FORMAT = "code 1"  # of the hashes; another one, and none that is remembered counts
-LAYOUT = {"kind", "type_comment", "type_ignores", "ctx"}  # parts of the tree that change nothing
+FORMAT = "code 1"  # of the hashes; changing it invalidates all remembered ones
+LAYOUT = {"kind", "type_comment", "type_ignores", "ctx"}  # fields without effect
 
 
 def modules(memory: Memory, *names: str) -> dict[str, str]:
-    """Every module and template that the named modules rest on -> a hash of what it does.
+    """Every module and template that the named modules use -> its hash.
 
     Raises:
-        UserError: there is no module of a name.
+        UserError: a module does not exist.
     """
     missing = [name for name in names if file_of(name) is None]
     if missing:
-        raise UserError(f"{missing[0]}: no such module, while params.yaml asks for it by its name")
-    found: dict[str, str] = {}
+        raise UserError(f"{missing[0]}: no such module, but params.yaml names it")
+    hashes: dict[str, str] = {}
     queue = list(names)
     while queue:
         name = queue.pop()
         path = file_of(name)
-        if name in found or UNCOUNTED.fullmatch(name) or path is None:
+        if name in hashes or UNCOUNTED.fullmatch(name) or path is None:
             continue
-        found[name], reached = memory.ask(FORMAT, path, _read)
+        hashes[name], reached = memory.ask(FORMAT, path, _read)
         queue += [name.rpartition(".")[0], *reached]
         for template in sorted((path.parent / "templates").glob("*")):
             if template.name in reached:
-                found[template.relative_to(ROOT).as_posix()] = memory.ask("sha256", template, sha256)
-    return dict(sorted(found.items()))
+                hashes[template.relative_to(ROOT).as_posix()] = memory.ask("sha256", template, sha256)
+    return dict(sorted(hashes.items()))
 
 
 def file_of(name: str) -> Path | None:
@@ -58,11 +57,11 @@ def file_of(name: str) -> Path | None:
 
 
 def _read(path: Path) -> list[Any]:
-    """The hash of a module's code, and the names that it imports; what is a template's name is one of them."""
+    """The hash of a module's code, and the names of the modules and templates that it uses."""
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
     except (SyntaxError, ValueError) as error:
-        raise UserError(f"{path}: is no Python ({error})") from None
+        raise UserError(f"{path}: not valid Python ({error})") from None
     return [hashlib.sha256(repr(_plain(tree)).encode()).hexdigest()[:16], sorted(set(_reached(tree)))]
 
 
@@ -78,9 +77,9 @@ def _reached(tree: ast.Module) -> Iterator[str]:
 
 
 def _plain(node: Any) -> Any:
-    """A syntax tree as nested lists: no place in the file, no text that stands for itself, nothing that is empty."""
+    """A syntax tree as nested lists, without positions, docstrings and empty fields."""
     if isinstance(node, list):
-        return [_plain(one) for one in node if not _is_docstring(one)]
+        return [_plain(child) for child in node if not _is_docstring(child)]
     if isinstance(node, ast.JoinedStr):
         return ["JoinedStr", _joined(node)]
     if not isinstance(node, ast.AST):
@@ -94,13 +93,13 @@ def _is_docstring(node: Any) -> bool:
 
 
 def _joined(text: ast.JoinedStr) -> list[Any]:
-    """The parts of an f-string, neighbouring texts made one: Pythons cut them differently."""
-    found: list[Any] = []
+    """The parts of an f-string, adjacent texts joined, since Python versions split them differently."""
+    parts: list[Any] = []
     for part in text.values:
         if not isinstance(part, ast.Constant):
-            found.append(_plain(part))
-        elif found and isinstance(found[-1], str):
-            found[-1] += part.value
+            parts.append(_plain(part))
+        elif parts and isinstance(parts[-1], str):
+            parts[-1] += part.value
         elif part.value:
-            found.append(part.value)
-    return found
+            parts.append(part.value)
+    return parts

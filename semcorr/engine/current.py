@@ -1,9 +1,9 @@
-"""The one truth about what is current: a job whose parameters, code, inputs and outputs are those of a record of it.
+"""Which jobs are current: those whose parameters, code, inputs and outputs match a record.
 
-Of a job there are up to two records: what it noted itself when it wrote, and what dvc.lock says. Both hold the command,
-the values of the parameters that it reads, and checksums of all that it read and wrote. A job is current if one of them
-is true now, by content alone, and all jobs that it reads from are current. `semcorr plan` and the Snakefile ask here,
-and DVC, which decides for itself, decides alike.
+A job has up to two records: the note that it wrote itself, and its entry in dvc.lock. Both hold the command, the values
+of the parameters that it reads, and checksums of everything that it read and wrote. A job is current if one of them
+still matches, by content alone, and all jobs that it depends on are current. `semcorr plan` and the Snakefile use this
+module; DVC decides for itself, by the same rule.
 """
 
 import contextlib
@@ -25,18 +25,18 @@ from semcorr.errors import UserError
 from semcorr.params import PARAMS_FILE, leaves, load
 
 LOCK = Path("dvc.lock")
-UNKNOWN = "nothing is known of how it was made"
+UNKNOWN = "no record of how it was made"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What was true of a job when it had run.
+    """The state of a job at the end of its run.
 
     Attributes:
         command: its command line.
         settings: the values of the parameters that it reads, by key.
-        reads, outputs: MD5 by path; a folder's is over its files, as DVC forms it.
-        recorded: whether DVC has put it into dvc.lock and its cache.
+        reads, outputs: MD5 by path; a folder's is computed as DVC does.
+        recorded: whether it is in dvc.lock and DVC's cache.
     """
 
     command: str
@@ -47,12 +47,12 @@ class Record:
 
 
 class Current:
-    """What is current in an experiment, and what is stale.
+    """Which jobs of an experiment are current, and which are stale.
 
     Attributes:
-        stale: name of a stale job -> why; each after those that it reads from.
-        unrecorded: jobs that are current, and that DVC does not know so.
-        basis: what each file of the basis is to say now.
+        stale: name of a stale job -> why, in order of dependency.
+        unrecorded: current jobs that are not current in dvc.lock.
+        basis: the current text of each file of the basis.
     """
 
     def __init__(self, graph: Graph):
@@ -61,7 +61,7 @@ class Current:
         self.basis = basis.texts(graph, self._memory)
         self.stale: dict[str, str] = {}
         self.unrecorded: list[Job] = []
-        self._remade: dict[Path, str] = {}  # outputs of stale jobs, and folders that hold them -> the job
+        self._remade: dict[Path, str] = {}  # outputs of stale jobs and their parent folders -> the job
         for job in graph.jobs():
             if job.stage == "validate":
                 continue
@@ -77,10 +77,10 @@ class Current:
         self._memory.save()
 
     def _why(self, job: Job) -> str | None:
-        """Why a job is stale by itself; None where it is not."""
+        """Why a job is stale in itself; None if it is not."""
         missing = next((path for path in job.outputs.values() if not path.exists()), None)
         if missing is not None:
-            return f"{missing} is not there"
+            return f"{missing} is missing"
         now = {path.as_posix(): self._md5(path) for path in (*job.reads, *job.outputs.values())}
         locked, noted = self._locked.get(job.name), _noted(job)
         reasons = [self._difference(job, record, now) if record else UNKNOWN for record in (locked, noted)]
@@ -91,29 +91,29 @@ class Current:
         return None
 
     def _difference(self, job: Job, record: Record, now: dict[str, str | None]) -> str | None:
-        """What is other now than a record says; None where nothing is."""
+        """What differs from a record; None if nothing does."""
         if record.command != job.command:
-            return "its command is another"
+            return "its command has changed"
         if record.settings != job.settings:
             before, after = leaves(record.settings), leaves(job.settings)
             keys = [key for key in {**after, **before} if after.get(key, ...) != before.get(key, ...)]
-            keys = dict.fromkeys(re.sub(r"(\.\d+)+$", "", key) for key in keys)  # of a list, the list
+            keys = dict.fromkeys(re.sub(r"(\.\d+)+$", "", key) for key in keys)  # a list's own key, not its items'
             return f"changed in params.yaml: {', '.join(keys or job.settings)}"
         for paths, noted in ((job.reads, record.reads), (job.outputs.values(), record.outputs)):
             if {path.as_posix() for path in paths} != set(noted):
-                return "it reads or writes other files"
+                return "it reads or writes different files"
             for path in paths:
                 if now[path.as_posix()] != noted[path.as_posix()] and path not in self._remade:
                     return self._changed(path, noted[path.as_posix()], made=path in job.outputs.values())
         return None
 
     def _changed(self, path: Path, noted: str, made: bool) -> str:
-        """What to say of a file that has changed; of the basis, which of its lines, where it still stands there."""
+        """The reason for a changed file; for a file of the basis, which of its lines, if the old one still exists."""
         if path not in self.basis:
-            return f"{path} is not what was made" if made else f"{path} has changed"
+            return f"{path} was changed after it was made" if made else f"{path} has changed"
         before = path.read_text(encoding="utf-8") if path.is_file() else ""
         if hashlib.md5(before.encode()).hexdigest() != noted:
-            return f"code, or files of this machine, have changed ({path})"
+            return f"code or local files have changed ({path})"
         lines = set(before.splitlines()) ^ set(self.basis[path].splitlines())
         names = sorted({line.partition("  ")[2] for line in lines} - {""})
         return f"{', '.join(names)} {'has' if len(names) == 1 else 'have'} changed"
@@ -129,7 +129,7 @@ def _note(job: Job) -> Path:
 
 
 def _noted(job: Job) -> Record | None:
-    """What a job noted when it wrote."""
+    """A job's own record."""
     try:
         return Record(**json.loads(_note(job).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -137,7 +137,7 @@ def _noted(job: Job) -> Record | None:
 
 
 def _locked() -> dict[str, Record]:
-    """What dvc.lock says, by the names of jobs; nothing where it is missing or not whole."""
+    """The records in dvc.lock, by job; none if it is missing or damaged."""
     from ruamel.yaml import YAML, YAMLError
 
     try:
@@ -156,7 +156,7 @@ def _locked() -> dict[str, Record]:
 
 
 def remember_recorded(jobs: Iterable[Job]) -> None:
-    """Note that DVC has what these jobs made."""
+    """Note that DVC has recorded these jobs."""
     for job in jobs:
         record = _noted(job)
         if record is not None:
@@ -165,23 +165,23 @@ def remember_recorded(jobs: Iterable[Job]) -> None:
 
 @contextlib.contextmanager
 def noted(job: Job, graph: Graph) -> Iterator[None]:
-    """Load a job's code, and note what the job read and wrote when the block that runs it has ended well.
+    """Load a job's code, and record what the job read and wrote when the block that runs it succeeds.
 
     Raises:
-        UserError: what it reads has changed since it began; or, under DVC, since `validate` looked.
+        UserError: its inputs have changed since it began; or, under DVC, its code or data since `validate` ran.
     """
     memory, under_dvc = Memory(), "DVC_STAGE" in os.environ
-    said = {path: basis.text(job, path, graph.params, memory) for path in job.basis}
+    texts = {path: basis.text(job, path, graph.params, memory) for path in job.basis}
     loaded = [name for names in job.basis.values() for name in code.modules(memory, *names) if "/" not in name]
-    looks = [code.file_of(name).stat().st_mtime_ns for name in loaded]
-    for name in loaded:  # all of it now, so that no later edit reaches the job
+    times = [code.file_of(name).stat().st_mtime_ns for name in loaded]
+    for name in loaded:  # all of it now, so that no later edit affects the job
         importlib.import_module(name)
-    same = all(basis.text(job, path, graph.params, memory) == text for path, text in said.items())
-    if not same or looks != [code.file_of(name).stat().st_mtime_ns for name in loaded]:
+    same = all(basis.text(job, path, graph.params, memory) == text for path, text in texts.items())
+    if not same or times != [code.file_of(name).stat().st_mtime_ns for name in loaded]:
         raise UserError(f"{job.name}: its code has changed while it was loaded. Run again")
     if under_dvc:
-        _require_basis(said)
-    inputs = [path for path in job.reads if path not in said]
+        _require_basis(texts)
+    inputs = [path for path in job.reads if path not in texts]
     before = {path.as_posix(): memory.md5(path) for path in inputs if path.exists()}
     yield
     for name, digest in before.items():
@@ -190,20 +190,20 @@ def noted(job: Job, graph: Graph) -> Iterator[None]:
     record = Record(
         command=job.command,
         settings=job.settings,
-        reads=before | {path.as_posix(): hashlib.md5(text.encode()).hexdigest() for path, text in said.items()},
+        reads=before | {path.as_posix(): hashlib.md5(text.encode()).hexdigest() for path, text in texts.items()},
         outputs={path.as_posix(): memory.md5(path) for path in job.outputs.values()},
-        recorded=under_dvc,  # DVC does that when the job has ended
+        recorded=under_dvc,  # DVC records it when the job ends
     )
     write_json(_note(job), asdict(record))
     memory.save()
-    if under_dvc:  # which records what stands there now, not what the job was given
-        _require_basis(said)
-        now = [one for one in Graph(load()).jobs() if one.name == job.name]
+    if under_dvc:  # DVC records the files as they are now, not as the job read them
+        _require_basis(texts)
+        now = [current for current in Graph(load()).jobs() if current.name == job.name]
         if not now or now[0].settings != job.settings:
             raise UserError(f"params.yaml has changed while {job.name} ran. Run: dvc repro")
 
 
-def _require_basis(said: dict[Path, str]) -> None:
-    for path, text in said.items():
+def _require_basis(texts: dict[Path, str]) -> None:
+    for path, text in texts.items():
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             raise UserError(f"{path}: code or data have changed since this run began. Run: dvc repro")

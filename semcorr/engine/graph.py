@@ -1,12 +1,12 @@
-"""The stage graph: which jobs an experiment has, what each reads and writes, and what its outputs must say they are.
+"""The stage graph: the jobs of an experiment, what each reads and writes, and the fingerprint of its outputs.
 
-A stage is one verb. dvc.yaml and the Snakefile describe the same graph in each engine's own words; a test holds all
-three against each other. The table here is what the stages themselves use: paths, the parameters that count for a
-stage, the code and files of this machine that it rests on, and the fingerprint that every output carries.
+dvc.yaml and the Snakefile describe the same graph for each engine; a test checks that all three agree. The stages
+themselves use the table here: paths, the parameters that affect a stage, the code and local files that it depends on,
+and the fingerprint that every output carries.
 
-A fingerprint is a hash of the stage's name and cell, the parameters it reads and its inputs' fingerprints. It holds
-no time and no code, so it says *what was asked for*. An output whose fingerprint is not the one params.yaml asks for
-now was made under other parameters, by whichever engine, and no stage reads it.
+A fingerprint is a hash of the stage's name and cell, the parameters it reads and its inputs' fingerprints. It contains
+no time and no code, so it identifies *what was asked for*. An output whose fingerprint does not match params.yaml was
+made with other parameters, and no stage reads it.
 """
 
 import hashlib
@@ -30,14 +30,14 @@ READ = (*LAYER, "backbones.{backbone}.norm")
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One row of the graph; texts in braces are filled with a cell's values.
+    """One row of the graph; braces are filled with a cell's values.
 
     Attributes:
-        axes: what makes a cell, in the order of the command line.
-        reads: keys of params.yaml that count for the result.
+        axes: of its cells, in the order of the command line.
+        reads: keys of params.yaml that affect the result.
         inputs, outputs: paths by role. The first output carries the fingerprint.
-        gathers: stages whose every output is an input too -> the folder that holds them.
-        basis: what the result rests on beside these and the stage's own code; see `basis`.
+        gathers: stages whose outputs are all inputs too -> the folder that holds them.
+        basis: what the result depends on besides these and the stage's own code; see `basis`.
     """
 
     axes: tuple[str, ...] = ()
@@ -169,8 +169,8 @@ class Job(Asked):
     Attributes:
         cell: value of each axis.
         inputs, outputs: paths by role; `report` has those of each cell as "<stage> <role> <cell>".
-        basis: files below `data/basis` that say what the job rests on beside its inputs -> the modules they tell of.
-        reads: everything that the job reads, as engines are told: its inputs, gathered ones as a folder, and its basis.
+        basis: files below `data/basis` that the job depends on -> the modules that they cover.
+        reads: everything that engines see the job read: its inputs, gathered ones as a folder, and its basis.
         expects: role of an input -> the fingerprint it must carry.
     """
 
@@ -183,12 +183,12 @@ class Job(Asked):
 
     @property
     def name(self) -> str:
-        """What both engines call it."""
+        """Its name in both engines."""
         return "@".join(filter(None, [self.stage, "-".join(self.cell.values())]))
 
     @property
     def title(self) -> str:
-        """What people are told that it is."""
+        """Its name in messages."""
         return " ".join([self.stage, *self.cell.values()])
 
     @property
@@ -223,58 +223,58 @@ class Graph:
         }
 
     def job(self, stage: str, *cell: str) -> Job:
-        """The job of `stage` on `cell`, its values in the order of the stage's axes.
+        """The job of `stage` on `cell`, with values in the order of the stage's axes.
 
         Raises:
             UserError: the experiment has no such cell.
         """
         if cell not in self.cells[stage]:
-            known = "\n  ".join(" ".join(one) for one in self.cells[stage])
+            known = "\n  ".join(" ".join(cell) for cell in self.cells[stage])
             raise UserError(
                 f"{stage} {' '.join(cell)}: no such cell in params.yaml (grid). Cells of {stage}:\n  {known or 'none'}"
             )
         return self._jobs[stage, cell]
 
     def view(self, job: Job) -> Params:
-        """The parameters that a job reads, typed as all of them are; another key is an AttributeError.
+        """The parameters that a job reads, with their usual types; any other key raises AttributeError.
 
-        Besides there are `preset`, which is in its outputs' paths, and `runtime`, which changes no result.
+        Also `preset`, which is in its outputs' paths, and `runtime`, which affects no result.
         """
-        if job.stage == "validate":  # what it is for
+        if job.stage == "validate":
             return self.params
         return only(self.params, [key.split(".") for key in (*job.settings, "preset", "runtime")])
 
     def jobs(self) -> Iterator[Job]:
-        """Every job, each after the jobs it reads from."""
+        """Every job, in order of dependency."""
         return iter(self._jobs.values())
 
     @cached_property
     def _jobs(self) -> dict[tuple[str, tuple[str, ...]], Job]:
         jobs: dict[tuple[str, tuple[str, ...]], Job] = {}
-        made: dict[Path, str] = {}  # fingerprint of what produces a path
+        fingerprints: dict[Path, str] = {}  # of the job that produces a path
         for stage, cells in self.cells.items():
             for cell in cells:
-                job = self._make(stage, cell, made)
+                job = self._make(stage, cell, fingerprints)
                 jobs[stage, cell] = job
-                made |= dict.fromkeys(job.outputs.values(), job.fingerprint)
+                fingerprints |= dict.fromkeys(job.outputs.values(), job.fingerprint)
         return jobs
 
-    def _make(self, stage: str, cell: tuple[str, ...], made: dict[Path, str]) -> Job:
+    def _make(self, stage: str, cell: tuple[str, ...], fingerprints: dict[Path, str]) -> Job:
         row = STAGES[stage]
         names = dict(zip(row.axes, cell, strict=True))
         fields = self.constants | names
         inputs = {role: Path(path.format(**fields)) for role, path in row.inputs.items()}
         for name in row.gathers:
-            for one in self.cells[name]:
-                values = self.constants | dict(zip(STAGES[name].axes, one, strict=True))
+            for gathered in self.cells[name]:
+                values = self.constants | dict(zip(STAGES[name].axes, gathered, strict=True))
                 for role, path in STAGES[name].outputs.items():
-                    inputs[f"{name} {role} {'/'.join(one)}"] = Path(path.format(**values))
-        rests_on = [f"code/{stage}", *(path.format(**fields) for path in row.basis)] if stage != "validate" else []
-        basis = {BASIS / path: self._modules(path) for path in rests_on}
+                    inputs[f"{name} {role} {'/'.join(gathered)}"] = Path(path.format(**values))
+        covered = [f"code/{stage}", *(path.format(**fields) for path in row.basis)] if stage != "validate" else []
+        basis = {BASIS / path: self._modules(path) for path in covered}
         folders = [Path(folder.format(**fields)) for folder in row.gathers.values()]
         reads = [path for path in inputs.values() if not any(path.is_relative_to(folder) for folder in folders)]
         settings = {key: self.lookup(key) for key in (read.format(**fields) for read in row.reads)}
-        expects = {role: made[path] for role, path in inputs.items()}
+        expects = {role: fingerprints[path] for role, path in inputs.items()}
         asked = {"stage": stage, "cell": cell, "settings": settings, "inputs": expects}
         return Job(
             stage=stage,
@@ -289,7 +289,7 @@ class Graph:
         )
 
     def _modules(self, basis: str) -> list[str]:
-        """The modules that a file of the basis tells of: a stage's own, or those that are imported by name."""
+        """The modules that a file of the basis covers: a stage's own, or those imported by name."""
         kind, _, name = basis.partition("/")
         match kind:
             case "code":

@@ -1,8 +1,8 @@
-"""Snakemake's side of the truth: what it is told at its start, and what DVC is told at its end.
+"""What Snakemake is told when it starts, and what DVC is told when Snakemake ends.
 
-Beside a Snakemake at work runs a process of this module. It keeps DVC out, waits for the end of its standard input,
-which ends with Snakemake, however that ends, and for stages that were left at work. Then each job that is current goes
-into dvc.lock and DVC's cache, as `dvc commit` would put it there, so that `dvc repro` has nothing to do.
+A process of this module runs alongside Snakemake. It keeps DVC out, and waits for the end of its standard input, which
+comes with Snakemake's own, however that ends, and for any stages left running. It then puts every current job into
+dvc.lock and DVC's cache, as `dvc commit` would, so that `dvc repro` has nothing to do.
 
     python -m semcorr.engine.keeper "snakemake --cores all"
 """
@@ -33,11 +33,11 @@ logger = logging.getLogger(__name__)
 
 
 class Keeper:
-    """What the Snakefile needs.
+    """The Snakefile's interface.
 
     Args:
         graph: of the experiment.
-        command: how Snakemake was called.
+        command: Snakemake's arguments.
         plans: whether this process decides what runs.
 
     Attributes:
@@ -47,42 +47,42 @@ class Keeper:
     def __init__(self, graph: Graph, command: list[str], plans: bool):
         self._graph, self._command = graph, " ".join(["snakemake", *command])
         self._running: subprocess.Popen | None = None
-        found = Current(graph) if plans else None
-        self._stale = found.stale if found else {}
+        current = Current(graph) if plans else None
+        self._stale = current.stale if current else {}
         jobs = [job for job in graph.jobs() if job.name in self._stale]
         self.remade = {path.as_posix() for job in jobs for path in job.outputs.values()}
         if plans:
             markers.mark(graph, self._stale)
             self._say_why()
-        told = graph.params.runtime.record and Path(".dvc").is_dir()
-        self._missed = bool(told and found and found.unrecorded)
+        records = graph.params.runtime.record and Path(".dvc").is_dir()
+        self._missed = bool(records and current and current.unrecorded)
 
     def _say_why(self) -> None:
-        """A line for each reason; jobs that only follow from others are left out."""
+        """Log one line per reason, without jobs that only follow from others."""
         reasons: dict[str, list[str]] = {}
         for name, why in self._stale.items():
             if not why.startswith("follows from "):
-                reasons.setdefault("not there" if why.endswith(" is not there") else why, []).append(name)
+                reasons.setdefault("missing" if why.endswith(" is missing") else why, []).append(name)
         for why, (name, *rest) in reasons.items():
             more = f" and {len(rest)} more" if rest else ""
             logging.getLogger("snakemake.logging").info(f"stale: {name}{more}: {why}")
 
     def start(self) -> None:
-        """Keep DVC out from here on.
+        """Keep DVC out from now on.
 
         Raises:
-            UserError: DVC is at work, or what is left of a run that was killed, or something has changed meanwhile.
+            UserError: DVC or part of a killed run is at work, or something has changed meanwhile.
         """
         self._running = subprocess.Popen(
             [sys.executable, "-m", "semcorr.engine.keeper", self._command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            start_new_session=True,  # what stops Snakemake does not stop it
+            start_new_session=True,  # so that Ctrl-C stops only Snakemake
         )
-        said = self._running.stdout.readline().strip()
-        if said != READY:
-            raise UserError(f"{said} {self._running.stdout.read()}".strip())
+        line = self._running.stdout.readline().strip()
+        if line != READY:
+            raise UserError(f"{line} {self._running.stdout.read()}".strip())
         now = Current(self._graph)
         if now.stale != self._stale:
             raise UserError("something has changed while Snakemake planned; run it again")
@@ -91,9 +91,9 @@ class Keeper:
         markers.age(self._graph)
 
     def catch_up(self) -> None:
-        """Let DVC be told what is current and it does not know so: a keeper was killed, or dvc.lock put back.
+        """Record current jobs that dvc.lock lacks, after a keeper was killed or dvc.lock was restored.
 
-        Before Snakemake plans: with nothing to do, it calls nothing else.
+        This runs before Snakemake plans, since with nothing to do Snakemake calls nothing else.
         """
         if self._missed:
             subprocess.run(
@@ -104,7 +104,7 @@ class Keeper:
             )
 
     def end(self) -> None:
-        """Let DVC be told what was made."""
+        """Record in DVC what was made."""
         if self._running is not None:
             self._running.stdin.close()
             self._running.wait()
@@ -118,9 +118,9 @@ def main() -> None:
         with at_work(sys.argv[1], alone=True), known_to_dvc(sys.argv[1]):
             sys.stdout.write(f"{READY}\n")
             sys.stdout.flush()
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # who read it may be gone
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # its reader may have exited
             sys.stdin.read()
-            while any(one.startswith("python -m semcorr ") for one in others()):
+            while any(name.startswith("python -m semcorr ") for name in others()):
                 time.sleep(0.2)
     except UserError as error:
         sys.stdout.write(f"{error}\n")
@@ -129,34 +129,34 @@ def main() -> None:
         with at_work("telling DVC what Snakemake made"):
             record()
     except (UserError, OSError) as error:
-        logger.warning("dvc.lock was not brought up to date; the next snakemake --cores does it (%s)", error)
+        logger.warning("dvc.lock was not updated; the next snakemake --cores will do it (%s)", error)
 
 
 @contextlib.contextmanager
 def repository() -> Iterator[Any]:
-    """The project as DVC knows it; None where it does not, or is not installed.
+    """The project's DVC repository; None if there is none, or DVC is not installed.
 
     Raises:
-        UserError: DVC is at work, or cannot read or write what is its own.
+        UserError: DVC is at work, or cannot read or write its own files.
     """
     try:
         from dvc.exceptions import DvcException
         from dvc.lock import LockError
         from dvc.repo import Repo
         from scmrepo.exceptions import SCMError
-    except ImportError:  # results can be made without an engine
+    except ImportError:  # DVC is optional
         yield None
         return
     opened = contextlib.nullcontext()
-    # In a folder that git does not know, DVC does nothing at all.
+    # Outside a git repository, DVC does nothing.
     with contextlib.suppress(DvcException, SCMError):
-        found = Repo(".") if Path(".dvc").is_dir() else None
-        opened = found if found and found.scm is not None else opened
+        project = Repo(".") if Path(".dvc").is_dir() else None
+        opened = project if project and project.scm is not None else opened
     try:
         with opened as repo:
             yield repo
     except LockError as error:
-        who = ", ".join(dict.fromkeys(re.findall(r"\(PID \d+\): .*", str(error)))) or "between two stages, or looking"
+        who = ", ".join(dict.fromkeys(re.findall(r"\(PID \d+\): .*", str(error)))) or "between stages, or in dvc status"
         raise UserError(f"DVC is at work in this folder: {who}. Wait until it has ended, then run again") from None
     except DvcException as error:
         raise UserError(f"DVC: {error}; see docs/troubleshooting.md") from None
@@ -164,7 +164,7 @@ def repository() -> Iterator[Any]:
 
 @contextlib.contextmanager
 def known_to_dvc(command: str) -> Iterator[None]:
-    """Enter this process into DVC's table of who is at work, as one that may write to all of the project.
+    """Register this process in DVC's lock table as a writer of the whole project.
 
     Raises:
         UserError: DVC is at work.
@@ -173,42 +173,39 @@ def known_to_dvc(command: str) -> Iterator[None]:
         with repository() as repo:
             hardlink = repo is not None and repo.config["core"].get("hardlink_lock", False)
             if repo is not None and not hardlink and not has_locks(Path(".dvc")):
-                logger.warning(
-                    "this file system has no locks: do not start DVC here meanwhile, it would not be noticed"
-                )
+                logger.warning("this file system has no locks: do not start DVC meanwhile, it would not be noticed")
             elif repo is not None:
                 from dvc.rwlock import rwlock
 
-                with repo.lock:  # DVC holds it between two stages; while one runs, the stage stands in the table
+                with repo.lock:  # DVC holds it between two stages; a running stage is in the table
                     entered.enter_context(rwlock(repo.tmp_dir, repo.fs, command, [], [repo.root_dir], hardlink))
         yield
 
 
 def record() -> None:
-    """Put every job that is current, and that dvc.lock does not know so, into dvc.lock and DVC's cache."""
+    """Put every current job that dvc.lock lacks into dvc.lock and DVC's cache."""
     experiment = Graph(params.load())
-    found = Current(experiment)
-    names = {"validate", *(job.name for job in found.unrecorded)}
+    current = Current(experiment)
+    names = {"validate", *(job.name for job in current.unrecorded)}
     with repository() as repo:
-        if repo is None or not found.unrecorded or not experiment.params.runtime.record:
+        if repo is None or not current.unrecorded or not experiment.params.runtime.record:
             return
-        logger.info("putting %d jobs into dvc.lock and DVC's cache", len(found.unrecorded))
-        basis.write(found.basis)
+        logger.info("putting %d jobs into dvc.lock and DVC's cache", len(current.unrecorded))
+        basis.write(current.basis)
         with repo.lock:
             stages = [stage for stage in repo.index.stages if stage.addressing in names]
             for stage in stages:
                 stage.save()
                 stage.commit()
             stages[0].dvcfile.dump_stages(stages, update_pipeline=False)
-        remember_recorded(found.unrecorded)
+        remember_recorded(current.unrecorded)
         repo.state.links.clear()
 
 
 def forget_links() -> None:
-    """Let DVC forget which outputs it has linked.
+    """Make DVC forget which outputs it has linked, so that those of other presets stay.
 
-    What another preset's parameters made would be removed by the next checkout that has no target, and `dvc exp run` is
-    one: DVC takes for leftovers what params.yaml does not ask for now. Such files stay where they are.
+    Otherwise the next checkout without a target, for instance by `dvc exp run`, would remove them as unused.
     """
     with contextlib.suppress(UserError), repository() as repo:
         if repo is not None:

@@ -1,7 +1,7 @@
-"""What was found out about files, remembered in `.semcorr/`, so that no large file is read twice for one answer.
+"""A cache of facts about files, such as checksums, in `.semcorr/`, so that large files are not read again.
 
-A file is known by its size and time; a folder by the names, sizes and times of all files in it. Nothing rests on the
-memory: where it is gone, what it held is found out anew.
+A file is identified by its size, time and inode; a folder by the names, sizes and times of all files in it. The cache
+may be deleted: its facts are then computed again.
 """
 
 import hashlib
@@ -15,15 +15,15 @@ from typing import Any
 from semcorr.artifacts.files import write_text
 from semcorr.errors import UserError
 
-FOLDER = Path(".semcorr")  # in the project: what semcorr itself keeps there
-NO_CONTENT = re.compile(r"\.snakemake_timestamp|__pycache__|.*\.pyc|.*\.partial")  # names; .dvcignore says the same
+FOLDER = Path(".semcorr")  # semcorr's own files in the project
+NO_CONTENT = re.compile(r"\.snakemake_timestamp|__pycache__|.*\.pyc|.*\.partial")  # ignored names, as in .dvcignore
 
 
 class Memory:
-    """Answers about files.
+    """Cached facts about files.
 
     Args:
-        path: of the file that keeps them.
+        path: the cache file.
     """
 
     def __init__(self, path: Path = FOLDER / "memory.json"):
@@ -35,12 +35,12 @@ class Memory:
         self._learned = False
 
     def ask(self, question: str, path: Path, answer: Callable[[Path], Any]) -> Any:
-        """What `answer` says of a file or folder, remembered for as long as that looks as it did.
+        """What `answer` returns for a file or folder, cached until that changes.
 
         Args:
-            question: a word for it.
-            path: of what is there.
-            answer: finds it out; a value of JSON.
+            question: the cache key.
+            path: the file or folder.
+            answer: computes the JSON value.
         """
         key = f"{question} {path.as_posix()}"
         try:
@@ -48,16 +48,16 @@ class Memory:
             if not (isinstance(known, list) and len(known) == 2 and known[0] == look):
                 known = self._known[key] = [look, answer(path)]
                 self._learned = True
-        except OSError as error:  # a link to nothing, a file that may not be read
+        except OSError as error:  # a dangling link, or an unreadable file
             raise UserError(f"{error.filename or path}: cannot be read ({error.strerror})") from None
         return known[1]
 
     def md5(self, path: Path) -> str:
-        """The MD5 of a file's bytes, or of a folder's files as DVC forms it: over their names and checksums."""
+        """The MD5 of a file's bytes, or of the names and checksums of a folder's files, as in DVC."""
         return self.ask("md5", path, _md5)
 
     def save(self) -> None:
-        """Keep what was learned; where nothing may be written, it is found out again another time."""
+        """Write the cache; without write permission, do nothing."""
         if self._learned:
             try:
                 write_text(self._path, json.dumps(self._known, separators=(",", ":")))
@@ -67,16 +67,16 @@ class Memory:
 
 
 def files(path: Path) -> Iterator[tuple[str, Path]]:
-    """Relative name and path of each file in a folder, links followed, in the order of their names."""
-    found, seen = [], set()
+    """Relative name and path of each file in a folder, sorted by name; links are followed."""
+    paths, seen = [], set()
     for folder, below, names in os.walk(path, followlinks=True):
-        if (here := os.path.realpath(folder)) in seen:  # a link back to where it lies
+        if (here := os.path.realpath(folder)) in seen:  # a link to one of its parents
             below.clear()
             continue
         seen.add(here)
         below[:] = [name for name in below if not NO_CONTENT.fullmatch(name)]
-        found += [Path(folder, name) for name in names if not NO_CONTENT.fullmatch(name)]
-    return iter(sorted((file.relative_to(path).as_posix(), file) for file in found))
+        paths += [Path(folder, name) for name in names if not NO_CONTENT.fullmatch(name)]
+    return iter(sorted((file.relative_to(path).as_posix(), file) for file in paths))
 
 
 def _look(path: Path) -> str:

@@ -1,12 +1,11 @@
-"""What would run now, why, and about how long it takes and how much disk it fills.
+"""What would run now and why, and estimates of its time and disk space.
 
-What would run is what is not current; see `current`. Times are network passes counted in floating point operations,
-over a rate that is measured on this machine in a second or two; they are meant to tell minutes from days, not to be
-right to the minute.
+The jobs that are not current would run; see `current`. Times are the floating point operations of network passes over a
+rate measured on this machine in a second or two; they are meant to tell minutes from days.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -25,11 +24,11 @@ from semcorr.networks.backbones import build
 from semcorr.networks.backbones.base import Backbone
 from semcorr.params import DatasetSpec, ImageBatches, Params, ToySource
 
-# Seconds until a stage begins its work; where none are given, a network is loaded.
+# Seconds of start-up per stage; the others load a network.
 START = {"validate": 0.3, "fetch": 2.0, "match": 3.0, "evaluate": 1.0, "report": 2.0, "headline": 1.0, "draw": 1.5}
 LOADED = 5.0
-BACKWARD = 2.0  # a backward pass over a forward one
-KEYPOINT_BYTES = 150  # of a row of matches
+BACKWARD = 2.0  # cost of a backward pass relative to a forward one
+KEYPOINT_BYTES = 150  # per row of matches
 SPAIR = {"trn": (990, 53_340, 10_652), "val": (324, 5_384, 1_070), "test": (486, 12_234, 2_438)}  # images, large, small
 
 
@@ -39,8 +38,8 @@ class Size:
 
     Attributes:
         images, pairs, keypoints: counts.
-        shape: (height, width) of a usual image, in pixels.
-        known: counted in its index, and not expected from what params.yaml says.
+        shape: (height, width) of a typical image, in pixels.
+        known: counted in its index, rather than estimated from params.yaml.
     """
 
     images: int
@@ -52,11 +51,11 @@ class Size:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What one job takes.
+    """Time and disk space of one job.
 
     Attributes:
         flops: floating point operations of network passes.
-        seconds: without those.
+        seconds: everything else.
         disk: bytes of its outputs.
     """
 
@@ -75,7 +74,7 @@ class Step:
 
 
 def _is_asked_for(index: Job) -> bool:
-    """Whether an index was made under the parameters that hold now."""
+    """Whether an index was made with the current parameters."""
     try:
         expect(index.outputs["images"], index.fingerprint)
     except UserError:
@@ -84,7 +83,7 @@ def _is_asked_for(index: Job) -> bool:
 
 
 def size(dataset: DatasetSpec, index: Job) -> Size | None:
-    """How large a dataset is, or is to be; None where nobody can say before it is fetched."""
+    """The size of a dataset, estimated if it is not fetched yet; None if that is not possible."""
     if index.outputs["images"].exists() and index.outputs["pairs"].exists() and _is_asked_for(index):
         images, pairs = read_images(index.outputs["images"]), read_pairs(index.outputs["pairs"])
         shape = tuple(np.median([(image.height, image.width) for image in images], axis=0).astype(int).tolist())
@@ -94,28 +93,22 @@ def size(dataset: DatasetSpec, index: Job) -> Size | None:
         case "spair71k":
             images, large, small = SPAIR[dataset.split]
             pairs = large if dataset.layout == "large" else small
-            found = Size(images=images, pairs=pairs, keypoints=round(7.2 * pairs), shape=(375, 500), known=False)
+            whole = Size(images=images, pairs=pairs, keypoints=round(7.2 * pairs), shape=(375, 500), known=False)
         case "pfwillow":
-            found = Size(images=100, pairs=900, keypoints=9_000, shape=(225, 300), known=False)
+            whole = Size(images=100, pairs=900, keypoints=9_000, shape=(225, 300), known=False)
         case _ if isinstance(dataset.sources[0], ToySource):
-            found = _toy(dataset, dataset.sources[0])
+            whole = _toy(dataset, dataset.sources[0])
         case _:
             return None
-    if dataset.limit is None or dataset.limit >= found.pairs:
-        return found
-    share = dataset.limit / found.pairs
     count = dataset.limit
-    return Size(
-        images=min(found.images, 2 * count),
-        pairs=count,
-        keypoints=round(found.keypoints * share),
-        shape=found.shape,
-        known=False,
-    )
+    if count is None or count >= whole.pairs:
+        return whole
+    keypoints = round(whole.keypoints * (count / whole.pairs))
+    return Size(images=min(whole.images, 2 * count), pairs=count, keypoints=keypoints, shape=whole.shape, known=False)
 
 
 def _toy(dataset: DatasetSpec, source: ToySource) -> Size:
-    """How large a drawn dataset is to be: nearly every pair of a category shares enough keypoints."""
+    """The estimated size of a drawn dataset: nearly every pair of a category shares enough keypoints."""
     kinds = len(toy.CATEGORIES if dataset.format == "spair" else toy.WILLOW)
     each = source.images.get(dataset.split if dataset.format == "spair" else "all", 0)
     pairs = kinds * each * (each - 1)
@@ -123,22 +116,21 @@ def _toy(dataset: DatasetSpec, source: ToySource) -> Size:
 
 
 class Costs:
-    """What jobs of one experiment take."""
+    """Estimated costs of the jobs of one experiment."""
 
     def __init__(self, graph: Graph):
         self.graph, self.params = graph, graph.params
-        self.sizes = {name: size(one, graph.job("fetch", name)) for name, one in self.params.datasets.items()}
+        self.sizes = {name: size(spec, graph.job("fetch", name)) for name, spec in self.params.datasets.items()}
         self._networks: dict[str, Backbone] = {}
         self._passes: dict[tuple[str, tuple[int, int]], tuple[float, float, int, int]] = {}
 
     def of(self, job: Job) -> Cost | None:
-        """What one job takes, its process included; None where its dataset's size is not known yet."""
+        """The cost of one job, start-up included; None if its dataset's size is not known yet."""
         sizes = [self.sizes[name] for name in self._datasets(job)]
         if None in sizes:
             return None
-        found = getattr(self, f"_{job.stage}", lambda *_: Cost())(job, *sizes)
-        start = START.get(job.stage, LOADED)
-        return Cost(flops=found.flops, seconds=found.seconds + start, disk=found.disk)
+        cost = getattr(self, f"_{job.stage}", lambda *_: Cost())(job, *sizes)
+        return replace(cost, seconds=cost.seconds + START.get(job.stage, LOADED))
 
     def _datasets(self, job: Job) -> list[str]:
         if job.stage == "finetune":
@@ -152,7 +144,7 @@ class Costs:
         return self._networks[name]
 
     def _pass(self, name: str, shape: tuple[int, int]) -> tuple[float, float, int, int]:
-        """Operations of the trunk and of the tail on one image, and the values each stores of it."""
+        """Operations of the trunk and of the tail on one image, and the number of values each stores."""
         key = name, shape
         if key not in self._passes:
             network, spec = self._network(name), self.params.backbones[name]
@@ -174,7 +166,7 @@ class Costs:
         return self._passes[key]
 
     def _fetch(self, job: Job, dataset: Size) -> Cost:
-        # Decoding and copying, and verifying whole lists of pairs where the benchmark's own are asked for.
+        # Decoding and copying, and verifying whole lists of pairs if the benchmark's own are expected.
         return Cost(seconds=0.01 * dataset.images + 0.0002 * dataset.pairs, disk=100e3 * dataset.images)
 
     def _weights(self, job: Job) -> Cost:
@@ -211,7 +203,7 @@ class Costs:
             for parameter in module.parameters()
         )
         flops = tuning.epochs * seen * (live + tail * (1 + BACKWARD)) + scored
-        return Cost(flops=flops, disk=5 * 4 * tuned)  # best, and the tensors, two moments and the best in last.pt
+        return Cost(flops=flops, disk=5 * 4 * tuned)  # best, and in last.pt: tensors, two moments and best
 
     def _match(self, job: Job, dataset: Size) -> Cost:
         *_, values = self._pass(job.cell["backbone"], dataset.shape)
@@ -225,7 +217,7 @@ class Costs:
 
 
 def rate(device: torch.device, compute: str, threads: int, seconds: float = 1.0) -> float:
-    """Operations a second that this machine reaches on products of the size that networks are made of."""
+    """Operations per second that this machine reaches on matrix products of the size used in networks."""
     kind, before = getattr(torch, compute), torch.get_num_threads()
     left, right = torch.randn(2048, 768, device=device, dtype=kind), torch.randn(768, 3072, device=device, dtype=kind)
 
@@ -244,35 +236,35 @@ def rate(device: torch.device, compute: str, threads: int, seconds: float = 1.0)
         took = time.perf_counter() - start
     finally:
         torch.set_num_threads(before)
-    # A network reaches about half of what its products alone do: normalisation, softmax, copies, decoding.
+    # A network reaches about half the rate of its products alone: normalisation, softmax, copies, decoding.
     return 0.5 * count * 2 * 2048 * 768 * 3072 / took
 
 
 def steps(params: Params) -> list[Step]:
-    """All that would run."""
+    """All jobs that would run."""
     graph = Graph(params)
     stale, costs = Current(graph).stale, Costs(graph)
     return [Step(job=job, why=stale[job.name], cost=costs.of(job)) for job in graph.jobs() if job.name in stale]
 
 
-def describe(found: list[Step], speed: float, where: str, every: bool) -> list[str]:
-    """The plan for people: a line per stage, or per job, and the sum."""
-    if not found:
-        return ["Nothing would run: every output is there, and was made as params.yaml, the code and the data are now."]
+def describe(planned: list[Step], speed: float, where: str, every: bool) -> list[str]:
+    """The plan as text: a line per stage, or per job, and the sum."""
+    if not planned:
+        return ["Nothing would run: every output exists and matches params.yaml, the code and the data."]
     rows: dict[str, list[Step]] = {}
-    for step in found:
+    for step in planned:
         rows.setdefault(step.job.title if every else step.job.stage, []).append(step)
     width = max(map(len, rows))
     lines = [f"{'':{width}}  jobs   network passes      time       disk  why (of the first)"]
     lines += [f"{name:{width}}  {_sum(steps, speed)}  {steps[0].why}" for name, steps in rows.items()]
-    lines.append(f"{'all':{width}}  {_sum(found, speed)}  one job after another, {where}")
-    if any(step.cost is None for step in found):
-        lines.append("* without what rests on datasets whose size is known only once they are fetched")
+    lines.append(f"{'all':{width}}  {_sum(planned, speed)}  one job after another, {where}")
+    if any(step.cost is None for step in planned):
+        lines.append("* without jobs on datasets whose size is known only once they are fetched")
     return lines
 
 
 def _sum(steps: list[Step], speed: float) -> str:
-    """What some jobs take together."""
+    """The total cost of some jobs."""
     costs = [step.cost for step in steps if step.cost is not None]
     flops, disk = sum(cost.flops for cost in costs), sum(cost.disk for cost in costs)
     time_ = tqdm.format_interval(sum(cost.seconds for cost in costs) + flops / speed)
@@ -281,9 +273,9 @@ def _sum(steps: list[Step], speed: float) -> str:
 
 
 def plan(params: Params, *, tflops: float | None, every: bool) -> list[str]:
-    """The plan, with times for this machine or for one that does `tflops` in networks."""
+    """The plan, with times for this machine or for one that reaches `tflops` in networks."""
     if tflops is not None:
-        speed, where = tflops * 1e12, f"at {tflops:g} TFLOP/s as you say"
+        speed, where = tflops * 1e12, f"at {tflops:g} TFLOP/s as given"
     else:
         device = runtime.pick(params.runtime.device)
         compute = params.backbones[params.grid.backbones[0]].compute

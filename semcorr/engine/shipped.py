@@ -1,4 +1,4 @@
-"""The project's own files, presets, rules and schemas: in a wheel beside the code, else in the repository."""
+"""The project's own files, presets, rules and schemas: next to the code in a wheel, else in the repository."""
 
 from pathlib import Path
 

@@ -43,28 +43,30 @@ def check(params: Params) -> None:
 
 
 def _problems(spec: BackboneSpec, facts: dict[str, Any]) -> list[str]:
-    found = []
+    problems = []
     for layer in spec.layers:
         if layer != "neck" and layer >= facts["depth"]:
-            found.append(f"layer: {layer} does not exist; {spec.model} has blocks 0 to {facts['depth'] - 1}")
+            problems.append(f"layer: {layer} does not exist; {spec.model} has blocks 0 to {facts['depth'] - 1}")
     if spec.norm and not facts["norm"]:
-        found.append(f"norm: {spec.model} has no final norm before its pooling; allowed: false")
+        problems.append(f"norm: {spec.model} has no final norm before its pooling; allowed: false")
     channels = sum(facts["neck"] if layer == "neck" else facts["width"] for layer in spec.layers)
     if spec.debias is not None and spec.debias.components >= channels:
-        found.append(f"debias.components: {spec.debias.components} would leave nothing of {channels} channels")
+        problems.append(f"debias.components: {spec.debias.components} would leave nothing of {channels} channels")
     if facts["side"] and spec.image_size > facts["side"]:
-        found.append(f"image_size: {spec.image_size} is more than the network's canvas of {facts['side']} pixels")
-    return found
+        problems.append(f"image_size: {spec.image_size} is more than the network's canvas of {facts['side']} pixels")
+    return problems
 
 
 def _lora_problems(name: str, facts: dict[str, Any], params: Params) -> list[str]:
-    found = []
+    problems = []
     for tuning in params.grid.tunings:
         lora = params.tunings[tuning].lora
         if lora is not None and not set(lora.targets) & set(facts["linear"]):
             asked, allowed = " or ".join(lora.targets), ", ".join(facts["linear"])
-            found.append(f"params.yaml: tunings.{tuning}.lora.targets: {name} has no layer {asked}; allowed: {allowed}")
-    return found
+            problems.append(
+                f"params.yaml: tunings.{tuning}.lora.targets: {name} has no layer {asked}; allowed: {allowed}"
+            )
+    return problems
 
 
 def _key(spec: BackboneSpec) -> str:
@@ -89,8 +91,10 @@ def _find_out(spec: BackboneSpec) -> dict[str, Any]:
         network = build(first)
         shown = torch.zeros(1, 3, *network.canvas((network.stride, 2 * network.stride)))
         try:
-            found = network.features(shown, first)
-            assert found.shape[1:] == (network.channels(first), *network.cells(shown)), f"shape {tuple(found.shape)}"
+            features = network.features(shown, first)
+            assert features.shape[1:] == (network.channels(first), *network.cells(shown)), (
+                f"shape {tuple(features.shape)}"
+            )
         except Exception as error:  # whatever a network makes of overrides or a facet that it is not made for
             asked = f"overrides {spec.overrides}, facet {spec.facet}"
             raise UserError(f"{spec.model} gives no features with {asked} ({type(error).__name__}: {error})") from None

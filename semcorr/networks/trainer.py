@@ -162,12 +162,12 @@ class Trainer:
                 maps, move = self._maps(trunk, batch)
             # Outside, since inside the similarity's product would be computed in the lower precision again.
             maps = {image_id: (features.float(), grid) for image_id, (features, grid) in maps.items()}
-            value = loss(maps, batch, self.tuning, move) / len(batches)
-            self.scaler.scale(value).backward()
-            total += value.detach()
+            mean = loss(maps, batch, self.tuning, move) / len(batches)
+            self.scaler.scale(mean).backward()
+            total += mean.detach()
         value = self.group.sum([total])[0].item()
         self._require_finite("loss", value)
-        tensors = list(self.tuned.tensors.values())
+        tensors: list[Tensor] = list(self.tuned.tensors.values())
         self.group.sum_gradients(tensors)
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(tensors, self.tuning.gradient_clip)
@@ -175,7 +175,7 @@ class Trainer:
             self._require_finite("gradient's norm", norm.item())
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.ema is not None:
+        if self.ema is not None and self.tuning.ema is not None:
             with torch.no_grad():
                 for name, tensor in self.tuned.tensors.items():
                     self.ema[name].lerp_(tensor, 1 - self.tuning.ema)
@@ -225,21 +225,21 @@ class Trainer:
         """PCK@0.10 per keypoint, against the box where there is one, else the keypoints' range."""
         pairs = self.validation
         ids = sorted({image_id for pair in pairs for image_id in (pair.source, pair.target)})
-        found: dict[str, tuple[Tensor, Grid]] = {}
+        maps: dict[str, tuple[Tensor, Grid]] = {}
         with runtime.autocast(self.device, self.spec.compute):
             for image_id, features, grid in self.tail.features(held_out, ids, self.run.options.batch_size):
-                found[image_id] = self._as_stored(features, image_id, held_out), grid
+                maps[image_id] = self._as_stored(features, image_id, held_out), grid
         correct = []
         with torch.inference_mode():
             answers = match_pairs(
                 [(pair.source, pair.target, pair.points("source")) for pair in pairs],
-                found.__getitem__,
+                maps.__getitem__,
                 VALIDATION_SAMPLING,
                 argmax,
             )
         for pair, (predicted, _) in zip(pairs, answers, strict=True):
             true = np.array(pair.target_keypoints, float)
-            reference = pck.references(true, bbox=pair.target_bbox, image_size=found[pair.target][1].image_size)
+            reference = pck.references(true, bbox=pair.target_bbox, image_size=maps[pair.target][1].image_size)
             length = reference["bbox"] if pair.target_bbox else reference["bbox_kp"]
             limits = np.full(len(true), length)
             correct.append(pck.is_correct(pck.distances(predicted, true), limits, [VALIDATION_THRESHOLD]))
@@ -285,8 +285,8 @@ class Trainer:
             return
         try:
             verify_members(self.run.last)
-            found = torch.load(self.run.last, map_location=self.device, weights_only=True)
-            key, ours = found["key"], self.run.key
+            saved = torch.load(self.run.last, map_location=self.device, weights_only=True)
+            key, ours = saved["key"], self.run.key
         except Exception as error:  # whatever a damaged file makes of itself
             logger.warning("%s: not resumed, since it cannot be read (%s)", self.run.last, reason(error))
             return
@@ -298,11 +298,11 @@ class Trainer:
             ]
             logger.warning("%s: not resumed, since it is of another run (%s)", self.run.last, ", ".join(other))
             return
-        self.tuned.put(found["tensors"])
-        self.optimizer.load_state_dict(found["optimizer"])
-        self.scaler.load_state_dict(found["scaler"])
-        self.ema = found["ema"] or None
-        self.state |= found["state"]
+        self.tuned.put(saved["tensors"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.scaler.load_state_dict(saved["scaler"])
+        self.ema = saved["ema"] or None
+        self.state |= saved["state"]
         logger.info("%s: resumed at step %d", self.title, self.state["step"])
 
 

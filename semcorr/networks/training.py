@@ -4,6 +4,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +51,8 @@ class Tuned:
                 if isinstance(layer, nn.Linear) and path.rpartition(".")[2] in lora.targets:
                     self._merged.append(f"{names[layer]}.weight")
                     parametrize.register_parametrization(layer, "weight", _LowRank(layer.weight, lora))
-                    layer.parametrizations.weight.original.requires_grad_(False)
+                    parts: Any = layer.parametrizations
+                    parts.weight.original.requires_grad_(False)
         if not self._merged:
             raise UserError(
                 f"params.yaml: tunings: lora.targets: no tuned block has a layer {' or '.join(lora.targets)}"
@@ -146,13 +148,15 @@ class Batches:
 
     def _batches(self, epoch: int) -> Iterator[Batch]:
         rng = np.random.default_rng([self.tuning.seed, epoch])
-        groups = self._image_groups(rng) if isinstance(self.tuning.batches, ImageBatches) else self._pair_groups(rng)
+        by = self.tuning.batches
+        groups = (
+            self._image_groups(rng, by.images) if isinstance(by, ImageBatches) else self._pair_groups(rng, by.pairs)
+        )
         for number, (ids, pairs) in enumerate(groups):
             yield Batch(ids=ids, pairs=pairs, seed=zlib.crc32(f"{self.tuning.seed} {epoch} {number}".encode()))
 
-    def _image_groups(self, rng: np.random.Generator) -> list[tuple[list[str], list[Pair]]]:
+    def _image_groups(self, rng: np.random.Generator, size: int) -> list[tuple[list[str], list[Pair]]]:
         """Several images of one category and all annotated ordered pairs among them; every image once."""
-        size = self.tuning.batches.images
         groups = []
         for category, ids in self.images.items():
             order = [ids[index] for index in rng.permutation(len(ids))]
@@ -162,9 +166,8 @@ class Batches:
                 groups.append((group, [pair for pair in among if pair is not None]))
         return [groups[index] for index in rng.permutation(len(groups)) if groups[index][1]]
 
-    def _pair_groups(self, rng: np.random.Generator) -> list[tuple[list[str], list[Pair]]]:
+    def _pair_groups(self, rng: np.random.Generator, size: int) -> list[tuple[list[str], list[Pair]]]:
         """Some pairs and their images; every pair once."""
-        size = self.tuning.batches.pairs
         order = [self.pairs[index] for index in rng.permutation(len(self.pairs))]
         groups = [order[at : at + size] for at in range(0, len(order), size)]
         return [(sorted({id_ for pair in group for id_ in (pair.source, pair.target)}), group) for group in groups]

@@ -26,22 +26,22 @@ def compare(first: str, second: str, params: Params) -> list[dict[str, Any]]:
         UserError: there is no such cell or revision, or the two were not made on the same keypoints.
     """
     settings = params.evaluate
-    one, other = read(first, params), read(second, params)
-    if len(one) != len(other) or not one[[*KEY, "true_x", "true_y"]].equals(other[[*KEY, "true_x", "true_y"]]):
+    left, right = read(first, params), read(second, params)
+    if len(left) != len(right) or not left[[*KEY, "true_x", "true_y"]].equals(right[[*KEY, "true_x", "true_y"]]):
         raise UserError(f"{first} and {second} were not made on the same keypoints, so they cannot be compared")
     dataset = first.rpartition(":")[2].split("/")[2]
     reference = settings.references[params.datasets[dataset].format][0]
     correct = [
         pck.is_correct(*pck.errors(matches, reference, name), settings.thresholds)
-        for name, matches in ((first, one), (second, other))
+        for name, matches in ((first, left), (second, right))
     ]
     rows = []
-    for name in ["all", *sorted(one["category"].unique())]:
-        some = np.full(len(one), True) if name == "all" else (one["category"] == name).to_numpy()
-        pair = pd.factorize(one["pair"][some])[0]
+    for name in ["all", *sorted(left["category"].unique())]:
+        some = np.full(len(left), True) if name == "all" else (left["category"] == name).to_numpy()
+        pair = pd.factorize(left["pair"][some])[0]
         parts = [values[some] for values in correct]
         (first_hits, counts), (second_hits, _) = (pck.by_pair(part, pair) for part in parts)
-        found = pck.compare(first_hits, second_hits, counts, samples=settings.bootstrap, seed=settings.seed)
+        compared = pck.compare(first_hits, second_hits, counts, samples=settings.bootstrap, seed=settings.seed)
         for index, threshold in enumerate(settings.thresholds):
             rows.append(
                 {
@@ -49,9 +49,9 @@ def compare(first: str, second: str, params: Params) -> list[dict[str, Any]]:
                     "threshold": pck.threshold_key(threshold),
                     "first": float(parts[0][:, index].mean()),
                     "second": float(parts[1][:, index].mean()),
-                    "difference": float(found.mean[index]),
-                    "ci95": [float(found.low[index]), float(found.high[index])],
-                    "p": float(found.p[index]),
+                    "difference": float(compared.mean[index]),
+                    "ci95": [float(compared.low[index]), float(compared.high[index])],
+                    "p": float(compared.p[index]),
                 }
             )
     return rows

@@ -58,7 +58,9 @@ def heatmap(source: np.ndarray, cell: np.ndarray, target: np.ndarray, sampling: 
         target: of any length.
         sampling: "bilinear" or "nearest".
     """
-    maps = [one / np.maximum(np.linalg.norm(one, axis=-1, keepdims=True), 1e-12) for one in (source, target)]
+    maps = [
+        features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), 1e-12) for features in (source, target)
+    ]
     height, width, _ = source.shape
     x, y = np.clip(cell, 0, [width - 1, height - 1])
     if sampling == "nearest":
@@ -81,9 +83,9 @@ def similarity_maps(rows: pd.DataFrame, files: dict[str, Path], store: Store, sa
     some = rows.iloc[sorted({0, len(rows) // MAPS})]
     points = some[["source_x", "source_y"]].to_numpy()
     cells = grids[source].pixels_to_cells(points)
-    found = [heatmap(features[source], cell, features[target], sampling) for cell in cells]
+    heatmaps = [heatmap(features[source], cell, features[target], sampling) for cell in cells]
     drawn = []
-    for row, point, similar in zip(some.itertuples(), points, found, strict=True):
+    for row, point, similar in zip(some.itertuples(), points, heatmaps, strict=True):
         picture = pictures.similarity(
             *images,
             point,

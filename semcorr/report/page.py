@@ -57,12 +57,7 @@ def page(
 
 
 def _dataset(
-    name: str,
-    board: list[dict[str, Any]],
-    cells: dict[str, Any],
-    galleries: dict[str, Any],
-    params: Params,
-    key: str,
+    name: str, board: list[dict[str, Any]], cells: dict[str, Any], galleries: dict[str, Any], params: Params, key: str
 ) -> dict[str, Any]:
     """What the page says about one dataset."""
     ours = {row["name"]: cells[row["name"]] for row in board}
@@ -169,33 +164,30 @@ def _trainings(cells: dict[str, Any]) -> dict[str, str] | None:
 def _records(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """A provenance record and all that it rests on."""
     yield record
-    for one in record["inputs"].values():
-        if isinstance(one, dict) and "stage" in one:
-            yield from _records(one)
+    for part in record["inputs"].values():
+        if isinstance(part, dict) and "stage" in part:
+            yield from _records(part)
 
 
 def facts(cell: dict[str, Any]) -> dict[str, str]:
     """Where a cell comes from: its tensors, versions, and every parameter that counted."""
-    found: dict[str, Any] = {}
+    known: dict[str, Any] = {}
     for record in _records(cell["provenance"]):
         if "origin" in record:
-            found["tensors"] = record["origin"]
+            known["tensors"] = record["origin"]
         if record["stage"] == "finetune":
-            found["best epoch"] = record["epoch"]
-        found |= {f"version of {name}": version for name, version in record.get("versions", {}).items()}
-    found["left out"] = ", ".join(f"{count:,} {what}" for what, count in cell["left_out"].items()) or "nothing"
-    found["fingerprint"] = cell["provenance"]["fingerprint"]
+            known["best epoch"] = record["epoch"]
+        known |= {f"version of {name}": version for name, version in record.get("versions", {}).items()}
+    known["left out"] = ", ".join(f"{count:,} {what}" for what, count in cell["left_out"].items()) or "nothing"
+    known["fingerprint"] = cell["provenance"]["fingerprint"]
     settings: dict[str, Any] = {}
     for record in _records(cell["provenance"]):
         settings |= record["settings"]
-    return {key: str(value) for key, value in (found | dict(sorted(settings.items()))).items()}
+    return {key: str(value) for key, value in (known | dict(sorted(settings.items()))).items()}
 
 
 def chart(
-    series: Sequence[tuple[str, Sequence[float], Sequence[float]]],
-    x: str,
-    y: str,
-    dashes: Sequence[str] | None = None,
+    series: Sequence[tuple[str, Sequence[float], Sequence[float]]], x: str, y: str, dashes: Sequence[str] | None = None
 ) -> str:
     """A line chart as SVG that takes the page's colours and width; the same bytes each time.
 
@@ -215,7 +207,7 @@ def chart(
     ]
     colours = {kind: index for index, kind in enumerate(dict.fromkeys(kinds))}
     palette = matplotlib.colormaps["tab10" if len(colours) <= 10 else "turbo"]
-    style = {
+    style: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": "semcorr",
         "font.family": "sans-serif",

@@ -34,7 +34,7 @@ def leaderboard(
         rows.append(
             {
                 **known,
-                "values": [100 * overall[one]["mean"] for one in overall],
+                "values": [100 * value["mean"] for value in overall.values()],
                 "headline": 100 * overall[key]["mean"],
                 "interval": [100 * bound for bound in overall[key]["ci95"]],
                 "image": 100 * cell["overall_image"][key]["mean"],
@@ -49,15 +49,15 @@ def leaderboard(
         table = pairs[row["name"]]
         if not table[["pair", "num_keypoints"]].equals(best[["pair", "num_keypoints"]]):
             raise UserError(f"{row['name']} and {rows[0]['name']} were not scored on the same pairs")
-        hits = [one[[key]].to_numpy(float) for one in (best, table)]
+        first, second = (hits[[key]].to_numpy(float) for hits in (best, table))
         counts = best["num_keypoints"].to_numpy(float)
-        found = pck.compare(*hits, counts, samples=settings.bootstrap, seed=settings.seed)
+        lead = pck.compare(first, second, counts, samples=settings.bootstrap, seed=settings.seed)
         row["behind"] = None
         if row is not rows[0]:
             row["behind"] = {
-                "difference": 100 * float(found.mean[0]),
-                "interval": [100 * float(found.low[0]), 100 * float(found.high[0])],
-                "p": float(found.p[0]),
+                "difference": 100 * float(lead.mean[0]),
+                "interval": [100 * float(lead.low[0]), 100 * float(lead.high[0])],
+                "p": float(lead.p[0]),
             }
         row["best"] = row is rows[0] or row["behind"]["p"] >= SIGNIFICANT
     return rows

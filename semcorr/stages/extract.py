@@ -1,7 +1,6 @@
 """extract: the features of every image of a dataset, each image encoded once."""
 
 from semcorr.artifacts.provenance import expect, provenance
-from semcorr.datasets.base import read_images
 from semcorr.engine.basis import unfinished
 from semcorr.engine.graph import Job
 from semcorr.networks import runtime
@@ -32,6 +31,4 @@ def extract(job: Job, params: Params) -> str:
         precision=spec.precision,
         key=f"backbones.{name}.precision",
     )
-    images = read_images(job.inputs["images"])
-    encode(encoder, images, job.inputs["images"].parent / "images", kept, params.runtime)
-    return f"{' '.join(job.cell.values())}: {len(images):,} images, {kept.path.stat().st_size / 1e6:,.0f} MB"
+    return f"{' '.join(job.cell.values())}: {encode(encoder, job.inputs['images'], kept, params.runtime)}"

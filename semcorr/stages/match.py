@@ -17,15 +17,7 @@ from semcorr.networks import runtime
 from semcorr.params import Params
 from semcorr.readouts import readout
 
-PAIR_COLUMNS = (
-    "category",
-    "subset",
-    "viewpoint_variation",
-    "scale_variation",
-    "truncation",
-    "occlusion",
-    "mirror",
-)
+PAIR_COLUMNS = ("category", "subset", "viewpoint_variation", "scale_variation", "truncation", "occlusion", "mirror")
 
 
 def match(job: Job, params: Params) -> str:
@@ -61,27 +53,25 @@ def _table(
         return pa.array(values, kind).take(rows)
 
     def points(of: list) -> np.ndarray:
-        return np.concatenate([np.empty((0, 2)), *(np.array(one, float).reshape(-1, 2) for one in of)])
+        return np.concatenate([np.empty((0, 2)), *(np.array(values, float).reshape(-1, 2) for values in of)])
 
     columns = {
         "pair": repeated([pair.id for pair in pairs], pa.string()),
         "keypoint": pa.array([id_ for pair in pairs for id_ in pair.keypoint_ids], pa.string()),
     }
     for name, of in {
-        "source": [pair.source_keypoints for pair in pairs],
+        "source": [pair.points("source") for pair in pairs],
         "predicted": [predicted for predicted, _ in answers],
-        "true": [pair.target_keypoints for pair in pairs],
+        "true": [pair.points("target") for pair in pairs],
     }.items():
         columns[f"{name}_x"], columns[f"{name}_y"] = map(pa.array, points(of).T.copy())
     columns["similarity"] = pa.array(np.concatenate([np.empty(0), *(similarity for _, similarity in answers)]))
     lengths = [
-        pck.references(np.array(pair.target_keypoints, float), bbox=pair.target_bbox, image_size=sizes[pair.target])
-        if count
-        else {}
+        pck.references(pair.points("target"), bbox=pair.target_bbox, image_size=sizes[pair.target]) if count else {}
         for pair, count in zip(pairs, counts, strict=True)
     ]
     for name in ("bbox", "bbox_kp", "image"):
-        columns[name] = repeated([one.get(name) for one in lengths], pa.float64())
+        columns[name] = repeated([length.get(name) for length in lengths], pa.float64())
     for side in ("source", "target"):
         columns[f"{side}_image"] = repeated([getattr(pair, side) for pair in pairs], pa.string())
     for name in PAIR_COLUMNS:

@@ -14,18 +14,18 @@ from semcorr.report.tables import categories, curves, leaderboard, markdown, sum
 
 def report(job: Job, params: Params) -> str:
     """Write the tables and the page."""
-    found: dict[str, dict[str, Any]] = {"cell": {}, "pairs": {}, "gallery": {}}
+    results: dict[str, dict[str, Any]] = {"cell": {}, "pairs": {}, "gallery": {}}
     for role, path in job.inputs.items():
         expect(path, job.expects[role])
         _, kind, name = role.split(" ")
-        found[kind][name] = read_table(path).to_pandas() if kind == "pairs" else read_result(path)
-    cells = found["cell"]
-    boards = {dataset: leaderboard(cells, found["pairs"], dataset, params) for dataset in params.grid.datasets}
+        results[kind][name] = read_table(path).to_pandas() if kind == "pairs" else read_result(path)
+    cells = results["cell"]
+    boards = {dataset: leaderboard(cells, results["pairs"], dataset, params) for dataset in params.grid.datasets}
     write_json(job.outputs["summary"], summary(cells))
     tables = {"curves": curves(cells), "categories": categories(cells, params)}
     for role, rows in tables.items():
         with replacing(job.outputs[role]) as partial:
             pd.DataFrame(rows).to_csv(partial, index=False)
     write_text(job.outputs["markdown"], markdown(boards, cells, params))
-    write_text(job.outputs["html"], page(boards, cells, found["gallery"], params, provenance(job)))
+    write_text(job.outputs["html"], page(boards, cells, results["gallery"], params, provenance(job)))
     return f"{len(cells)} cells: {job.outputs['markdown']}, {job.outputs['html']}"

@@ -1,7 +1,6 @@
 """trunk: what enters the tuned blocks, for every image of a dataset, so that fine-tuning never runs the rest again."""
 
 from semcorr.artifacts.provenance import expect, provenance
-from semcorr.datasets.base import read_images
 from semcorr.engine.basis import unfinished
 from semcorr.engine.graph import Job
 from semcorr.networks import runtime
@@ -33,6 +32,4 @@ def trunk(job: Job, params: Params) -> str:
         precision=params.trunk.precision,
         key="trunk.precision",
     )
-    images = read_images(job.inputs["images"])
-    encode(encoder, images, job.inputs["images"].parent / "images", kept, params.runtime)
-    return f"{' '.join(job.cell.values())}: {len(images):,} images, {kept.path.stat().st_size / 1e6:,.0f} MB"
+    return f"{' '.join(job.cell.values())}: {encode(encoder, job.inputs['images'], kept, params.runtime)}"

@@ -102,12 +102,12 @@ def save(path: Path, tensors: dict[str, torch.Tensor], record: dict) -> None:
 
 def digest(tensors: dict[str, torch.Tensor]) -> str:
     """Hex SHA-256 of tensors: their names, types, shapes and values, whatever file they are in."""
-    found = hashlib.sha256()
+    hashed = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        found.update(tensor.reshape(-1).view(torch.uint8).numpy())
-    return found.hexdigest()
+        hashed.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        hashed.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return hashed.hexdigest()
 
 
 def check(tensors: dict[str, torch.Tensor], network: Backbone, where: str) -> None:

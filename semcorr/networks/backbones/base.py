@@ -8,6 +8,8 @@ in params.yaml says (`layer`, `facet`, `norm`, `debias`).
 
 import math
 from abc import ABC, abstractmethod
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,7 +58,7 @@ class Backbone(nn.Module, ABC):
     """
 
     name: str
-    net: nn.Module
+    net: Any  # a module whose parts are its library's own
     stride: int
     depth: int
     width: int
@@ -73,7 +75,7 @@ class Backbone(nn.Module, ABC):
     def step(self, block: nn.Module, activations: Tensor, **extra: Tensor) -> Tensor:
         """One block's output."""
         if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, activations, use_reentrant=False, **extra)
+            return checkpoint(partial(block, **extra), activations, use_reentrant=False)
         return block(activations, **extra)
 
     def canvas(self, resized: tuple[int, int]) -> tuple[int, int]:
@@ -174,31 +176,32 @@ class Backbone(nn.Module, ABC):
         if len(maps) == 1:
             return maps[0]
         with torch.autocast(maps[0].device.type, enabled=False):
-            return torch.cat([nn.functional.normalize(one.float(), dim=1) for one in maps], dim=1)
+            return torch.cat([nn.functional.normalize(features.float(), dim=1) for features in maps], dim=1)
 
     def features(self, images: Tensor, spec: BackboneSpec) -> Tensor:
         """(B, 3, H, W) images to features (B, C, h, w), less what a blank image shows too if `spec.debias` says so."""
         features = self.tail(self.embed(images), self.cells(images), 0, spec)
         if spec.debias is None:
             return features
-        basis, features = self.positional_basis((images.shape[2], images.shape[3]), spec), features.float()
+        size = images.shape[2], images.shape[3]
+        basis, features = self.positional_basis(size, spec, spec.debias.components), features.float()
         with torch.autocast(features.device.type, enabled=False):
             return features - torch.einsum("kc,kd,bdhw->bchw", basis, basis, features)
 
-    def positional_basis(self, canvas: tuple[int, int], spec: BackboneSpec) -> Tensor:
+    def positional_basis(self, canvas: tuple[int, int], spec: BackboneSpec, components: int) -> Tensor:
         """The directions (K, C) in which the features of a blank image of this size vary most, orthonormal.
 
         A blank image, all mean colour, has nothing to tell one cell from another but their positions.
 
         Source: the debiasing of INSID3, Cuttano et al., CVPR 2026, arXiv 2603.28480.
         """
-        key = (canvas, *spec.layers, spec.facet, spec.norm, spec.debias.components)
+        key = (canvas, *spec.layers, spec.facet, spec.norm, components)
         if key not in self._bases:
             blank = next(self.parameters()).new_zeros(1, 3, *canvas)
             with torch.autocast(blank.device.type, enabled=False):  # once a size, so its cost does not matter
                 cells = self.tail(self.embed(blank), self.cells(blank), 0, spec)[0].flatten(1).T.float()
             _, _, directions = torch.linalg.svd(cells - cells.mean(dim=0), full_matrices=False)
-            self._bases[key] = directions[: spec.debias.components]
+            self._bases[key] = directions[:components]
         return self._bases[key]
 
     @torch.no_grad()

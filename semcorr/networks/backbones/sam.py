@@ -62,39 +62,33 @@ class Network(Backbone):
         return self.side, self.side
 
     def embed(self, images: Tensor) -> Tensor:
-        """See Backbone."""
         return self.net.patch_embed(images) + self.net.pos_embed
 
     def run(self, activations: Tensor, cells: tuple[int, int], first: int, stop: int) -> Tensor:
-        """See Backbone."""
         for block in self.net.blocks[first:stop]:
             activations = self.step(block, activations)
         return activations
 
     def read(self, activations: Tensor, cells: tuple[int, int], *, norm: bool, neck: bool) -> Tensor:
-        """See Backbone."""
         assert not norm, "params.py refuses a final norm here"
         features = activations.permute(0, 3, 1, 2)
         return self.net.neck(features) if neck else features
 
     def adopt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """See Backbone; the official file also holds SAM's prompt encoder and mask decoder."""
+        """Beside the encoder, the official file holds SAM's prompt encoder and mask decoder."""
         prefix, beside = "image_encoder.", ("prompt_encoder.", "mask_decoder.")
         if not any(name.startswith(prefix) for name in tensors):
             return tensors
         return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if not name.startswith(beside)}
 
     def facet(self, activations: Tensor, cells: tuple[int, int], block: int, facet: str) -> Tensor:
-        """See Backbone."""
         attention = self.net.blocks[block]
         parts = attention.attn.qkv(attention.norm1(activations)).chunk(3, dim=-1)
         return parts[("query", "key", "value").index(facet)].permute(0, 3, 1, 2)
 
     def activation_shape(self, cells: tuple[int, int]) -> tuple[int, ...]:
-        """See Backbone."""
         return *cells, self.width
 
     def tuned_modules(self, blocks: int, spec: BackboneSpec) -> list[nn.Module]:
-        """See Backbone."""
         stop = self.stop(spec)
         return [*self.net.blocks[stop - blocks : stop], *([self.net.neck] if "neck" in spec.layers else [])]

@@ -5,6 +5,7 @@ offset of 0.1, so away from 518 pixels the features differ slightly.
 """
 
 import re
+from typing import Any
 
 import timm
 import torch
@@ -78,15 +79,14 @@ class Network(Backbone):
         self.name = model
         self.stride = self.net.patch_embed.patch_size[0]
         self.depth, self.width = len(self.net.blocks), self.net.embed_dim
-        self.mean, self.std = self.net.pretrained_cfg["mean"], self.net.pretrained_cfg["std"]
+        trained: Any = self.net.pretrained_cfg
+        self.mean, self.std = trained["mean"], trained["std"]
 
     def embed(self, images: Tensor) -> Tensor:
-        """See Backbone."""
         tokens = self.net._pos_embed(self.net.patch_embed(images))
         return self.net.norm_pre(tokens[0] if isinstance(tokens, tuple) else tokens)
 
     def run(self, activations: Tensor, cells: tuple[int, int], first: int, stop: int) -> Tensor:
-        """See Backbone."""
         rope = getattr(self.net, "rope", None)
         extra = {} if rope is None else {"rope": rope.get_embed(shape=cells)}
         for block in self.net.blocks[first:stop]:
@@ -94,7 +94,7 @@ class Network(Backbone):
         return activations
 
     def read(self, activations: Tensor, cells: tuple[int, int], *, norm: bool, neck: bool) -> Tensor:
-        """See Backbone; the class and register tokens are dropped."""
+        """Class and register tokens are dropped."""
         assert not neck, "params.py refuses a neck here"
         activations = self.net.norm(activations) if norm else activations
         return self._map(activations, cells)
@@ -104,7 +104,6 @@ class Network(Backbone):
         return patches.transpose(1, 2).unflatten(2, cells)
 
     def adopt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """See Backbone."""
         if "storage_tokens" in tensors:
             return self._from_dinov3(tensors)
         if "mask_token" in tensors:
@@ -113,12 +112,12 @@ class Network(Backbone):
 
     def _from_dinov2(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The official DINOv2 file; its mask token served training alone."""
-        found = {_renamed(name, DINOV2): tensor for name, tensor in tensors.items() if name != "mask_token"}
-        if "reg_token" in found:  # timm adds positions to the patches alone, so the class token brings its own
-            positions = found["pos_embed"]
-            found["cls_token"] = found["cls_token"] + positions[:, :1]
-            found["pos_embed"] = positions[:, 1:]
-        return found
+        adopted = {_renamed(name, DINOV2): tensor for name, tensor in tensors.items() if name != "mask_token"}
+        if "reg_token" in adopted:  # timm adds positions to the patches alone, so the class token brings its own
+            positions = adopted["pos_embed"]
+            adopted["cls_token"] = adopted["cls_token"] + positions[:, :1]
+            adopted["pos_embed"] = positions[:, 1:]
+        return adopted
 
     def _from_dinov3(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The official DINOv3 file.
@@ -128,23 +127,22 @@ class Network(Backbone):
         """
         beside = ("mask_token", "rope_embed.periods", "local_cls_norm.weight", "local_cls_norm.bias")
         ours = self.net.state_dict().keys()
-        found = {}
+        adopted = {}
         for name, tensor in tensors.items():
             if name in beside or name.endswith(".bias_mask"):
                 continue
             if not name.endswith("attn.qkv.bias"):
-                found[_renamed(name, DINOV3)] = tensor
+                adopted[_renamed(name, DINOV3)] = tensor
                 continue
             query, _, value = tensor.chunk(3)
             prefix = name.removesuffix("qkv.bias")
             if f"{prefix}q_bias" in ours:
-                found |= {f"{prefix}q_bias": query, f"{prefix}v_bias": value}
+                adopted |= {f"{prefix}q_bias": query, f"{prefix}v_bias": value}
             elif query.any() or value.any():
                 raise UserError(f"{name} is not zero, and timm's {self.name} has none. Take model {self.name}_qkvb")
-        return found
+        return adopted
 
     def facet(self, activations: Tensor, cells: tuple[int, int], block: int, facet: str) -> Tensor:
-        """See Backbone."""
         attention = self.net.blocks[block].attn
         tokens = self.net.blocks[block].norm1(activations)
         if getattr(attention, "q_bias", None) is None:
@@ -156,10 +154,8 @@ class Network(Backbone):
         return self._map(chosen, cells)
 
     def activation_shape(self, cells: tuple[int, int]) -> tuple[int, ...]:
-        """See Backbone."""
         return self.net.num_prefix_tokens + cells[0] * cells[1], self.width
 
     def tuned_modules(self, blocks: int, spec: BackboneSpec) -> list[nn.Module]:
-        """See Backbone."""
         stop = self.stop(spec)
         return [*self.net.blocks[stop - blocks : stop], *([self.net.norm] if spec.norm else [])]

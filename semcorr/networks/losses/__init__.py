@@ -26,7 +26,8 @@ from semcorr.tensors import require_shape
 def objective(loss: Loss, end_point: EndPoint | None) -> Callable[..., Tensor]:
     """The loss of params.yaml, with its numbers, and what `end_point` adds to it."""
     main = _function(loss.name, **loss.model_dump(exclude={"name"}))
-    addition = end_point and _function("end_point", temperature=end_point.temperature)
+    weight = 0.0 if end_point is None else end_point.weight
+    addition = None if end_point is None else _function("end_point", temperature=end_point.temperature)
 
     def total(
         *, maps: Tensor, descriptors: Tensor, target: Tensor, cells: Tensor, generator: torch.Generator
@@ -37,7 +38,7 @@ def objective(loss: Loss, end_point: EndPoint | None) -> Callable[..., Tensor]:
         require_shape("cells", cells, "N", 2)
         given = {"maps": maps, "descriptors": descriptors, "target": target, "cells": cells, "generator": generator}
         value = main(**given)
-        return value if end_point is None else value + end_point.weight * addition(**given)
+        return value if addition is None else value + weight * addition(**given)
 
     return total
 
