@@ -143,7 +143,7 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: no such file. Run: dvc repro (or snakemake --cores all)")
     try:
         text = _READERS[path.suffix](path)
-        record = json.loads(text) if isinstance(text, str | bytes) else text
+        record: Any = json.loads(text) if isinstance(text, str | bytes) else text
         if not isinstance(record["fingerprint"], str):
             raise TypeError("the fingerprint is not text")
         if record.get(CHECKSUM) not in (None, _checksum(record)):
@@ -194,7 +194,8 @@ def _json(path: Path) -> dict[str, Any]:
 def _html(path: Path) -> str:
     with path.open(encoding="utf-8") as file:
         head = file.read(1 << 16)
-    return html.unescape(re.search(rf'<meta name="{KEY}" content="([^"]*)">', head)[1])
+    [content] = re.findall(rf'<meta name="{KEY}" content="([^"]*)">', head)
+    return html.unescape(content)
 
 
 _READERS = {".h5": _hdf5, ".parquet": _parquet, ".safetensors": _safetensors, ".json": _json, ".html": _html}

@@ -192,11 +192,8 @@ class Store:
     def _look(self, name: str, item: h5py.Group | h5py.Dataset) -> None:
         if isinstance(item, h5py.Group) or name == CHECKSUMS:
             return
-        grid = Grid(
-            image_size=tuple(map(int, item.attrs["image_size"])),
-            resized_size=tuple(map(int, item.attrs["resized_size"])),
-            stride=int(item.attrs["stride"]),
-        )
+        sizes = [(int(height), int(width)) for height, width in map(item.attrs.get, ("image_size", "resized_size"))]
+        grid = Grid(image_size=sizes[0], resized_size=sizes[1], stride=int(item.attrs["stride"]))
         self._entries[name] = Entry(shape=item.shape, grid=grid)
         self._places[name] = item.id.get_offset(), item.dtype
 

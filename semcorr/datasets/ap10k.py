@@ -13,16 +13,7 @@ from typing import Any
 
 from semcorr.artifacts.files import read_json
 from semcorr.datasets.annotations import understood
-from semcorr.datasets.base import (
-    Benchmark,
-    Image,
-    Pair,
-    check_pair,
-    common_keypoints,
-    image_files,
-    in_any_case,
-    named,
-)
+from semcorr.datasets.base import Benchmark, Image, Pair, check_pair, common_keypoints, image_files, in_any_case, named
 from semcorr.datasets.decode import image_size, other_size
 from semcorr.errors import UserError
 from semcorr.params import AP10KSpec

@@ -3,7 +3,9 @@
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 from tqdm import tqdm
 
@@ -46,20 +48,21 @@ def unpack(archive: Path, folder: Path) -> Path:
     return folder
 
 
-def _tar_members(archive: Path) -> Iterator[Callable[[Path], None]]:
+def _tar_members(archive: Path) -> Iterator[Callable[[Path], object]]:
     with tarfile.open(archive) as file:
         for member in file:
             _check_name(archive, member.name)
-            yield lambda folder, member=member: file.extract(member, folder, filter="data")
+            yield partial(file.extract, member, filter="data")
         # tarfile takes a damaged header for the end, and would silently skip the rest.
-        file.fileobj.seek(file.offset)
-        if file.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        stream: Any = file.fileobj
+        stream.seek(file.offset)
+        if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise EOFError("it ends, or is damaged, before its end marker")
-        while file.fileobj.read(1 << 20):  # to the end, where compressed files have their checksum
+        while stream.read(1 << 20):  # to the end, where compressed files have their checksum
             pass
 
 
-def _zip_members(archive: Path) -> Iterator[Callable[[Path], None]]:
+def _zip_members(archive: Path) -> Iterator[Callable[[Path], object]]:
     with zipfile.ZipFile(archive) as file:
         for member in file.infolist():
             _check_name(archive, member.filename)
@@ -72,7 +75,7 @@ def _zip_members(archive: Path) -> Iterator[Callable[[Path], None]]:
                     f"path, or re-pack with plain Deflate"
                 )
             member.filename = member.filename.replace("\\", "/")  # some Windows packers write backslashes
-            yield lambda folder, member=member: file.extract(member, folder)
+            yield partial(file.extract, member)
 
 
 def _check_name(archive: Path, name: str) -> None:

@@ -105,7 +105,7 @@ class Benchmark:
         return Benchmark(root=self.root, images=images, pairs=pairs, left_out=left_out)
 
 
-_KINDS = {  # type of a field -> of its column
+_KINDS: dict[Any, pa.DataType] = {  # type of a field -> of its column
     str: pa.string(),
     str | None: pa.string(),
     int: pa.int32(),
@@ -209,7 +209,7 @@ def read_image(folder: Path, image: Image) -> PillowImage.Image:
     return decode(io.BytesIO(content), upright=False, name=path, remedy=remedy)
 
 
-def common_keypoints(first: dict[str, list[float]], second: dict[str, list[float]]) -> dict[str, list]:
+def common_keypoints(first: dict[str, list[float]], second: dict[str, list[float]]) -> dict[str, Any]:
     """The fields of Pair for the keypoints visible in both images, given number -> x y for each."""
     common = [id_ for id_ in first if id_ in second]
     return {

@@ -117,7 +117,7 @@ def _opened(source: AnyImage, read: Callable[[PillowImage.Image], Any], name: st
     except FileNotFoundError:
         raise UserError(f"{name}: {'the image is missing' if remedy else 'no such file'}{then}") from None
     except PillowImage.DecompressionBombError:
-        limit = 2 * PillowImage.MAX_IMAGE_PIXELS
+        limit = 2 * (PillowImage.MAX_IMAGE_PIXELS or 0)
         raise UserError(f"{name}: has over {limit / 1e6:,.0f} million pixels. Shrink it first") from None
     except MemoryError:
         raise

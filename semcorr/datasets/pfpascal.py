@@ -19,19 +19,24 @@ from semcorr.errors import UserError
 from semcorr.params import PFPascalSpec
 
 WHOLE = {"split": "test", "limit": None}
-CATEGORIES = ["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"]
-CATEGORIES += [
+CATEGORIES = [
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
     "diningtable",
     "dog",
     "horse",
     "motorbike",
     "person",
-    "pottedplant",
-    "sheep",
-    "sofa",
-    "train",
-    "tvmonitor",
 ]
+CATEGORIES += ["pottedplant", "sheep", "sofa", "train", "tvmonitor"]
 LISTS = {
     "trn": ("train_pairs_pf_pascal.csv", "trn_pairs.csv"),
     "val": ("val_pairs_pf_pascal.csv", "val_pairs.csv"),

@@ -33,7 +33,7 @@ def find(folder: Path) -> Path | None:
 
 def load(root: Path, spec: PFWillowSpec) -> Benchmark:
     """Read all pairs, or those of the list and the subsets that params.yaml names."""
-    whole = read(root, spec.pairs and project_path(spec.pairs))
+    whole = read(root, project_path(spec.pairs) if spec.pairs else None)
     if spec.subsets is None:
         return whole
     known = {image.id.split("/")[0] for image in whole.images}
@@ -139,8 +139,10 @@ def _read_list(path: Path, keypoints: dict[str, list[list[float]]]) -> list[tupl
         where = f"{path}:{number}"
         if len(row) != 2 + 4 * KEYPOINTS:
             raise UserError(f"{where}: {len(row)} columns, expected two images and {4 * KEYPOINTS} coordinates")
-        ids = tuple(re.sub(r"\.png$", "", "/".join(name.split("/")[-2:]), flags=re.IGNORECASE) for name in row[:2])
-        for id_, columns in zip(ids, (row[2 : 2 + 2 * KEYPOINTS], row[2 + 2 * KEYPOINTS :]), strict=True):
+        source, target = (
+            re.sub(r"\.png$", "", "/".join(name.split("/")[-2:]), flags=re.IGNORECASE) for name in row[:2]
+        )
+        for id_, columns in zip((source, target), (row[2 : 2 + 2 * KEYPOINTS], row[2 + 2 * KEYPOINTS :]), strict=True):
             if id_ not in keypoints:
                 raise UserError(f"{where}: image {id_} is not in the dataset")
             try:
@@ -150,9 +152,9 @@ def _read_list(path: Path, keypoints: dict[str, list[list[float]]]) -> list[tupl
             distance = np.abs(points - keypoints[id_]).max()
             if not distance <= LIST_TOLERANCE:
                 raise UserError(f"{where}: keypoints of {id_} are {distance:.1f} px from those of {id_}.mat")
-        if ids in listed:
-            raise UserError(f"{where}: pair {ids[0]}, {ids[1]} is also in line {listed[ids]}")
-        listed[ids] = number
+        if (source, target) in listed:
+            raise UserError(f"{where}: pair {source}, {target} is also in line {listed[source, target]}")
+        listed[source, target] = number
     return list(listed)
 
 

@@ -225,7 +225,9 @@ def read_layout(root: Path, split: str, layout: str) -> list[str]:
 
 def _parse(line: str) -> tuple[str, ...]:
     """Number, source, target and category of a pair name."""
-    return LAYOUT_LINE.fullmatch(line).groups()
+    match = LAYOUT_LINE.fullmatch(line)
+    assert match, "lines were checked when they were read"
+    return match.groups()
 
 
 def read_image_annotation(root: Path, image_id: str) -> dict[str, Any] | None:
@@ -248,10 +250,7 @@ def read_pair(root: Path, split: str, line: str, sizes: dict[str, tuple[int, int
     values = read_json(path)
     with understood(path, "an annotation of SPair-71k"):
         pair = _to_pair(values, line)
-        for id_, (width, height, *_) in (
-            (pair.source, values["src_imsize"]),
-            (pair.target, values["trg_imsize"]),
-        ):
+        for id_, (width, height, *_) in ((pair.source, values["src_imsize"]), (pair.target, values["trg_imsize"])):
             if id_ not in sizes:
                 sizes[id_] = image_size(_image_file(root, id_))
             if sizes[id_] != (height, width):

@@ -17,7 +17,8 @@ from semcorr.datasets.sources import root_of
 from semcorr.errors import UserError
 from semcorr.params import FORMATS, DatasetSpec, dataset
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def verified_images(benchmark: Benchmark, folder: Path) -> list[Image]:

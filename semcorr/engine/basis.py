@@ -16,13 +16,14 @@ same. If the files are gone from this machine, their last hashes are kept, since
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 from semcorr.artifacts.files import canonical_json, project_path, remove, sha256, write_text
 from semcorr.engine import code
 from semcorr.engine.graph import BASIS, Graph, Job
 from semcorr.engine.memory import Memory, files
 from semcorr.errors import UserError
-from semcorr.params import FileWeights, Params, PathSource
+from semcorr.params import FileWeights, Params, PathSource, PFWillowSpec
 
 
 def texts(graph: Graph, memory: Memory) -> dict[Path, str]:
@@ -49,12 +50,13 @@ def sources(path: Path, params: Params) -> tuple[list[Path], str]:
     kind, name = path.relative_to(BASIS).parts
     if kind == "weights":
         weights = params.backbones[name].weights
-        paths, given = [project_path(weights.path)] if isinstance(weights, FileWeights) else [], weights.model_dump()
+        paths = [project_path(weights.path)] if isinstance(weights, FileWeights) else []
+        given: Any = weights.model_dump()
     elif kind == "datasets":
         spec = params.datasets[name]
         folders = [project_path(source.path) for source in spec.sources if isinstance(source, PathSource)]
         roots = [_root(folder, spec.format) for folder in folders if folder.exists()]
-        listed = [project_path(spec.pairs)] if getattr(spec, "pairs", None) else []
+        listed = [project_path(spec.pairs)] if isinstance(spec, PFWillowSpec) and spec.pairs else []
         paths, given = (roots[:1] or folders[:1]) + listed, [source.model_dump() for source in spec.sources]
     else:
         return [], ""

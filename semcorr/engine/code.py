@@ -99,7 +99,7 @@ def _joined(text: ast.JoinedStr) -> list[Any]:
         if not isinstance(part, ast.Constant):
             parts.append(_plain(part))
         elif parts and isinstance(parts[-1], str):
-            parts[-1] += part.value
+            parts[-1] += str(part.value)
         elif part.value:
             parts.append(part.value)
     return parts

@@ -97,8 +97,8 @@ class Current:
         if record.settings != job.settings:
             before, after = leaves(record.settings), leaves(job.settings)
             keys = [key for key in {**after, **before} if after.get(key, ...) != before.get(key, ...)]
-            keys = dict.fromkeys(re.sub(r"(\.\d+)+$", "", key) for key in keys)  # a list's own key, not its items'
-            return f"changed in params.yaml: {', '.join(keys or job.settings)}"
+            lists = dict.fromkeys(re.sub(r"(\.\d+)+$", "", key) for key in keys)  # a list's own key, not its items'
+            return f"changed in params.yaml: {', '.join(lists or job.settings)}"
         for paths, noted in ((job.reads, record.reads), (job.outputs.values(), record.outputs)):
             if {path.as_posix() for path in paths} != set(noted):
                 return "it reads or writes different files"
@@ -173,11 +173,12 @@ def noted(job: Job, graph: Graph) -> Iterator[None]:
     memory, under_dvc = Memory(), "DVC_STAGE" in os.environ
     texts = {path: basis.text(job, path, graph.params, memory) for path in job.basis}
     loaded = [name for names in job.basis.values() for name in code.modules(memory, *names) if "/" not in name]
-    times = [code.file_of(name).stat().st_mtime_ns for name in loaded]
+    files = [file for name in loaded if (file := code.file_of(name))]
+    times = [file.stat().st_mtime_ns for file in files]
     for name in loaded:  # all of it now, so that no later edit affects the job
         importlib.import_module(name)
     same = all(basis.text(job, path, graph.params, memory) == text for path, text in texts.items())
-    if not same or times != [code.file_of(name).stat().st_mtime_ns for name in loaded]:
+    if not same or times != [file.stat().st_mtime_ns for file in files]:
         raise UserError(f"{job.name}: its code has changed while it was loaded. Run again")
     if under_dvc:
         _require_basis(texts)

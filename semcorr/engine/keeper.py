@@ -46,7 +46,7 @@ class Keeper:
 
     def __init__(self, graph: Graph, command: list[str], plans: bool):
         self._graph, self._command = graph, " ".join(["snakemake", *command])
-        self._running: subprocess.Popen | None = None
+        self._running: Any = None  # the process beside Snakemake
         current = Current(graph) if plans else None
         self._stale = current.stale if current else {}
         jobs = [job for job in graph.jobs() if job.name in self._stale]

@@ -91,20 +91,20 @@ def size(dataset: DatasetSpec, index: Job) -> Size | None:
         return Size(images=len(images), pairs=len(pairs), keypoints=keypoints, shape=shape, known=True)
     match dataset.expect:
         case "spair71k":
-            images, large, small = SPAIR[dataset.split]
-            pairs = large if dataset.layout == "large" else small
-            whole = Size(images=images, pairs=pairs, keypoints=round(7.2 * pairs), shape=(375, 500), known=False)
+            count, large, small = SPAIR[dataset.split]
+            listed = large if dataset.layout == "large" else small
+            whole = Size(images=count, pairs=listed, keypoints=round(7.2 * listed), shape=(375, 500), known=False)
         case "pfwillow":
             whole = Size(images=100, pairs=900, keypoints=9_000, shape=(225, 300), known=False)
         case _ if isinstance(dataset.sources[0], ToySource):
             whole = _toy(dataset, dataset.sources[0])
         case _:
             return None
-    count = dataset.limit
-    if count is None or count >= whole.pairs:
+    limit = dataset.limit
+    if limit is None or limit >= whole.pairs:
         return whole
-    keypoints = round(whole.keypoints * (count / whole.pairs))
-    return Size(images=min(whole.images, 2 * count), pairs=count, keypoints=keypoints, shape=whole.shape, known=False)
+    keypoints = round(whole.keypoints * (limit / whole.pairs))
+    return Size(images=min(whole.images, 2 * limit), pairs=limit, keypoints=keypoints, shape=whole.shape, known=False)
 
 
 def _toy(dataset: DatasetSpec, source: ToySource) -> Size:
@@ -134,7 +134,7 @@ class Costs:
 
     def _datasets(self, job: Job) -> list[str]:
         if job.stage == "finetune":
-            return [self.params.grid.train, self.params.grid.validate_]
+            return [name for name in (self.params.grid.train, self.params.grid.validate_) if name]
         return [job.cell["dataset"]] if "dataset" in job.cell else []
 
     def _network(self, name: str) -> Backbone:

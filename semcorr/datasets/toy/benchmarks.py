@@ -32,15 +32,13 @@ def write_spair(root: Path, seed: int, images: dict[str, int]) -> None:
         seed: decides every pixel.
         images: images per category in each of trn, val, test; the splits share none.
     """
-    order = {"large": {}, "small": {}}
     number = 0
     for split, count in images.items():
         names: dict[str, list[str]] = {"large": [], "small": []}
         for index, category in enumerate(CATEGORIES):
             scenes = {
                 f"toy_{split}_{position:03d}": render(
-                    category,
-                    np.random.default_rng([seed, list(("trn", "val", "test")).index(split), index, position]),
+                    category, np.random.default_rng([seed, list(("trn", "val", "test")).index(split), index, position])
                 )
                 for position in range(count)
             }
@@ -55,7 +53,7 @@ def write_spair(root: Path, seed: int, images: dict[str, int]) -> None:
                 if number % 5 == 0:
                     names["small"].append(pair["filename"])
                 number += 1
-        for layout in order:
+        for layout in names:
             write_text(root / "Layout" / layout / f"{split}.txt", "\n".join(names[layout]) + "\n")
 
 

@@ -22,7 +22,7 @@ class Object:
     parts: list[tuple[np.ndarray, str]] = field(default_factory=list)
     marks: dict[str, tuple[float, float, int]] = field(default_factory=dict)
 
-    def polygon(self, points: list, tone: str) -> None:
+    def polygon(self, points: list | np.ndarray, tone: str) -> None:
         """Add a part."""
         self.parts.append((np.array(points, float), tone))
 
@@ -40,13 +40,13 @@ class Object:
 
     def limb(self, start: tuple, end: tuple, widths: tuple[float, float], tone: str) -> None:
         """Add a rounded bar that is widths[0] wide at its start and widths[1] at its end."""
-        start, end = np.array(start, float), np.array(end, float)
-        direction = np.arctan2(*(end - start)[::-1])
+        first, last = np.array(start, float), np.array(end, float)
+        direction = np.arctan2(*(last - first)[::-1])
         back = direction + np.linspace(np.pi / 2, 3 * np.pi / 2, 12)
         front = direction + np.linspace(-np.pi / 2, np.pi / 2, 12)
         caps = [
-            start + widths[0] / 2 * np.stack([np.cos(back), np.sin(back)], axis=1),
-            end + widths[1] / 2 * np.stack([np.cos(front), np.sin(front)], axis=1),
+            first + widths[0] / 2 * np.stack([np.cos(back), np.sin(back)], axis=1),
+            last + widths[1] / 2 * np.stack([np.cos(front), np.sin(front)], axis=1),
         ]
         self.polygon(np.concatenate(caps), tone)
 
@@ -86,13 +86,7 @@ def _quadruped(rng: np.random.Generator, *, leg: float, neck: float, neck_angle:
         for index, (name, hip) in enumerate(hips.items(), start=first):
             bend = swings[2 * index % 8]
             _leg(
-                thing,
-                hip,
-                (leg, leg * 0.9),
-                width,
-                side,
-                name,
-                (bend, bend * 0.4 + swings[(2 * index + 1) % 8] * 0.5),
+                thing, hip, (leg, leg * 0.9), width, side, name, (bend, bend * 0.4 + swings[(2 * index + 1) % 8] * 0.5)
             )
 
     legs("right", 0)
@@ -173,19 +167,11 @@ def bird(rng: np.random.Generator) -> Object:
     thing.mark("crown", (head[0] + 0.01, head[1] - 0.12))
     open_ = rng.uniform(0.0, 0.05)
     thing.polygon(
-        [
-            (head[0] - 0.13, head[1] + 0.02),
-            (head[0] - 0.36, head[1] + 0.06 + open_),
-            (head[0] - 0.10, head[1] + 0.09),
-        ],
+        [(head[0] - 0.13, head[1] + 0.02), (head[0] - 0.36, head[1] + 0.06 + open_), (head[0] - 0.10, head[1] + 0.09)],
         "pale",
     )
     thing.polygon(
-        [
-            (head[0] - 0.13, head[1] - 0.04),
-            (head[0] - 0.38, head[1] + 0.03 - open_),
-            (head[0] - 0.12, head[1] + 0.06),
-        ],
+        [(head[0] - 0.13, head[1] - 0.04), (head[0] - 0.38, head[1] + 0.03 - open_), (head[0] - 0.12, head[1] + 0.06)],
         "pale",
     )
     thing.mark("beak", (head[0] - 0.34, head[1] + 0.025 - open_ * 0.8))
@@ -277,14 +263,7 @@ def bicycle(rng: np.random.Generator) -> Object:
             thing.limb(tuple(hub - spoke), tuple(hub + spoke), (0.008, 0.008), "dark")
         thing.mark(f"{name}_tyre_bottom", (hub[0], hub[1] + size - 0.022))
         thing.marks[f"{name}_tyre_bottom"] = (*thing.marks[f"{name}_tyre_bottom"][:2], len(thing.parts) - 5)
-    for start, end in (
-        (rear, crank),
-        (rear, seat),
-        (seat, crank),
-        (crank, head),
-        (seat, head),
-        (head, front),
-    ):
+    for start, end in ((rear, crank), (rear, seat), (seat, crank), (crank, head), (seat, head), (head, front)):
         thing.limb(start, end, (0.05, 0.05), "body")
     for name, hub in (("front", front), ("rear", rear)):
         thing.ellipse(hub, (0.045, 0.045), "pale")
@@ -317,8 +296,7 @@ def plane(rng: np.random.Generator) -> Object:
     for side, sign in (("right", -1), ("left", 1)):
         tip = (0.05 + sweep, sign * span)
         thing.polygon(
-            [(-0.18, sign * 0.05), (tip[0] - 0.05, tip[1]), (tip[0] + 0.06, tip[1]), (0.16, sign * 0.05)],
-            "body",
+            [(-0.18, sign * 0.05), (tip[0] - 0.05, tip[1]), (tip[0] + 0.06, tip[1]), (0.16, sign * 0.05)], "body"
         )
         thing.mark(f"{side}_wing_tip", (tip[0], tip[1] - sign * 0.04))
         engine = (sweep * 0.45 - 0.14, sign * span * 0.45)

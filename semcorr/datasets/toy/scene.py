@@ -98,7 +98,7 @@ def render(category: str, rng: np.random.Generator, *, sketch: bool = False, cle
         else:
             hidden.add(name)
     rows, columns = np.nonzero(visible)
-    bbox = tuple(int(value) for value in (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))
+    bbox = int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
     corners = np.concatenate([polygon for polygon, _ in parts])
     return Scene(
         image=_paint(parts, occluder, (height, width), rng, sketch),
@@ -155,7 +155,8 @@ def _paint(
         edge = (40, 40, 48) if sketch else tuple(int(value * 0.6) for value in tones[tone])
         draw.line([*points, points[0]], fill=edge, width=line, joint="curve")
     image = np.asarray(canvas.resize((width, height), PillowImage.Resampling.LANCZOS), float)
-    light = np.linspace(*rng.uniform(0.75, 1.12, 2), width) * np.linspace(1.1, 0.85, height)[:, None]
+    left, right = rng.uniform(0.75, 1.12, 2).tolist()
+    light = np.linspace(left, right, width) * np.linspace(1.1, 0.85, height)[:, None]
     grain = rng.normal(0, 5, (height, width, 1))
     return PillowImage.fromarray(np.clip(image * (1 if sketch else light[..., None]) + grain, 0, 255).astype(np.uint8))
 
