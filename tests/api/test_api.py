@@ -22,7 +22,7 @@ from semcorr.errors import UserError
 from semcorr.networks.backbones import save
 from semcorr.params import read_yaml
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TINY = {"depth": 3, "embed_dim": 48, "num_heads": 3, "init_values": 1.0}
 
 

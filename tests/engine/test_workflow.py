@@ -16,7 +16,7 @@ from semcorr import params
 from semcorr.artifacts.files import write_json
 from semcorr.engine import graph, markers
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PRESETS = sorted(path.stem for path in (ROOT / "workflow/presets").glob("*.yaml"))
 
 

@@ -11,7 +11,7 @@ from conftest import setting
 from semcorr import params
 from semcorr.errors import UserError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PRESETS = sorted((ROOT / "workflow/presets").glob("*.yaml"))
 
 

@@ -9,7 +9,7 @@ import pytest
 from semcorr import cli, params
 from semcorr.errors import UserError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

@@ -359,7 +359,7 @@ ENCODINGS = {
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_params_in_another_encoding(tmp_path, monkeypatch, capsys, encoding):
     monkeypatch.chdir(tmp_path)
-    text = (Path(__file__).parents[1] / "workflow/presets/smoke.yaml").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "workflow/presets/smoke.yaml").read_text(encoding="utf-8")
     Path("params.yaml").write_bytes(ENCODINGS[encoding](text))
     with pytest.raises(SystemExit) as ended:
         cli.main(["validate"])
@@ -378,7 +378,7 @@ def test_params_that_is_a_folder(tmp_path):
     [("1.0e-3", "1e-3", r"tunings\.last1\.learning_rate"), ("limit: null", "limit: 010", r"datasets\.\w+\.limit")],
 )
 def test_what_the_engines_read_differently_is_refused(tmp_path, old, new, key):
-    text = (Path(__file__).parents[1] / "workflow/presets/smoke.yaml").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "workflow/presets/smoke.yaml").read_text(encoding="utf-8")
     (tmp_path / "params.yaml").write_text(text.replace(old, new))
     with pytest.raises(UserError, match=rf"{key}: DVC reads .* Snakemake .*Write numbers as 1\.0e-4"):
         params.load(tmp_path / "params.yaml")

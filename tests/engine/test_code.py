@@ -16,7 +16,7 @@ from semcorr.engine import basis, code, graph
 from semcorr.engine.memory import Memory
 from semcorr.errors import UserError
 
-PACKAGE = Path(__file__).parents[1] / "semcorr"
+PACKAGE = Path(__file__).parents[2] / "semcorr"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 from PIL import Image as PillowImage
 from PIL import ImageDraw
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

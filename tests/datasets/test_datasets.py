@@ -17,7 +17,7 @@ from semcorr import cli
 from semcorr.datasets import ap10k, pfpascal, pfwillow, spair, toy, verify
 from semcorr.errors import UserError
 
-SHARED = Path(os.environ.get("SEMCORR_DATA", Path(__file__).parents[2] / "shared/datasets"))
+SHARED = Path(os.environ.get("SEMCORR_DATA", Path(__file__).parents[3] / "shared/datasets"))
 shared = pytest.mark.skipif(
     not SHARED.is_dir(),
     reason="needs real files (README, Datasets) in a folder that SEMCORR_DATA names: PF-WILLOW as PF-dataset, and "

@@ -11,7 +11,7 @@ import pytest
 from semcorr import cli
 from semcorr.engine import graph
 
-PACKAGE = Path(__file__).parents[1] / "semcorr"
+PACKAGE = Path(__file__).parents[2] / "semcorr"
 # From the ground up: a floor imports those below it; CONTRIBUTING.md says what stands where.
 FLOORS = [
     {"errors"},

@@ -30,7 +30,7 @@ from semcorr.engine.current import Current
 from semcorr.engine.memory import Memory
 from semcorr.networks.backbones import build
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TEST, TRN, VAL = "toy_spair_test", "toy_spair_trn", "toy_spair_val"
 B = "dinov2_tiny"
 
