@@ -1,14 +1,14 @@
 # make demo: set up, run the demo experiment, print its table.   make test: set up, run the tests.   make bench: measure.
-# All versions are locked with hashes in requirements.lock; make lock renews it.
+# requirements.lock pins all versions with hashes; make lock updates it.
 
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
-# The lock alone decides versions, whatever constraints this machine's pip is set up with.
+# Versions come from the lock alone, whatever constraints this machine's pip is configured with.
 PIP := PIP_CONSTRAINT=/dev/null PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 
-# An environment that was moved with its folder, or whose Python is gone, is made again.
+# An environment that was moved with its folder, or whose Python is gone, is rebuilt.
 ALIVE := $(shell $(BIN)/python -c 0 2> /dev/null && grep -qsF '$(CURDIR)/$(BIN)/python' $(BIN)/pip && echo yes)
 ifneq ($(ALIVE),yes)
 $(shell rm -f $(INSTALLED))
@@ -20,7 +20,7 @@ setup: $(INSTALLED)
 
 $(INSTALLED): requirements.lock pyproject.toml
 	@command -v $(PYTHON) > /dev/null || { echo "$(PYTHON) is not on the PATH. Install Python 3.11, or: make PYTHON=/path/to/python3" >&2; exit 2; }
-	@test '$(ALIVE)' = yes || test ! -e $(VENV) || echo "$(VENV) is of another folder or Python: it is made again"
+	@test '$(ALIVE)' = yes || test ! -e $(VENV) || echo "$(VENV) belongs to another folder or Python: rebuilding it"
 	@test '$(ALIVE)' = yes || { rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); }
 	@echo "Installing the locked dependencies into $(VENV) (once; a few minutes, 7 GB)"
 	@$(PIP) install --quiet --require-hashes --no-deps -r requirements.lock

@@ -10,7 +10,7 @@ import sys
 
 from snakemake.utils import min_version
 
-sys.path.insert(0, workflow.basedir)  # the package beside this file, as `python -m semcorr` takes it, if there is one
+sys.path.insert(0, workflow.basedir)  # prefer a package beside this file, as `python -m semcorr` does
 
 min_version("9.0")
 
@@ -26,7 +26,7 @@ include: "workflow/rules/evaluate.smk"
 
 
 rule all:
-    """Every output of the experiment, so that one that was damaged and removed is made again."""
+    """All outputs of the experiment, so that a removed one is made again."""
     default_target: True
     input:
         made_by(*(stage for stage in stage_graph.STAGES if stage != "validate")),

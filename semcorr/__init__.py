@@ -1,14 +1,14 @@
 """Semantic correspondence with visual foundation models.
 
-Importing this package does nothing and loads nothing heavy: PyTorch is imported when one of the classes below is first
-asked for, and by the modules that compute with it.
+Importing this package loads nothing heavy: PyTorch is imported on first access to one of the names below, and by the
+modules that compute with it.
 """
 
 import importlib
 
 __version__ = "0.1.0"
 
-_PLACES = {  # public name -> the module of semcorr.api that has it
+_PLACES = {  # public name -> its module in semcorr.api
     "AP10KDataset": "datasets",
     "CorrespondenceMatcher": "matcher",
     "PFPascalDataset": "datasets",
@@ -24,7 +24,7 @@ __all__ = list(_PLACES)
 
 
 def __getattr__(name: str) -> object:
-    """The public classes and functions, from the modules of `semcorr.api` (PEP 562)."""
+    """Import a public class or function from `semcorr.api` on first access (PEP 562)."""
     if name in _PLACES:
         return getattr(importlib.import_module(f"semcorr.api.{_PLACES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

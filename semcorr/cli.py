@@ -1,6 +1,6 @@
-"""The command line: one verb per stage, run by both engines in the project's folder, and a few for people.
+"""The command line: one verb per stage, which both engines run in the project's folder, and a few for users.
 
-Modules that compute are imported inside commands, so that --help and the light verbs answer at once.
+Heavy modules are imported inside the commands, so that --help and the light verbs respond at once.
 """
 
 import argparse
@@ -24,24 +24,23 @@ from semcorr.engine.keeper import forget_links
 from semcorr.errors import UserError
 from semcorr.networks.published import DEFAULT, PUBLISHED, cache, is_here
 
-PROJECT_VERBS = ("plan", "table", "compare", "schema")  # that are about the project which a folder lies in
+PROJECT_VERBS = ("plan", "table", "compare", "schema")  # these concern the project around the current folder
 SCHEMA = Path("workflow/schemas/params.schema.json")
-
-PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # suffix -> Pillow's name of the format
+PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # suffix -> Pillow's format
 
 STAGE_HELP = {
     "validate": "check params.yaml",
-    "fetch": "get a dataset: its images and its indexes of images and pairs",
+    "fetch": "get a dataset: its images, and an index of images and of pairs",
     "weights": "get a backbone's tensors",
     "extract": "compute the features of every image of a dataset",
-    "trunk": "compute what enters the tuned blocks, for every image of a dataset",
-    "finetune": "train the last blocks of a backbone",
+    "trunk": "compute the input of the tuned blocks for every image of a dataset",
+    "finetune": "fine-tune the last blocks of a backbone",
     "adapt": "compute a tuned backbone's features",
     "match": "predict the target keypoints of every pair",
-    "evaluate": "score one cell's matches: PCK",
+    "evaluate": "compute the PCK of one cell",
     "draw": "draw a few pairs of each category, and similarity maps",
     "report": "write the tables and the HTML page of all cells",
-    "headline": "write the numbers that git keeps: a file per cell, and summary.csv",
+    "headline": "write the numbers kept in git: a file per cell, and summary.csv",
 }
 AXIS_HELP = {
     "backbone": "a name under `backbones`",
@@ -61,96 +60,70 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"semcorr {__version__}")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
-    preset = verbs.add_parser(
-        "preset", help="make an experiment of workflow/presets the current one (writes params.yaml)"
-    )
-    preset.add_argument("name", help="demo, smoke, pfwillow, ... or the path of a file")
-    preset.add_argument("--force", action="store_true", help="even over a params.yaml that is saved nowhere else")
-    preset.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change keys of it, such as datasets.pfwillow.sources.0.path=/data/PF-dataset",
-    )
-    check = verbs.add_parser("check", help="verify a dataset: every file, every split, all counts")
-    check.add_argument("dataset", help="a name under `datasets`, or the path of a folder or archive in a known format")
-    check.add_argument("--expect", default="any", help="for a path: spair71k, pfwillow, pfpascal or any (default)")
-    store = verbs.add_parser("store", help="print what is in a feature store, and verify it")
-    store.add_argument("path", type=Path, help="features/<backbone>/<weights>/<dataset>.h5")
-    compare = verbs.add_parser("compare", help="say whether one cell is better than another, by a paired bootstrap")
-    compare.add_argument("first", help="<backbone>/<weights>/<dataset>/<rule>, or <git revision>: before it")
-    compare.add_argument("second", help="the same")
-    compare.add_argument("--threshold", default="PCK@0.10", help="of the table, default PCK@0.10")
-    compare.add_argument("--json", type=Path, help="write all thresholds here too")
+    verb = verbs.add_parser("preset", help="switch to an experiment in workflow/presets (writes params.yaml)")
+    verb.add_argument("name", help="demo, smoke, pfwillow, ... or the path of a file")
+    verb.add_argument("--force", action="store_true", help="replace params.yaml even if it is saved nowhere else")
+    changes = "change some of its keys, such as datasets.pfwillow.sources.0.path=/data/PF-dataset"
+    verb.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=changes)
+    verb = verbs.add_parser("check", help="verify a dataset: every file, every split, all counts")
+    verb.add_argument("dataset", help="a name under `datasets`, or the path of a folder or archive in a known format")
+    verb.add_argument("--expect", default="any", help="for a path: spair71k, pfwillow, pfpascal or any (default)")
+    verb = verbs.add_parser("store", help="describe a feature store and verify it")
+    verb.add_argument("path", type=Path, help="features/<backbone>/<weights>/<dataset>.h5")
+    verb = verbs.add_parser("compare", help="test whether one cell is better than another, by a paired bootstrap")
+    verb.add_argument("first", help="[<git revision>:]<backbone>/<weights>/<dataset>/<rule>")
+    verb.add_argument("second", help="the cell to compare it with, likewise")
+    verb.add_argument("--threshold", default="PCK@0.10", help="shown in the table; default PCK@0.10")
+    verb.add_argument("--json", type=Path, help="also write all thresholds to this file")
     match = verbs.add_parser(
         "match-images",
-        help="find points of one of your own images in another",
+        help="find points of one image in another",
         description="Find points of one image in another and print them as `x,y -> x,y similarity`. Without --points "
-        "or --grid it looks for all mutual nearest neighbours. Points are pixels of the upright image.",
+        "or --grid, find all mutual nearest neighbours. Points are in pixels of the upright image.",
     )
     match.add_argument("source", type=Path, metavar="SRC", help="an image of any common format and size")
-    match.add_argument("target", type=Path, metavar="TGT", help="another")
-    match.add_argument(
-        "--points",
-        nargs="+",
-        type=_point,
-        metavar="X,Y",
-        help="points of SRC, such as 120,80 64.5,30; after SRC and TGT",
-    )
+    match.add_argument("target", type=Path, metavar="TGT", help="the image to search")
+    points = "points of SRC, such as 120,80 64.5,30; after SRC and TGT"
+    match.add_argument("--points", nargs="+", type=_point, metavar="X,Y", help=points)
     match.add_argument("--grid", type=int, metavar="N", help="N x N points spread evenly over SRC")
-    match.add_argument("--mutual", action="store_true", help="only matches that come back to within a cell")
-    match.add_argument("--min-similarity", type=float, metavar="COSINE", help="only matches at least so alike, -1 to 1")
+    match.add_argument("--mutual", action="store_true", help="keep only matches that map back to within a cell")
+    match.add_argument("--min-similarity", type=float, metavar="COSINE", help="lowest similarity to keep, -1 to 1")
     match.add_argument("--out", type=Path, help="write a picture of the matches: .png, .jpg or .webp")
-    match.add_argument(
-        "--dense",
-        action="store_true",
-        help="--out shows the two objects instead, in colours that are alike where features are",
-    )
-    match.add_argument("--json", type=Path, help="write the matches here too; - prints them so, in place of lines")
-    page = verbs.add_parser("serve", help="open a page on this machine where a click finds a point's match")
+    dense = "make --out show the two objects instead, with similar features in similar colours"
+    match.add_argument("--dense", action="store_true", help=dense)
+    match.add_argument("--json", type=Path, help="also write the matches to this file; - prints them instead of lines")
+    page = verbs.add_parser("serve", help="serve a local page where a click on an image finds the matching point")
     page.add_argument("source", type=Path, nargs="?", metavar="SRC", help="the left image; or choose it on the page")
     page.add_argument("target", type=Path, nargs="?", metavar="TGT", help="the right image")
     page.add_argument("--port", type=int, default=8000, help="default 8000")
+    network = f"from `semcorr backbones` or this folder's project; default the project's first, or {DEFAULT}"
+    rule = "argmax or softargmax (default), or a rule of the project (default its first)"
+    weights = "frozen (default), or a baseline or tuning of the project"
+    size = "longer side of the network's input; default the network's own"
     for verb in (match, page):
-        verb.add_argument(
-            "--backbone",
-            help=f"of `semcorr backbones`, or of the project that this folder is in; default the project's first, or "
-            f"{DEFAULT}",
-        )
-        verb.add_argument(
-            "--weights", default="frozen", help="frozen (default), or a baseline or tuning of the project"
-        )
-        verb.add_argument("--rule", help="argmax or softargmax (default), or a rule of the project (default its first)")
-        verb.add_argument(
-            "--image-size",
-            type=int,
-            metavar="PIXELS",
-            help="longer side, as the network sees it; default the network's own",
-        )
-    verbs.add_parser("backbones", help="list the networks that can be had by name: size, licence, source, here or not")
-    plan = verbs.add_parser("plan", help="print what would run, why, and an estimate of its time and disk")
-    plan.add_argument("preset", nargs="?", help="of workflow/presets, or a file; default params.yaml")
-    plan.add_argument("--jobs", action="store_true", help="a line for each job, not for each stage")
-    plan.add_argument("--tflops", type=float, help="of networks on the machine you mean; default: measure this one")
-    verbs.add_parser("table", help="print the results of the current experiment, and where its report lies")
+        verb.add_argument("--backbone", help=network)
+        verb.add_argument("--weights", default="frozen", help=weights)
+        verb.add_argument("--rule", help=rule)
+        verb.add_argument("--image-size", type=int, metavar="PIXELS", help=size)
+    verbs.add_parser("backbones", help="list the available networks: size, licence, source, and whether downloaded")
+    verb = verbs.add_parser("plan", help="print what would run and why, with estimates of time and disk space")
+    verb.add_argument("preset", nargs="?", help="a name in workflow/presets, or a file; default params.yaml")
+    verb.add_argument("--jobs", action="store_true", help="a line per job instead of per stage")
+    verb.add_argument("--tflops", type=float, help="speed of the intended machine; default: measure this one")
+    verbs.add_parser("table", help="print the current experiment's results and the path of its report")
     verbs.add_parser("schema", help=f"write {SCHEMA}, the JSON schema of params.yaml")
     for stage, row in graph.STAGES.items():
-        verb = verbs.add_parser(
-            stage,
-            help=f"stage: {STAGE_HELP[stage]}",
-            description=f"{STAGE_HELP[stage][0].upper()}{STAGE_HELP[stage][1:]}.",
-        )
+        words = STAGE_HELP[stage]
+        verb = verbs.add_parser(stage, help=f"stage: {words}", description=f"{words[0].upper()}{words[1:]}.")
         for axis in row.axes:
             verb.add_argument(axis, help=AXIS_HELP[axis])
     return top
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one verb; exit code 2 with one line per problem where the user can mend it."""
+    """Run one verb. Problems that the user can fix are printed one per line, with exit code 2."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    warnings.filterwarnings("ignore", module="PIL")  # of odd tags and large images, in the middle of our own words
+    warnings.filterwarnings("ignore", module="PIL")  # about odd tags and large images
     options = parser().parse_args(arguments)
     try:
         if options.verb in graph.STAGES or options.verb in PROJECT_VERBS:
@@ -165,10 +138,10 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    except BrokenPipeError:  # whoever read our output has seen enough
+    except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
-    except OSError as error:  # a folder that may not be read, a name that is too long
+    except OSError as error:  # an unreadable folder, a name that is too long
         if error.filename is None:
             raise
         print(f"semcorr {options.verb}: {error.filename}: {error.strerror}", file=sys.stderr)
@@ -176,38 +149,36 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _enter_project() -> None:
-    """Go to the project's folder, if this one lies in it."""
+    """Change to the folder of the project that contains the current one, if any."""
     if not params.PARAMS_FILE.exists() and (path := params.find()) is not None:
         os.chdir(path.parent)
 
 
 def run_stage(options: argparse.Namespace) -> str:
-    """Run one stage on one cell; the line that says what it did."""
-    values = params.load()
-    cell = [getattr(options, axis) for axis in graph.STAGES[options.verb].axes]
-    experiment = graph.Graph(values)
-    job = experiment.job(options.verb, *cell)
+    """Run one stage on one cell and return a line that says what it did."""
+    experiment = graph.Graph(params.load())
+    job = experiment.job(options.verb, *(getattr(options, axis) for axis in graph.STAGES[options.verb].axes))
 
     def stage() -> str:
         function = getattr(importlib.import_module(f"semcorr.stages.{options.verb}"), options.verb)
         return function(job, experiment.view(job))
 
-    if "TORCHELASTIC_RUN_ID" in os.environ:  # one of several processes of a job, which the job has launched itself
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # a process that the job itself has launched
         return stage()
     if job.stage == "validate":
         with at_work(job.command, alone="DVC_STAGE" in os.environ):
             return stage()
     with at_work(job.command), noted(job, experiment):
-        said = stage()
-    if job.stage == "headline" and "DVC_STAGE" in os.environ:  # the last one
+        summary = stage()
+    if job.stage == "headline" and "DVC_STAGE" in os.environ:  # the last stage
         forget_links()
-    return said
+    return summary
 
 
 def preset(options: argparse.Namespace) -> None:
-    """Copy a preset over params.yaml, once it is known to be valid."""
-    given = Path(options.name)
-    name = str(given.resolve()) if given.suffix in (".yaml", ".yml") and given.is_file() else options.name
+    """Replace params.yaml by a preset, after validating it."""
+    path = Path(options.name)
+    name = str(path.resolve()) if path.suffix in (".yaml", ".yml") and path.is_file() else options.name
     _enter_project()
     path, file = _preset(name), params.PARAMS_FILE
     if path.is_relative_to(Path.cwd()):
@@ -222,26 +193,26 @@ def preset(options: argparse.Namespace) -> None:
     replaced = file.exists() and file.read_text(encoding="utf-8", errors="replace") != text
     if replaced and not options.force and not _is_kept(file):
         raise UserError(
-            f"{file} has changes that are neither a preset nor committed. Commit it, or copy it, or take --force: "
-            f"then it is kept as {file}.bak"
+            f"{file} has changes that are neither a preset nor committed. Commit or copy it, or use --force, which "
+            f"keeps it as {file}.bak"
         )
     with at_work("semcorr preset", alone=True):
         if replaced:
             shutil.copyfile(file, f"{file}.bak")
         write_text(file, text)
         forget_links()
-    other = [f"{key}={value}" for key, value in after.items() if before.get(key, ...) != value]
-    changed = f" with {', '.join(other)}" if other else ""  # an anchor may have carried a change elsewhere
+    changes = [f"{key}={value}" for key, value in after.items() if before.get(key, ...) != value]
+    changed = f" with {', '.join(changes)}" if changes else ""  # an alias may have repeated a change elsewhere
     print(f"params.yaml is now {path}{changed}. Bring the results up to date: dvc repro (or snakemake --cores all)")
 
 
 def _is_kept(file: Path) -> bool:
-    """Whether a params.yaml is one of the presets, or is in git as it is."""
+    """Whether a params.yaml is identical to a preset or to its committed version."""
     content = file.read_bytes()
     if any(content == preset.read_bytes() for preset in _presets()):
         return True
-    done = subprocess.run(["git", "show", f"HEAD:./{file}"], capture_output=True, check=False)
-    return done.returncode == 0 and done.stdout == content
+    committed = subprocess.run(["git", "show", f"HEAD:./{file}"], capture_output=True, check=False)
+    return committed.returncode == 0 and committed.stdout == content
 
 
 def _preset(name: str) -> Path:
@@ -251,14 +222,15 @@ def _preset(name: str) -> Path:
         path = next((preset for preset in _presets() if preset.stem == name), path)
     if not path.is_file():
         known = ", ".join(sorted(preset.stem for preset in params.PRESETS.glob("*.yaml")))
-        here = known or "none; are you in the project?"
-        ours = "" if known else f" (with semcorr come {', '.join(preset.stem for preset in _presets())})"
-        raise UserError(f"{name}: no such preset; allowed: {here}{ours}, or the path of a .yaml file")
+        if not known:
+            shipped_names = ", ".join(preset.stem for preset in _presets())
+            known = f"none; are you in the project? (semcorr ships with {shipped_names})"
+        raise UserError(f"{name}: no such preset; allowed: {known}, or the path of a .yaml file")
     return path
 
 
 def _presets() -> list[Path]:
-    """The project's presets, then those that come with semcorr."""
+    """The project's presets, then those that semcorr ships with."""
     return [path for root in (Path(), shipped.folder()) for path in sorted((root / params.PRESETS).glob("*.yaml"))]
 
 
@@ -273,7 +245,7 @@ def plan(options: argparse.Namespace) -> None:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Verify a dataset of params.yaml, or a folder or archive, and print what it holds."""
+    """Verify a dataset of params.yaml, or a folder or archive, and print a summary."""
     from semcorr.datasets import verify
     from semcorr.datasets.sources import open_path, provide
 
@@ -285,9 +257,8 @@ def check(options: argparse.Namespace) -> None:
         _enter_project()
         datasets = params.load().datasets
         if options.dataset not in datasets:
-            raise UserError(
-                f"{options.dataset}: no such path, and no such name under `datasets`: {', '.join(datasets)}"
-            )
+            known = ", ".join(datasets)
+            raise UserError(f"{options.dataset}: neither a path nor a name under `datasets`: {known}")
         spec = datasets[options.dataset]
         folder = provide(spec, options.dataset)
     print("\n".join(verify.check(spec, folder)))
@@ -295,14 +266,14 @@ def check(options: argparse.Namespace) -> None:
 
 
 def store(options: argparse.Namespace) -> None:
-    """Print what a feature store holds."""
+    """Describe a feature store and verify it."""
     from semcorr.artifacts.store import describe
 
     print("\n".join(describe(options.path)))
 
 
 def compare(options: argparse.Namespace) -> None:
-    """Print the difference of two cells, overall and per category."""
+    """Print the difference between two cells, overall and per category."""
     from semcorr.report import compare
 
     rows = compare.compare(options.first, options.second, params.load())
@@ -319,17 +290,17 @@ def _point(text: str) -> tuple[float, float]:
     try:
         x, y = map(float, text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no point; write X,Y such as 120,80") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a point; write X,Y such as 120,80") from None
     return x, y
 
 
 def match_images(options: argparse.Namespace) -> None:
-    """Match two images and print, draw and write what was found."""
+    """Match two images; print, draw and write the matches."""
     if options.out and options.out.suffix.lower() not in PICTURES:
         raise UserError(f"--out {options.out}: allowed: names ending in {', '.join(PICTURES)}")
     printed = options.json == Path("-")
     for name, path in (("--out", options.out), ("--json", None if printed else options.json)):
-        if path and (path.is_dir() or not path.parent.is_dir()):  # said before the work, not after it
+        if path and (path.is_dir() or not path.parent.is_dir()):  # fail before the work, not after it
             raise UserError(f"{name} {path}: {'is a folder' if path.is_dir() else f'there is no folder {path.parent}'}")
     if options.dense and not options.out:
         raise UserError("--dense: needs --out, the picture to write")
@@ -373,19 +344,19 @@ def serve(options: argparse.Namespace) -> None:
     from semcorr.api.images import Matcher
     from semcorr.api.serve import application
 
-    given = {side: path for side in ("source", "target") if (path := getattr(options, side))}
+    files = {side: path for side in ("source", "target") if (path := getattr(options, side))}
     matcher = Matcher(options.backbone, options.weights, options.rule, image_size=options.image_size)
-    app = application(matcher, given)
+    app = application(matcher, files)
     try:
         server = make_server("127.0.0.1", options.port, app, threaded=True)
-    except (OSError, SystemExit):  # werkzeug ends the process where a port is taken
-        raise UserError(f"--port {options.port}: is in use, or may not be used. Take another") from None
-    print(f"http://127.0.0.1:{server.server_port}/ (Ctrl+C ends it)", flush=True)
+    except (OSError, SystemExit):  # werkzeug exits if the port is taken
+        raise UserError(f"--port {options.port}: in use or not permitted. Choose another") from None
+    print(f"http://127.0.0.1:{server.server_port}/ (Ctrl+C to stop)", flush=True)
     server.serve_forever()
 
 
 def backbones(_: argparse.Namespace) -> None:
-    """Print the published networks, and the project's own where this folder is in one."""
+    """Print the published networks, and the project's own if this folder is in a project."""
     head = ("name", "network", "download", "licence", "here", "source")
     rows = [
         (name, net.spec.model, f"{net.size / 1e6:,.0f} MB", net.licence, "yes" if is_here(net) else "no", net.source)
@@ -395,17 +366,17 @@ def backbones(_: argparse.Namespace) -> None:
     if path is not None:
         values = params.load(path)
         for name in values.grid.backbones:
-            made = graph.Graph(values).job("weights", name, values.grid.baselines[0]).outputs["tensors"]
-            here = "yes" if (path.parent / made).exists() else "no"
+            tensors = graph.Graph(values).job("weights", name, values.grid.baselines[0]).outputs["tensors"]
+            here = "yes" if (path.parent / tensors).exists() else "no"
             rows.append((name, values.backbones[name].model, "", "", here, f"{path}: backbones.{name}"))
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     for row in (head, *rows):
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    print(f"\nDownloads are kept in {cache()}, timm's in its hub's own cache.")
+    print(f"\nDownloads are kept in {cache()}, timm's in its hub's cache.")
 
 
 def table(_: argparse.Namespace) -> None:
-    """Print summary.md of the current experiment."""
+    """Print the current experiment's summary.md."""
     experiment = graph.Graph(params.load())
     job = experiment.job("report")
     if not job.outputs["markdown"].exists():
@@ -420,20 +391,10 @@ def table(_: argparse.Namespace) -> None:
 def schema(_: argparse.Namespace) -> None:
     """Write the JSON schema of params.yaml, for editors."""
     if not SCHEMA.parent.is_dir():
-        raise UserError(f"{SCHEMA.parent}: no such folder; run it in a project")
+        raise UserError(f"{SCHEMA.parent}: no such folder; run this in a project")
     write_text(SCHEMA, json.dumps(params.Params.model_json_schema(), indent=2) + "\n")
     print(SCHEMA)
 
 
-VERBS = {
-    "preset": preset,
-    "check": check,
-    "store": store,
-    "compare": compare,
-    "match-images": match_images,
-    "serve": serve,
-    "backbones": backbones,
-    "plan": plan,
-    "table": table,
-    "schema": schema,
-}
+FUNCTIONS = (preset, check, store, compare, match_images, serve, backbones, plan, table, schema)
+VERBS = {function.__name__.replace("_", "-"): function for function in FUNCTIONS}

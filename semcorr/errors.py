@@ -6,12 +6,12 @@ from collections.abc import Iterable
 class UserError(Exception):
     """Something the user can fix: the command line prints it without a traceback and exits with code 2.
 
-    A message says where, what is wrong (expected and got), and what to do.
+    Its message says where, what is wrong (expected and given), and what to do.
     """
 
 
 def reason(error: Exception) -> str:
-    """What a library's error says, on one line of at most 200 characters; its type where it says nothing."""
+    """A library's error message as one line of at most 200 characters; the error's type if it has none."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
@@ -19,7 +19,7 @@ def one_of(what: str, value: str, allowed: Iterable[str]) -> str:
     """Return `value` if it is allowed.
 
     Raises:
-        UserError: it is not; the message lists what is.
+        UserError: it is not; the message lists the allowed values.
     """
     if value not in allowed:
         raise UserError(f"{what}: {value!r}; allowed: {', '.join(allowed)}")

@@ -1,8 +1,8 @@
-"""Pixels of an image and cells of its feature map: the only place that converts between them, and that resizes.
+"""Image pixels and feature map cells: the only module that converts between them, and that resizes images.
 
-One convention everywhere: coordinates are (x, y), and (0, 0) is the *centre* of the top-left pixel or cell, so a
-row of n pixels spans [-0.5, n - 0.5]. Sizes are (height, width). An image is resized by its long side, keeping its
-aspect ratio, and padded at the bottom and on the right only.
+Everywhere, coordinates are (x, y), and (0, 0) is the *centre* of the top-left pixel or cell, so a row of n pixels spans
+[-0.5, n - 0.5]. Sizes are (height, width). An image is resized by its long side, keeping its aspect ratio, and padded
+at the bottom and right only.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from PIL import Image as PillowImage
 
 
 def resized_size(size: tuple[int, int], long_side: int) -> tuple[int, int]:
-    """Size (height, width) of an image whose longer side becomes `long_side`; never less than one pixel.
+    """Size (height, width) of an image whose longer side becomes `long_side`; at least one pixel.
 
     >>> resized_size((375, 500), 336)
     (252, 336)
@@ -23,7 +23,7 @@ def resized_size(size: tuple[int, int], long_side: int) -> tuple[int, int]:
 
 
 def resize(image: PillowImage.Image, long_side: int, resample: PillowImage.Resampling) -> PillowImage.Image:
-    """An image whose longer side is `long_side` pixels, its aspect ratio kept as far as whole pixels allow.
+    """Resize an image to a longer side of `long_side` pixels, keeping its aspect ratio as far as whole pixels allow.
 
     >>> resize(PillowImage.new("L", (10000, 10)), 200, PillowImage.Resampling.LANCZOS).size
     (200, 1)
@@ -33,16 +33,16 @@ def resize(image: PillowImage.Image, long_side: int, resample: PillowImage.Resam
 
 
 def rescale(points: np.ndarray, old: float | np.ndarray, new: float | np.ndarray) -> np.ndarray:
-    """Move points (..., 2) from a raster of size `old` to one of size `new`, both (width, height) or one number.
+    """Convert points (..., 2) from a raster of size `old` to one of size `new`, both (width, height) or one number.
 
-    >>> rescale(np.array([[0.0, 0.0]]), 4.0, 2.0)  # the centre of the first of four is left of the first of two
+    >>> rescale(np.array([[0.0, 0.0]]), 4.0, 2.0)  # the first of four centres lies left of the first of two
     array([[-0.25, -0.25]])
     """
     return (points + 0.5) * (new / old) - 0.5
 
 
 def resize_points(points: np.ndarray, old: Sequence[float], new: Sequence[float]) -> np.ndarray:
-    """Move points (..., 2), x y, from an image of size `old` (height, width) to its resized copy of size `new`.
+    """Convert points (..., 2), x y, from an image of size `old` (height, width) to its resized copy of size `new`.
 
     Each axis has its own scale, since resizing rounds to whole pixels.
     """
@@ -51,11 +51,11 @@ def resize_points(points: np.ndarray, old: Sequence[float], new: Sequence[float]
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """How the feature map of one image lies on its pixels.
+    """Where the cells of one image's feature map lie on its pixels.
 
     Attributes:
         image_size: original image (height, width) in pixels.
-        resized_size: the image as the network saw it, padding left out, (height, width) in pixels.
+        resized_size: the image as the network sees it, without padding, (height, width) in pixels.
         stride: network pixels between the centres of neighbouring cells; cell 0 covers pixels 0 to stride - 1.
     """
 
@@ -65,7 +65,7 @@ class Grid:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Valid cells (h, w): those that see any of the image, so that every pixel lies in one."""
+        """Valid cells (h, w): those that cover any part of the image, so that every pixel lies in one."""
         height, width = (-(-side // self.stride) for side in self.resized_size)
         return height, width
 
@@ -78,10 +78,10 @@ class Grid:
         return resize_points(rescale(points, 1.0, float(self.stride)), self.resized_size, self.image_size)
 
     def answers(self, points: np.ndarray) -> np.ndarray:
-        """Predicted points (..., 2), x y, from cells to original pixels, none outside the image.
+        """Predicted points (..., 2), x y, from cells to original pixels, clipped to the image.
 
-        The last cell of an axis may be centred on padding; a point of the image that it sees is then at most half a
-        stride from the image's edge, which is the answer.
+        The last cell of an axis may be centred on padding. The part of the image that it covers then lies within half a
+        stride of the image's edge, so the edge is the answer.
         """
         edge = np.array(self.image_size[::-1], float) - 1
         return np.clip(self.cells_to_pixels(points), 0, edge)

@@ -1,7 +1,6 @@
-"""Finding a source keypoint in a target: by cosine similarity, and a readout of it. Tensors in, tensors out.
+"""Match source keypoints to a target image: cosine similarity, then a readout. Tensors in, tensors out.
 
-Feature maps are (h, w, C), valid cells only. Points are (x, y) in cells here, and in original pixels where a name
-says keypoints.
+Feature maps are (h, w, C), valid cells only. Points are (x, y), in cells or original pixels.
 """
 
 import logging
@@ -17,7 +16,7 @@ from semcorr.readouts import ReadOut
 from semcorr.tensors import require_shape, unit
 
 CHUNK = 2048  # keypoints whose heatmaps are in memory at once
-FLAT = 1e-6  # a range of similarity that is rounding
+FLAT = 1e-6  # a range of similarity that is only rounding
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +31,7 @@ def sample(features: Tensor, cells: Tensor, sampling: str) -> Tensor:
 
     Args:
         features: (h, w, C) of unit length.
-        cells: (N, 2) x y; points beyond the outermost centres take the border's values.
+        cells: (N, 2) x y; points beyond the outermost cell centres take the border's values.
         sampling: "bilinear" or "nearest".
 
     Returns:
@@ -62,11 +61,11 @@ def heatmaps(descriptors: Tensor, features: Tensor) -> Tensor:
 def match_points(
     points: np.ndarray, source: tuple[Tensor, Grid], target: tuple[Tensor, Grid], sampling: str, read_out: ReadOut
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Predict where points of one image are in another.
+    """Find points of one image in another.
 
     Args:
         points: (N, 2), x y in original pixels of the source.
-        source: its feature map (h, w, C), of unit length, and grid.
+        source: its feature map (h, w, C), of unit length, and its grid.
         target: the same of the target.
         sampling: of source descriptors, "bilinear" or "nearest".
         read_out: heatmaps (N, h, w) -> predicted cells (N, 2), x y.
@@ -76,29 +75,27 @@ def match_points(
     """
     require_shape("points", points, "N", 2)
     cells = torch.from_numpy(source[1].pixels_to_cells(points)).to(source[0].device)
-    maps = heatmaps(sample(source[0], cells, sampling), target[0])
-    return target[1].answers(read_out(maps).cpu().double().numpy()), _strongest(maps)
+    return _answers(heatmaps(sample(source[0], cells, sampling), target[0]), target[1], read_out)
 
 
-def _strongest(maps: Tensor) -> np.ndarray:
-    """The highest similarity (N,) of each heatmap; where one is flat, so that its readout says nothing, a warning.
+def _answers(maps: Tensor, grid: Grid, read_out: ReadOut) -> tuple[np.ndarray, np.ndarray]:
+    """Each heatmap's predicted keypoint (N, 2) and its highest similarity (N,); warns of flat heatmaps.
 
     Raises:
-        UserError: a heatmap holds what is no number, so that its readout would be no answer.
+        UserError: a heatmap is not finite.
     """
     highest = maps.flatten(1).amax(dim=1)
-    wrong = (~torch.isfinite(highest)).sum().item()
-    if wrong:
-        raise UserError(f"the similarity of {wrong} keypoints is not finite: no answer is made of it")
-    # Two corners first: nearly always they tell, and the lowest of all need not be looked for.
+    if wrong := (~torch.isfinite(highest)).sum().item():
+        raise UserError(f"the similarity of {wrong} keypoints is not finite, so they cannot be matched")
+    # Two corners first: they nearly always rule it out, without a search for each map's minimum.
     flat = (highest - maps[:, 0, 0] < FLAT) & (highest - maps[:, -1, -1] < FLAT)
     if maps.shape[1:].numel() > 1 and flat.any():
         count = (highest[flat] - maps[flat].flatten(1).amin(dim=1) < FLAT).sum().item()
         if count:
             logger.warning(
-                "%d keypoints are as similar to every cell of their target: their answers say nothing", count
+                "%d keypoints are as similar to every cell of their target, so their answers are void", count
             )
-    return highest.cpu().double().numpy()
+    return grid.answers(read_out(maps).cpu().double().numpy()), highest.cpu().double().numpy()
 
 
 def match_pairs(
@@ -111,20 +108,20 @@ def match_pairs(
     """Predict the target keypoints of P pairs.
 
     Each image is read once as a source and once as a target, however many pairs use it: first every keypoint's
-    descriptor is sampled, then all keypoints that look for an answer in one target are compared with it at once.
+    descriptor is sampled, then each target is compared with all its keypoints at once.
 
     Args:
-        pairs: ids of the source and the target image, and keypoints (N, 2), x y in original pixels of the source.
+        pairs: source id, target id, and keypoints (N, 2), x y in original pixels of the source.
         features: image id -> feature map (h, w, C), of any length and float type, and its grid.
         sampling: of source descriptors, "bilinear" or "nearest".
         read_out: heatmaps (N, h, w) -> predicted cells (N, 2), x y.
-        progress: wraps the list of targets, to show how far it is.
+        progress: wraps the list of targets in a progress bar.
 
     Returns:
         For each pair, predicted keypoints (N, 2), x y in original pixels of the target, and their similarity (N,).
 
     Raises:
-        ValueError: an array of keypoints has another shape.
+        ValueError: an array of keypoints has the wrong shape.
         UserError: an image's features are not finite; the message names it.
     """
     for _, _, keypoints in pairs:
@@ -133,40 +130,39 @@ def match_pairs(
     pixels = np.concatenate([np.empty((0, 2)), *(keypoints for _, _, keypoints in pairs)])
     by_source = by_image([source for source, _, _ in pairs], counts)
     by_target = by_image([target for _, target, _ in pairs], counts)
-    # One block of descriptors, those that look into one target side by side: many small arrays, made between large ones
-    # that come and go, would scatter the heap and multiply its size.
+    # One block of descriptors, sorted by target: many small arrays, allocated between large temporary ones, would
+    # fragment the heap and multiply its size.
     place = np.argsort(np.concatenate([np.empty(0, int), *by_target.values()]))
     descriptors = torch.empty(0)
-    for image_id, given in by_source.items():
+    for image_id, numbers in by_source.items():
         raw, grid = features(image_id)
         if not len(descriptors):
             descriptors = raw.new_empty(len(pixels), raw.shape[2], dtype=torch.float32)
-        cells = torch.from_numpy(grid.pixels_to_cells(pixels[given])).to(raw.device)
-        descriptors[torch.from_numpy(place[given])] = sample(unit(raw, image_id), cells, sampling)
+        cells = torch.from_numpy(grid.pixels_to_cells(pixels[numbers])).to(raw.device)
+        descriptors[torch.from_numpy(place[numbers])] = sample(unit(raw, image_id), cells, sampling)
     predicted, similarity = np.empty_like(pixels), np.empty(len(pixels))
     first = 0
     for image_id in progress(list(by_target)):
         raw, grid = features(image_id)
-        target, asking = unit(raw, image_id), by_target[image_id]
-        for start in range(0, len(asking), CHUNK):
-            some = asking[start : start + CHUNK]
-            maps = heatmaps(descriptors[first + start : first + start + len(some)], target)
-            predicted[some] = grid.answers(read_out(maps).cpu().double().numpy())
-            similarity[some] = _strongest(maps)
-        first += len(asking)
+        target, numbers = unit(raw, image_id), by_target[image_id]
+        for start in range(0, len(numbers), CHUNK):
+            chunk = numbers[start : start + CHUNK]
+            maps = heatmaps(descriptors[first : first + len(chunk)], target)
+            predicted[chunk], similarity[chunk] = _answers(maps, grid, read_out)
+            first += len(chunk)
     ends = np.cumsum(counts).tolist()
     slices = [slice(end - count, end) for end, count in zip(ends, counts.tolist(), strict=True)]
     return [(predicted[pair], similarity[pair]) for pair in slices]
 
 
 def by_image(image_ids: Sequence[str], counts: np.ndarray) -> dict[str, np.ndarray]:
-    """The numbers, from 0 and in order, of the keypoints of each image.
+    """Each image's keypoint numbers, ascending from 0.
 
     Args:
-        image_ids: P image ids, one a pair.
-        counts: (P,), how many keypoints each pair has; they are numbered pair after pair.
+        image_ids: P image ids, one per pair.
+        counts: (P,), keypoints of each pair; they are numbered pair after pair.
     """
-    number = {image_id: at for at, image_id in enumerate(dict.fromkeys(image_ids))}
-    owner = np.repeat(np.array([number[image_id] for image_id in image_ids], int), counts)
-    ends = np.cumsum(np.bincount(owner, minlength=len(number)))
-    return dict(zip(number, np.split(np.argsort(owner, kind="stable"), ends), strict=False))  # none is after the last
+    index = {image_id: at for at, image_id in enumerate(dict.fromkeys(image_ids))}
+    owner = np.repeat(np.array([index[image_id] for image_id in image_ids], int), counts)
+    ends = np.cumsum(np.bincount(owner, minlength=len(index)))
+    return dict(zip(index, np.split(np.argsort(owner, kind="stable"), ends), strict=False))  # the last part is empty

@@ -1,4 +1,4 @@
-"""PCK, the percentage of correct keypoints, its three averages and their bootstrap. numpy only.
+"""PCK, the percentage of correct keypoints: three averages and their bootstrap. numpy only.
 
 A prediction is correct at threshold T when its distance to the truth is at most T times a reference length, both in
 pixels of the original target image. All fractions are in [0, 1]; papers multiply by 100. Averages:
@@ -29,12 +29,12 @@ def threshold_key(threshold: float) -> str:
 
 
 def headline(thresholds: list[float]) -> float:
-    """The threshold that tables lead with: the second, 0.10 in the field."""
+    """The main threshold of tables: the second, usually 0.10."""
     return thresholds[min(1, len(thresholds) - 1)]
 
 
 def headline_key(thresholds: list[float]) -> str:
-    """The name of the threshold that tables lead with."""
+    """The name of the main threshold of tables."""
     return threshold_key(headline(thresholds))
 
 
@@ -42,11 +42,11 @@ def distances(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
     """Euclidean distance (N,) between points (N, 2).
 
     Raises:
-        ValueError: the two do not have the same shape.
+        ValueError: their shapes differ.
     """
     if np.shape(predicted) != np.shape(true):
         raise ValueError(
-            f"predicted points are {np.shape(predicted)}, true ones {np.shape(true)}, expected (N, 2) both"
+            f"predicted points are {np.shape(predicted)}, true ones {np.shape(true)}, expected both (N, 2)"
         )
     return np.hypot(*(np.asarray(predicted, float) - np.asarray(true, float)).T)
 
@@ -55,24 +55,24 @@ def errors(matches: Any, reference: str, where: Any) -> tuple[np.ndarray, np.nda
     """Each keypoint's distance to the truth and its reference length, both (N,), in pixels.
 
     Args:
-        matches: a table of matches, as the stage match writes it (a data frame).
+        matches: a data frame of matches, as written by the stage match.
         reference: "bbox", "bbox_kp" or "image".
         where: the table's name in errors.
 
     Raises:
-        UserError: a point is no number, or a pair's reference is not known or zero; the message names the pair.
+        UserError: a point is not finite, or a pair's reference is unknown or zero; the message names the pair.
     """
     distance = distances(matches[["predicted_x", "predicted_y"]], matches[["true_x", "true_y"]])
     lengths = matches[reference].to_numpy(float)
     wrong = {
-        "a predicted or true keypoint is not finite. Make the matches again": ~np.isfinite(distance),
+        "a predicted or true keypoint is not finite. Run the stage match again": ~np.isfinite(distance),
         f"reference {reference!r} is not known for it; see evaluate.references": ~np.isfinite(lengths),
-        f"reference {reference!r} is zero: all its target keypoints are one point, or its box is empty. Leave the "
-        "pair out of the dataset, or take another of evaluate.references": lengths <= 0,
+        f"reference {reference!r} is zero: all its target keypoints coincide, or its box is empty. Remove the "
+        "pair from the dataset, or choose another of evaluate.references": lengths <= 0,
     }
-    for what, rows in wrong.items():
+    for problem, rows in wrong.items():
         if rows.any():
-            raise UserError(f"{where}: pair {matches['pair'].iloc[int(rows.argmax())]}: {what}")
+            raise UserError(f"{where}: pair {matches['pair'].iloc[int(rows.argmax())]}: {problem}")
     return distance, lengths
 
 
@@ -87,15 +87,15 @@ def is_correct(distance: np.ndarray, reference: np.ndarray, thresholds: list[flo
 
 
 def references(true: np.ndarray, *, bbox: list[float] | None, image_size: tuple[int, int]) -> dict[str, float | None]:
-    """The lengths, in pixels, that a threshold can multiply for one target image.
+    """The reference lengths of one target image, in pixels.
 
     Args:
-        true: its annotated keypoints (N, 2), and no padding values.
-        bbox: its object box (x0, y0, x1, y1), where the benchmark has one.
+        true: its annotated keypoints (N, 2), without padding values.
+        bbox: its object box (x0, y0, x1, y1), if the benchmark has one.
         image_size: (height, width).
 
     Returns:
-        "bbox": longer side of the box, or None; "bbox_kp": larger range of the keypoints; "image": longer side.
+        "bbox": longer side of the box, or None; "bbox_kp": larger extent of the keypoints; "image": longer side.
     """
     return {
         "bbox": None if bbox is None else float(max(bbox[2] - bbox[0], bbox[3] - bbox[1])),
@@ -109,7 +109,7 @@ def by_pair(correct: np.ndarray, pair: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
     Args:
         correct: (N, T) bool, keypoints by thresholds.
-        pair: (N,) int, 0 to P - 1, each at least once: the pair that each keypoint belongs to.
+        pair: (N,) int, the pair of each keypoint, 0 to P - 1, each at least once.
     """
     counts = np.bincount(pair).astype(float)
     hits = np.zeros((len(counts), correct.shape[1]))
@@ -123,7 +123,7 @@ class Score:
 
     Attributes:
         mean: (T,).
-        std: (T,), over what is averaged: keypoints, pairs or categories.
+        std: (T,), over the keypoints, pairs or categories that are averaged.
         low, high: (T,), 95 % interval of the mean, from a bootstrap over pairs.
     """
 
@@ -133,7 +133,7 @@ class Score:
     high: np.ndarray
 
     def to_dict(self, thresholds: list[float]) -> dict[str, dict[str, Any]]:
-        """The average as results hold it: "PCK@0.10" -> mean, std, ci95."""
+        """The average as stored in results: "PCK@0.10" -> mean, std, ci95."""
         return {
             threshold_key(threshold): {
                 "mean": float(self.mean[index]),
@@ -149,8 +149,8 @@ def scores(correct: np.ndarray, pair: np.ndarray, category: np.ndarray, *, sampl
 
     Args:
         correct: (N, T) bool, keypoints by thresholds; N is at least one.
-        pair: (N,) int, 0 to P - 1: the pair that each keypoint belongs to.
-        category: (P,) int: the category of each pair.
+        pair: (N,) int, the pair of each keypoint, 0 to P - 1.
+        category: (P,) int, the category of each pair.
         samples: of the bootstrap.
         seed: of the bootstrap.
     """
@@ -177,10 +177,10 @@ def scores(correct: np.ndarray, pair: np.ndarray, category: np.ndarray, *, sampl
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """How much better one set of predictions is than another on the same pairs, at each of T thresholds.
+    """The difference between two sets of predictions on the same pairs, at each of T thresholds.
 
     Attributes:
-        mean: (T,), the second's average less the first's.
+        mean: (T,), the second's average minus the first's.
         low, high: (T,), its 95 % interval, from a bootstrap over pairs that draws the same pairs for both.
         p: (T,), two-sided: twice the fraction of samples on the other side of zero, at least 1 / samples.
     """
@@ -195,8 +195,8 @@ def compare(first: np.ndarray, second: np.ndarray, counts: np.ndarray, *, sample
     """The difference of two PCKs per keypoint, by a paired bootstrap.
 
     Args:
-        first: (P, T), correct keypoints of each pair at each threshold, as `by_pair` counts them.
-        second: the same of the other predictions, on the same pairs.
+        first: (P, T), correct keypoints of each pair at each threshold, as counted by `by_pair`.
+        second: the same for the other predictions.
         counts: (P,), all keypoints of each pair.
         samples: of the bootstrap.
         seed: of the bootstrap.
@@ -205,23 +205,21 @@ def compare(first: np.ndarray, second: np.ndarray, counts: np.ndarray, *, sample
     drawn = _resamples(len(counts), samples, seed)
     sampled = (drawn @ gained) / (drawn @ counts)[:, None]
     low, high = np.percentile(sampled, (2.5, 97.5), axis=0)
-    beyond = np.minimum((sampled <= 0).mean(axis=0), (sampled >= 0).mean(axis=0))
-    p = np.clip(2 * beyond, 1 / samples, 1.0)
+    p = np.clip(2 * np.minimum((sampled <= 0).mean(axis=0), (sampled >= 0).mean(axis=0)), 1 / samples, 1.0)
     return Difference(mean=gained.sum(axis=0) / counts.sum(), low=low, high=high, p=p)
 
 
 def _resamples(pairs: int, samples: int, seed: int) -> np.ndarray:
-    """How often each of the pairs is drawn in each sample (samples, pairs)."""
+    """How often each pair is drawn in each sample (samples, pairs)."""
     return np.random.default_rng(seed).multinomial(pairs, np.full(pairs, 1 / pairs), size=samples).astype(float)
 
 
 def _category_means(drawn: np.ndarray, hits: np.ndarray, counts: np.ndarray, onehot: np.ndarray) -> np.ndarray:
-    """(samples, T): the mean over categories of a sample; a category that was not drawn does not count."""
-    total = np.zeros((len(drawn), hits.shape[1]))
-    present = np.zeros(len(drawn))
+    """Each sample's mean over categories (samples, T), without categories that were not drawn."""
+    total, present = np.zeros((len(drawn), hits.shape[1])), np.zeros(len(drawn))
     for member in onehot.T:
         keypoints = drawn @ (counts * member)
-        there = keypoints > 0
-        total[there] += (drawn[there] @ (hits * member[:, None])) / keypoints[there, None]
-        present += there
+        has_any = keypoints > 0
+        total[has_any] += (drawn[has_any] @ (hits * member[:, None])) / keypoints[has_any, None]
+        present += has_any
     return total / present[:, None]

@@ -1,4 +1,4 @@
-"""The public Python API: the same readers, networks, matching and scoring as the stages, for programs and notebooks.
+"""The public Python API: the readers, networks, matching and scoring of the stages, for programs and notebooks.
 
     from semcorr import CorrespondenceMatcher, PFWillowDataset, UnifiedBackbone, UnifiedEvaluator, collate
 
@@ -7,7 +7,7 @@
     loader = torch.utils.data.DataLoader(dataset, batch_size=4, collate_fn=collate)
     print(UnifiedEvaluator(loader).evaluate(matcher, "dinov2")["overall_keypoint"]["PCK@0.10"])
 
-Keypoints are (x, y) in pixels, (0, 0) the centre of the top-left pixel, of the image that they come with: the resized
-one in a dataset's item, whatever image is given to `match`. A point of the original image is at
-(p + 0.5) * scale - 0.5 in the resized one. Sizes are (height, width).
+Keypoints are (x, y) in pixels of the image they come with, which is the resized image in a dataset's items; (0, 0) is
+the centre of the top-left pixel. A point p of the original image is at (p + 0.5) * scale - 0.5 in the resized one.
+Sizes are (height, width).
 """

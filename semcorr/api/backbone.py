@@ -17,7 +17,7 @@ from semcorr.networks.backbones.weights import get
 from semcorr.networks.encode import dense
 from semcorr.networks.published import PUBLISHED, cache
 
-# The base networks, by the words of the public API.
+# The base networks, by their names in the public API.
 OFFICIAL: dict[str, dict[str, Any]] = {
     choice: {key: PUBLISHED[name].entry[key] for key in ("family", "model", "weights")}
     for choice, name in {"dinov2": "dinov2_b14", "dinov3": "dinov3_b16", "sam": "sam_b"}.items()
@@ -28,25 +28,25 @@ class UnifiedBackbone(nn.Module):
     """A network with dense features.
 
     Args:
-        backbone_choice: "dinov2" (ViT-B/14), "dinov3" (ViT-B/16) or "sam" (ViT-B); or a name that `semcorr backbones`
-            lists, at its layer.
-        finetune_choice: put the tuned tensors of `checkpoint_dir` (best.safetensors, as the stage finetune writes it)
-            over the network's own. They are refused on other tensors than they were tuned from.
+        backbone_choice: "dinov2" (ViT-B/14), "dinov3" (ViT-B/16) or "sam" (ViT-B); or a name listed by
+            `semcorr backbones`, which comes with its own layer.
+        finetune_choice: replace tensors by the tuned ones of `checkpoint_dir` (best.safetensors of the stage finetune),
+            which must have been tuned from the network's own.
         checkpoint_dir: checkpoints/<backbone>/<tuning>.
-        device: to compute on; None takes a GPU where there is one.
-        weights: where the tensors come from: a file (.pth or .safetensors, official or timm's, or
-            data/weights/<backbone>/frozen.safetensors), or a source as under `weights` in params.yaml; None takes the
+        device: to compute on; None uses a GPU if there is one.
+        weights: source of the tensors: a file (.pth or .safetensors, official or timm's, or
+            data/weights/<backbone>/frozen.safetensors), or a dict as under `weights` in params.yaml; None uses the
             official ones, downloaded once.
         model: another published size, by timm's or segment-anything's name.
-        layer: 0-based block whose output is the features, a list of them, or "neck" of SAM; None takes the last block.
+        layer: 0-based block whose output is the features, a list of them, or SAM's "neck"; None uses the last block.
         facet: "token", or "query", "key", "value" of the block's attention.
-        norm: apply the final norm to them.
+        norm: apply the final norm to the features.
         compute: "float32", or "bfloat16", "float16" for mixed precision.
-        precision: the features are rounded to it, as a feature store does.
-        overrides: of the architecture, as in params.yaml.
+        precision: "float16" or "float32", to which the features are rounded, as in a feature store.
+        overrides: arguments of the architecture, as in params.yaml.
 
     Raises:
-        UserError: the tensors cannot be had or are not the network's; there is no such layer; the checkpoint is
+        UserError: the tensors are unavailable or do not fit the network; the layer does not exist; the checkpoint is
             missing or was tuned from other tensors.
     """
 
@@ -76,11 +76,13 @@ class UnifiedBackbone(nn.Module):
             layer = official["layer"] if layer is None else layer
         if model is not None and model != official["model"] and weights is None:
             raise UserError(f"UnifiedBackbone: weights: say where the tensors of {model} come from")
+        if weights is not None and not isinstance(weights, dict):
+            weights = {"kind": "file", "path": str(weights), "sha256": None}
         self._setup(
             family=official["family"],
             model=model or official["model"],
             overrides=overrides or {},
-            weights=_source(weights, official["weights"]),
+            weights=official["weights"] if weights is None else weights,
             layer=layer,
             facet=facet,
             norm=norm,
@@ -91,9 +93,8 @@ class UnifiedBackbone(nn.Module):
         )
         if finetune_choice:
             if checkpoint_dir is None:
-                raise UserError(
-                    "UnifiedBackbone: finetune_choice needs checkpoint_dir (checkpoints/<backbone>/<tuning>)"
-                )
+                where = "checkpoints/<backbone>/<tuning>"
+                raise UserError(f"UnifiedBackbone: finetune_choice needs checkpoint_dir ({where})")
             self._adopt_tuned(Path(checkpoint_dir))
 
     @classmethod
@@ -118,7 +119,7 @@ class UnifiedBackbone(nn.Module):
 
     def _setup(self, *, layer: int | list[int] | str | None, device: str | torch.device | None, **entry: Any) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        # The last layer is known once the network is; the long side is the images' here.
+        # The last layer is known only once the network is built; images set the long side here, not `image_size`.
         values = {"image_size": 518} | entry | {"layer": 0 if layer is None else layer}
         try:
             spec = params.BackboneSpec.model_validate(values)
@@ -127,7 +128,7 @@ class UnifiedBackbone(nn.Module):
         self.network, self.origin = get(spec, spec.weights, cache())
         if layer is None:
             spec = spec.model_copy(update={"layer": self.network.depth - 1})
-        self.network.stop(spec)  # whether there is such a layer
+        self.network.stop(spec)  # raises if there is no such layer
         self.spec, self.precision = spec, getattr(torch, spec.precision)
         self.network.to(self.device)
 
@@ -135,16 +136,15 @@ class UnifiedBackbone(nn.Module):
         path = folder / "best.safetensors"
         if not path.exists():
             raise UserError(f"{path}: no such checkpoint. Make it with the stage finetune (dvc repro)")
-        record = provenance.read(path)
-        ours = {"layer": self.spec.layer, "facet": self.spec.facet, "norm": self.spec.norm}
-        made = {name.rpartition(".")[2]: value for name, value in record.get("settings", {}).items()}
+        settings = provenance.read(path).get("settings", {})
+        tuned = {name.rpartition(".")[2]: value for name, value in settings.items()}
         overlay(self.network, path, digest(self.network.net.state_dict()))
-        for key, value in ours.items():
-            if made.get(key) != value:
-                raise UserError(f"{path}: was tuned for {key} {made.get(key)}, this backbone has {value}")
+        for key in ("layer", "facet", "norm"):
+            if tuned.get(key) != (value := getattr(self.spec, key)):
+                raise UserError(f"{path}: was tuned for {key} {tuned.get(key)}, this backbone has {value}")
 
     def grid(self, size: tuple[int, int]) -> Grid:
-        """How the feature map lies on an image (H, W); one larger than SAM's canvas is shrunk to it."""
+        """How the feature map lies on an image (H, W); an image larger than SAM's canvas is shrunk to it."""
         side = getattr(self.network, "side", None)
         resized = size if side is None or max(size) <= side else resized_size(size, side)
         return Grid(image_size=size, resized_size=resized, stride=self.network.stride)
@@ -154,14 +154,14 @@ class UnifiedBackbone(nn.Module):
         """Dense features.
 
         Args:
-            image: (B, 3, H, W), RGB standardised with ImageNet's mean and deviation, of any size; a network that was
-                trained with others is given its own.
+            image: (B, 3, H, W), RGB of any size, standardised with ImageNet's mean and deviation; converted for a
+                network that was trained with others.
 
         Returns:
             (B, h, w, C) float32, the cells that the image covers.
 
         Raises:
-            ValueError: the image has another shape, no pixels, or pixels that are no numbers.
+            ValueError: the image has another shape or type, no pixels, or pixels that are not finite.
             UserError: the features overflow `precision`.
         """
         if image.ndim != 4 or image.shape[1] != 3 or 0 in image.shape:
@@ -174,20 +174,11 @@ class UnifiedBackbone(nn.Module):
             pixels = nn.functional.interpolate(pixels, grid.resized_size, mode="bilinear", antialias=True)
         if not torch.isfinite(pixels).all():
             raise ValueError("image holds NaN or infinite values")
-        if (self.network.mean, self.network.std) != (IMAGENET_MEAN, IMAGENET_STD):
-            theirs, ours = ((IMAGENET_MEAN, IMAGENET_STD), (self.network.mean, self.network.std))
-            centre, scale, mean, std = (pixels.new_tensor(values)[:, None, None] for values in (*theirs, *ours))
+        given, wanted = (IMAGENET_MEAN, IMAGENET_STD), (self.network.mean, self.network.std)
+        if given != wanted:
+            centre, scale, mean, std = (pixels.new_tensor(values)[:, None, None] for values in (*given, *wanted))
             pixels = (pixels * scale + centre - mean) / std
         what = f"{self.network.name}: image of {image.shape[3]} x {image.shape[2]} pixels"
         return dense(self.network, self.spec, self.network.pad(pixels), grid, what, "precision").float()
 
     forward = extract_features
-
-
-def _source(weights: str | Path | dict[str, Any] | None, official: dict[str, Any]) -> dict[str, Any]:
-    """A source as params.yaml has it."""
-    if weights is None:
-        return official
-    if isinstance(weights, dict):
-        return weights
-    return {"kind": "file", "path": str(weights), "sha256": None}

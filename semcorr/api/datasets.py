@@ -22,28 +22,28 @@ RESAMPLING = {"bicubic": PillowImage.Resampling.BICUBIC, "bilinear": PillowImage
 
 
 class PairDataset(Dataset):
-    """Pairs of a benchmark as items, which are dicts.
+    """Pairs of a benchmark. Each item is a dict:
 
         src_img, tgt_img                (3, H, W) float32, standardised unless `normalize=False`
         src_kps, tgt_kps                (N, 2) float32, pixels of these images
         valid_mask                      (N,) bool: annotated in both images
-        category, pair_id               text
-        src_id, tgt_id                  text, the images' names
+        category, pair_id               str
+        src_id, tgt_id                  str, the images' names
         src_size, tgt_size              (2,) H, W of these images
         src_orig_size, tgt_orig_size    (2,) H, W of the files
         src_scale, tgt_scale            (2,) x, y: these images' size over the files'
-        src_bbox, tgt_bbox              (4,) x0, y0, x1, y1 in pixels of the files, where the benchmark has boxes
+        src_bbox, tgt_bbox              (4,) x0, y0, x1, y1 in pixels of the files, if the benchmark has boxes
 
     Args:
-        root: the benchmark's folder, or one that holds it.
+        benchmark: the pairs and images of a split, as a reader of semcorr.datasets returns them.
         long_side: pixels of the longer side; the aspect ratio is kept.
         normalize: standardise with ImageNet's mean and deviation, which DINOv2, DINOv3 and SAM share.
-        resample: "bicubic", as the pipeline does for DINOv2 and DINOv3, or "bilinear", as it does for SAM.
-    """
+        resample: "bicubic", as the stages do for DINOv2 and DINOv3, or "bilinear", as they do for SAM.
+    """  # noqa: D415
 
     def __init__(self, benchmark: Benchmark, long_side: int = 518, normalize: bool = True, resample: str = "bicubic"):
         if not isinstance(long_side, int) or long_side < 1:
-            raise UserError(f"long_side: {long_side}; allowed: a whole number of pixels, 1 and more")
+            raise UserError(f"long_side: {long_side}; allowed: a whole number of pixels, at least 1")
         self.folder = benchmark.root
         self.pairs: Sequence[Pair] = benchmark.pairs
         self._images = {image.id: image for image in benchmark.images}
@@ -58,7 +58,7 @@ class PairDataset(Dataset):
         return self.pairs[index]
 
     def image(self, image_id: str) -> Image:
-        """What is known about one image."""
+        """The annotation of an image."""
         return self._images[image_id]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -84,33 +84,33 @@ class PairDataset(Dataset):
                 f"{side}_orig_size": torch.tensor(old),
                 f"{side}_scale": torch.tensor([new[1] / old[1], new[0] / old[0]]),
             }
-            bbox = getattr(pair, f"{name}_bbox")
-            if bbox is not None:
+            if (bbox := getattr(pair, f"{name}_bbox")) is not None:
                 item[f"{side}_bbox"] = torch.tensor(bbox)
         self.further(pair, item)
         return item
 
     def further(self, pair: Pair, item: dict[str, Any]) -> None:
-        """Add to an item what only some benchmarks say about a pair."""
+        """Add to an item what only this benchmark provides."""
 
 
 class SPairDataset(PairDataset):
-    """SPair-71k, or a folder in its format. See PairDataset for the items; besides, they have
+    """SPair-71k, or a folder in its format. Items are as in PairDataset, with these keys in addition:
 
         viewpoint_variation, scale_variation, truncation, occlusion, mirror     int, the benchmark's codes
-        src_pose, tgt_pose, src_azimuth, tgt_azimuth                            where the folder has ImageAnnotation
-        src_mask, tgt_mask      (H, W) uint8, resized to the nearest pixel, with `load_segmentation`
+        src_pose, tgt_pose, src_azimuth, tgt_azimuth                            if the folder has ImageAnnotation
+        src_mask, tgt_mask      (H, W) uint8, resized by nearest neighbour, with `load_segmentation`
 
-    An annotation is read when its item is asked for, so that opening the 53,340 training pairs takes no time.
+    Annotations are read with their items, so that opening the 53,340 training pairs takes no time.
 
     Args:
-        root: the folder that holds Layout, PairAnnotation and JPEGImages, or one that holds that.
+        root: the folder with Layout, PairAnnotation and JPEGImages, or its parent.
         split: "train" (or "trn"), "val" or "test".
         size: "large" (all pairs) or "small".
+        long_side, normalize, resample: see PairDataset.
         load_segmentation: also load the masks.
 
     Raises:
-        UserError: the folder is not in SPair-71k's format; asking for an item: one of its files is missing or damaged.
+        UserError: the folder is not in SPair-71k's format; when an item is read: a file is missing or damaged.
     """  # noqa: D415
 
     def __init__(
@@ -134,17 +134,17 @@ class SPairDataset(PairDataset):
         return len(self.lines)
 
     def pair(self, index: int) -> Pair:
-        """The annotation of an item, read now."""
+        """The annotation of an item, read from its file."""
         return spair.read_pair(self.root, self.split, self.lines[index], self._sizes)
 
     def image(self, image_id: str) -> Image:
-        """What is known about an image of a pair that was read."""
+        """The annotation of an image; one of its pairs must have been read before."""
         if image_id not in self._images:
             self._images[image_id] = spair.read_image(self.root, image_id, self._sizes[image_id])
         return self._images[image_id]
 
     def further(self, pair: Pair, item: dict[str, Any]) -> None:
-        """Difficulty codes, and where the folder has them poses and masks."""
+        """Add difficulty codes and, if the folder has them, poses and masks."""
         for name in ("viewpoint_variation", "scale_variation", "truncation", "occlusion", "mirror"):
             item[name] = getattr(pair, name)
         for side, image in (("src", self.image(pair.source)), ("tgt", self.image(pair.target))):
@@ -152,17 +152,17 @@ class SPairDataset(PairDataset):
                 item |= {f"{side}_pose": image.pose, f"{side}_azimuth": image.azimuth}
             if self.load_segmentation:
                 mask = spair.read_mask(self.root, image.id, (image.height, image.width))
-                small = resize(mask, self.long_side, PillowImage.Resampling.NEAREST)
-                item[f"{side}_mask"] = torch.from_numpy(np.array(small, np.uint8))
+                resized = resize(mask, self.long_side, PillowImage.Resampling.NEAREST)
+                item[f"{side}_mask"] = torch.from_numpy(np.array(resized, np.uint8))
 
 
 class PFWillowDataset(PairDataset):
     """PF-WILLOW: all ordered pairs within a folder, ten keypoints each.
 
     Args:
-        root: the folder that holds the sub-sets' folders, or one that holds that.
-        pairs: the field's list of pairs, for its pairs in its order.
-        resized: long_side, normalize and resample, as PairDataset takes them.
+        root: the folder with the sub-sets' folders, or its parent.
+        resized, named: long_side, normalize and resample, see PairDataset.
+        pairs: the usual list of pairs, for its pairs in its order.
 
     Raises:
         UserError: a file is missing or damaged.
@@ -173,7 +173,7 @@ class PFWillowDataset(PairDataset):
 
 
 class PFPascalDataset(PairDataset):
-    """PF-PASCAL, with the field's lists of pairs; otherwise as PFWillowDataset."""
+    """PF-PASCAL with the usual lists of pairs, of a `split` as in SPairDataset; other arguments as PFWillowDataset."""
 
     def __init__(self, root: str | Path, split: str = "test", *resized: Any, **named: Any):
         split = _split(split)
@@ -181,7 +181,7 @@ class PFPascalDataset(PairDataset):
 
 
 class AP10KDataset(PairDataset):
-    """AP-10K's pairs, of `subset` intra_species, cross_species or cross_family; otherwise as PFPascalDataset."""
+    """AP-10K's pairs of a `subset`: intra_species, cross_species or cross_family; otherwise as PFPascalDataset."""
 
     def __init__(
         self, root: str | Path, split: str = "test", subset: str = "intra_species", *resized: Any, **named: Any
@@ -191,7 +191,7 @@ class AP10KDataset(PairDataset):
 
 
 def _root(folder: str | Path, format_: str) -> Path:
-    """The root of a benchmark's format in a folder."""
+    """Find the root of a benchmark in a folder."""
     path = Path(folder).expanduser()
     if not path.is_dir():
         raise UserError(f"{path}: no such folder")
@@ -199,15 +199,15 @@ def _root(folder: str | Path, format_: str) -> Path:
 
 
 def _split(name: str) -> str:
-    """A split by its name in the formats, where "train" is "trn"."""
+    """A split's name in the formats, which say "trn" for "train"."""
     return one_of("split", {"train": "trn"}.get(name, name), spair.SPLITS)
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A batch of items of different sizes, for DataLoader(collate_fn=collate).
+    """Batch items of different sizes, for DataLoader(collate_fn=collate).
 
-    Images, masks and keypoints are padded with zeros at the end to the batch's largest; `*_size` says how much of an
-    image is image, and valid_mask is False on padded keypoints. Texts become lists, numbers (B,) tensors.
+    Images, masks and keypoints are zero-padded at the end to the largest in the batch; `*_size` is the size without
+    padding, and valid_mask is False on padded keypoints. Strings become lists, numbers (B,) tensors.
     """
     batch: dict[str, Any] = {}
     for key, first in items[0].items():
@@ -220,9 +220,9 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _stack(tensors: list[Tensor]) -> Tensor:
-    """Tensors of one rank as one, each padded with zeros at the end of every axis."""
+    """Stack tensors of one rank, each zero-padded at the end of every axis."""
     shape = np.max([tensor.shape for tensor in tensors], axis=0).tolist()
     stacked = tensors[0].new_zeros([len(tensors), *shape])
-    for place, tensor in zip(stacked, tensors, strict=True):
-        place[tuple(map(slice, tensor.shape))] = tensor
+    for row, tensor in zip(stacked, tensors, strict=True):
+        row[tuple(map(slice, tensor.shape))] = tensor
     return stacked

@@ -30,20 +30,20 @@ def compute_pck(
     """PCK of the keypoints of one image.
 
     Args:
-        pred_kps: (N, 2), x y, in the pixels that the sizes are in.
+        pred_kps: (N, 2), x y, in the same pixels as the sizes.
         gt_kps: the same.
         image_size: (H, W).
-        bbox_size: (H, W); it wins where both are given.
+        bbox_size: (H, W); used instead of `image_size` if both are given.
         thresholds: fractions of the longer side; a distance equal to the limit is correct.
-        reference: the length itself that a threshold multiplies, in place of the sizes.
+        reference: the length that a threshold multiplies, instead of a size.
 
     Returns:
-        "PCK@0.10" -> which keypoints are correct (N,) bool, a tensor where `pred_kps` is one, and their fraction in
-        [0, 1], NaN where N is 0.
+        "PCK@0.10" -> which keypoints are correct (N,) bool, a tensor if `pred_kps` is one, and their fraction in
+        [0, 1], NaN if N is 0.
 
     Raises:
-        ValueError: no size and no reference is given, or both; a size is not two positive numbers; a threshold is not
-            positive; the points' shapes differ, or one of them is no number.
+        ValueError: neither a size nor a reference is given, or both; a size is not two positive numbers; a threshold is
+            not positive; the points' shapes differ, or a point is not finite.
     """
     side = _side(image_size, bbox_size, reference)
     predicted, true = numbers(pred_kps), numbers(gt_kps)
@@ -51,7 +51,7 @@ def compute_pck(
         raise ValueError(f"pred_kps is {predicted.shape}, gt_kps {true.shape}, expected (N, 2) both")
     for name, points in (("pred_kps", predicted), ("gt_kps", true)):
         if not np.isfinite(points).all():
-            raise ValueError(f"{name} holds NaN or infinite values; leave out keypoints that are not there")
+            raise ValueError(f"{name} holds NaN or infinite values; leave out missing keypoints")
     limits = _thresholds(thresholds)
     correct = pck.is_correct(pck.distances(predicted, true), np.full(len(true), side), limits)
     result = {}
@@ -76,9 +76,9 @@ def _side(image_size: Any, bbox_size: Any, reference: float | None) -> float:
             continue
         values = np.asarray(size.cpu() if isinstance(size, Tensor) else size)
         if values.shape != (2,) or values.dtype.kind not in "iuf":
-            raise ValueError(f"{name} is {size}, expected two numbers (height, width); one length goes to reference=")
+            raise ValueError(f"{name} is {size}, expected two numbers (height, width); pass one length as reference=")
         if not (np.isfinite(values) & (values > 0)).all():
-            raise ValueError(f"{name} is {size}, and a height or width is not positive")
+            raise ValueError(f"{name} is {size}, whose height or width is not positive")
         sizes[name] = float(values.max())
     if (reference is not None) == bool(sizes):
         raise ValueError("give image_size or bbox_size, as (height, width), or reference, a length; not both")
@@ -86,7 +86,7 @@ def _side(image_size: Any, bbox_size: Any, reference: float | None) -> float:
         if np.ndim(reference) or not 0 < float(reference) < math.inf:
             raise ValueError(f"reference is {reference}, expected a positive number")
         return float(reference)
-    side = sizes["bbox_size"] if "bbox_size" in sizes else sizes["image_size"]
+    side = sizes.get("bbox_size") or sizes["image_size"]
     if side < 1 < sizes.get("image_size", 0):
         raise ValueError(f"bbox_size is {bbox_size}, less than a pixel; thresholds are given as thresholds=")
     return side
@@ -96,12 +96,12 @@ class UnifiedEvaluator:
     """PCK of a matcher over a dataset.
 
     Args:
-        dataloader: of one of the datasets above, with `collate` or one item a batch.
+        dataloader: of a dataset of semcorr, with `collate` or one item per batch.
         device: batches are moved to it; None leaves them where they are.
         thresholds: of PCK.
         reference: what a threshold multiplies: "bbox", "bbox_kp" (the larger range of the target's keypoints) or
-            "image"; None takes the box where the benchmark has one, else the keypoints' range, as the presets do.
-        bootstrap, seed: samples and seed of the 95 % intervals.
+            "image"; None uses the box if the benchmark has one, else the keypoints' range, as the presets do.
+        bootstrap, seed: number of resamples and seed of the 95 % intervals.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class UnifiedEvaluator:
         if reference is not None:
             one_of("reference", reference, ("bbox", "bbox_kp", "image"))
         if bootstrap < 1:
-            raise UserError(f"bootstrap: {bootstrap}; allowed: 1 and more samples")
+            raise UserError(f"bootstrap: {bootstrap}; allowed: 1 or more samples")
         self.dataloader, self.device, self.thresholds = dataloader, device, _thresholds(thresholds)
         self.reference, self.bootstrap, self.seed = reference, bootstrap, seed
 
@@ -133,37 +133,33 @@ class UnifiedEvaluator:
         Args:
             matcher: with a `match` method.
             backbone_name: the result's name.
-            num_samples: pairs, from the start; None takes all.
-            show_progress: a bar on stderr.
+            num_samples: number of pairs, from the start; None takes all.
+            show_progress: show a bar on stderr.
 
         Returns:
-            name, num_pairs, num_keypoints, inference_time_ms (a pair), reference; overall_keypoint, overall_image,
+            name, num_pairs, num_keypoints, inference_time_ms (per pair), reference; overall_keypoint, overall_image,
             overall_category: "PCK@0.10" -> mean, std, ci95; per_category_keypoint, per_category_image: category ->
-            "PCK@0.10" -> mean, std; references: the overall averages under each reference that is known.
+            "PCK@0.10" -> mean, std; references: the overall averages under each reference known for all pairs.
 
         Raises:
-            ValueError: there is no pair with a keypoint; the reference is not known for each, or zero; the matcher
-                gives another number of points than it was asked for, or points that are not finite.
+            ValueError: there is no pair with a keypoint; the reference of a pair is unknown or zero; the matcher
+                returns the wrong number of points, or points that are not finite.
         """
-        total = num_samples
-        if total is None:
-            total = len(getattr(self.dataloader, "dataset", ())) or None
+        total = len(getattr(self.dataloader, "dataset", ())) or None if num_samples is None else num_samples
         distances: list[np.ndarray] = []
         lengths, categories, seconds, ids = [], [], [], []
         with tqdm(total=total, unit="pair", desc=backbone_name, disable=not show_progress) as bar:
             for item in self._items():
                 if num_samples is not None and len(distances) >= num_samples:
                     break
-                seen = item["valid_mask"]
-                if not seen.any():
+                valid = item["valid_mask"]
+                if not valid.any():
                     continue
                 start = time.perf_counter()
-                answer = matcher.match(item["src_img"], item["tgt_img"], item["src_kps"][seen])
+                matched = matcher.match(item["src_img"], item["tgt_img"], item["src_kps"][valid])
                 seconds.append(time.perf_counter() - start)
-                sizes = tuple(item["tgt_size"]), tuple(item["tgt_orig_size"])
-                predicted, true = (
-                    resize_points(points.cpu().double().numpy(), *sizes) for points in (answer, item["tgt_kps"][seen])
-                )
+                both, sizes = (matched, item["tgt_kps"][valid]), (tuple(item["tgt_size"]), tuple(item["tgt_orig_size"]))
+                predicted, true = (resize_points(points.cpu().double().numpy(), *sizes) for points in both)
                 if not (np.isfinite(predicted).all() and np.isfinite(true).all()):
                     raise ValueError(f"pair {item['pair_id']}: a predicted or true keypoint is not finite")
                 distances.append(pck.distances(predicted, true))
@@ -176,7 +172,7 @@ class UnifiedEvaluator:
         return self._result(backbone_name, distances, lengths, categories, seconds, ids)
 
     def _items(self) -> Iterable[dict[str, Any]]:
-        """Each pair of each batch, without padding."""
+        """Iterate over the pairs of all batches, without padding."""
         for batch in self.dataloader:
             for index in range(len(batch["pair_id"])):
                 item = {key: values[index] for key, values in batch.items()}
@@ -198,13 +194,13 @@ class UnifiedEvaluator:
         seconds: list[float],
         ids: list[str],
     ) -> dict[str, Any]:
-        counts = [len(errors) for errors in distances]
+        counts = list(map(len, distances))
         known = [key for key in lengths[0] if all(length[key] for length in lengths)]
         headline = self.reference or ("bbox" if "bbox" in known else "bbox_kp")
         if headline not in known:
             first = next(pair_id for pair_id, length in zip(ids, lengths, strict=True) if not length[headline])
-            others = f"; known for every pair: {', '.join(known)}"
-            raise ValueError(f"reference {headline!r} is not known for every pair, or zero: not for {first}{others}")
+            advice = f"known for every pair: {', '.join(known)}"
+            raise ValueError(f"reference {headline!r} is not known or zero for pair {first}; {advice}")
         pair = np.repeat(np.arange(len(counts)), counts)
         names, category = np.unique(categories, return_inverse=True)
 
@@ -225,17 +221,13 @@ class UnifiedEvaluator:
             "inference_time_ms": 1000 * float(np.mean(seconds)),
             "reference": headline,
             **overall(headline),
-            "per_category_keypoint": {
-                str(name): self._means(hits[category[pair] == index]) for index, name in enumerate(names)
-            },
-            "per_category_image": {
-                str(name): self._means(pairs[category == index]) for index, name in enumerate(names)
-            },
+            "per_category_keypoint": {str(key): self._means(hits[category[pair] == i]) for i, key in enumerate(names)},
+            "per_category_image": {str(key): self._means(pairs[category == i]) for i, key in enumerate(names)},
             "references": {reference: overall(reference) for reference in known},
         }
 
     def _means(self, rows: np.ndarray) -> dict[str, dict[str, float]]:
-        """Mean and deviation of each threshold's column."""
+        """The mean and standard deviation of each threshold's column."""
         return {
             pck.threshold_key(threshold): {"mean": float(column.mean()), "std": float(column.std())}
             for threshold, column in zip(self.thresholds, rows.T, strict=True)

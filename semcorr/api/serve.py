@@ -1,4 +1,4 @@
-"""A page on this machine: a click on the left image shows where it is on the right one, and how similar all else is."""
+"""A local page: a click on the left image shows the matching point on the right one, and a similarity map."""
 
 import io
 import threading
@@ -15,21 +15,21 @@ from semcorr.report import pictures
 SIDES = ("source", "target")
 HOSTS = ["127.0.0.1", "localhost"]
 LARGEST = 200_000_000  # bytes of an image file
-SHOWN = 1024  # pixels of the longer side that the page is sent
+SHOWN = 1024  # longer side, in pixels, of the images sent to the page
 
 
 def application(matcher: Matcher, images: dict[str, Path]) -> flask.Flask:
-    """The page as a WSGI application, for one person at a time.
+    """The page as a WSGI application, for one user at a time.
 
     Args:
-        matcher: that is ready.
-        images: files to begin with, by "source" and "target".
+        matcher: matches the images.
+        images: files to start with, by "source" and "target".
 
     Raises:
         UserError: an image cannot be read.
     """
     app = flask.Flask("semcorr", template_folder=str(Path(__file__).parent / "templates"), static_folder=None)
-    # Other sites that a browser has open must not get at this one through a name of theirs.
+    # Other sites open in the browser must not reach this one through a host name of theirs.
     app.config.update(TRUSTED_HOSTS=HOSTS, MAX_CONTENT_LENGTH=LARGEST)
     held = {side: open_image(path) for side, path in images.items()}
     lock = threading.Lock()  # one network, one click at a time
@@ -37,9 +37,8 @@ def application(matcher: Matcher, images: dict[str, Path]) -> flask.Flask:
     @app.get("/")
     def page() -> str:
         names = {"backbone": matcher.backbone, "weights": matcher.weights, "rule": matcher.rule_name}
-        return flask.render_template(
-            "serve.html", names=names, sizes={side: image.size for side, image in held.items()}
-        )
+        sizes = {side: image.size for side, image in held.items()}
+        return flask.render_template("serve.html", names=names, sizes=sizes)
 
     @app.get("/image/<any(source, target):side>")
     def image(side: str) -> flask.Response:
@@ -50,15 +49,14 @@ def application(matcher: Matcher, images: dict[str, Path]) -> flask.Flask:
 
     @app.post("/image/<any(source, target):side>")
     def upload(side: str) -> dict[str, Any]:
-        if flask.request.mimetype != "application/octet-stream":  # what a form of another site cannot send
+        if flask.request.mimetype != "application/octet-stream":  # which another site's form cannot send
             flask.abort(415)
         held[side] = open_image(io.BytesIO(flask.request.get_data()))
         return {"size": held[side].size}
 
     @app.get("/match")
     def match() -> dict[str, Any]:
-        missing = [side for side in SIDES if side not in held]
-        if missing:
+        if missing := [side for side in SIDES if side not in held]:
             raise UserError(f"choose a {missing[0]} image first")
         point = [flask.request.args.get(name, type=float, default=float("nan")) for name in "xy"]
         with lock:

@@ -33,14 +33,14 @@ class Stage:
     """One row of the graph; braces are filled with a cell's values.
 
     Attributes:
-        axes: of its cells, in the order of the command line.
+        axes: of its cells, in the order of the command line -> the key of params.yaml that lists their values.
         reads: keys of params.yaml that affect the result.
         inputs, outputs: paths by role. The first output carries the fingerprint.
         gathers: stages whose outputs are all inputs too -> the folder that holds them.
         basis: what the result depends on besides these and the stage's own code; see `basis`.
     """
 
-    axes: tuple[str, ...] = ()
+    axes: dict[str, str] = field(default_factory=dict)
     reads: tuple[str, ...] = ()
     inputs: dict[str, str] = field(default_factory=dict)
     gathers: dict[str, str] = field(default_factory=dict)
@@ -57,11 +57,12 @@ PAIRS = "metrics/{preset}/cells/{backbone}/{weights}/{dataset}/{rule}.parquet"
 GALLERY = "metrics/{preset}/galleries/{backbone}/{weights}/{dataset}.json"
 BASIS = Path("data/basis")
 FAMILY = "backbones/{backbone}"
+ROW = {"backbone": "grid.backbones", "weights": "grid.weights", "dataset": "grid.datasets"}
 
 STAGES: dict[str, Stage] = {
     "validate": Stage(outputs={"basis": BASIS.as_posix()}),
     "fetch": Stage(
-        axes=("dataset",),
+        axes={"dataset": "datasets"},
         reads=("datasets.{dataset}",),
         outputs={
             "images": "data/{dataset}/images.parquet",
@@ -71,27 +72,27 @@ STAGES: dict[str, Stage] = {
         basis=("datasets/{dataset}",),
     ),
     "weights": Stage(
-        axes=("backbone", "weights"),
+        axes={"backbone": "grid.backbones", "weights": "grid.baselines"},
         reads=(*NETWORK, "backbones.{backbone}.weights", "baselines.{weights}"),
         outputs={"tensors": WEIGHTS},
         basis=(FAMILY, "weights/{backbone}"),
     ),
     "extract": Stage(
-        axes=("backbone", "weights", "dataset"),
+        axes={"backbone": "grid.backbones", "weights": "grid.baselines", "dataset": "grid.datasets"},
         reads=(*NETWORK, SIZE, *READ, "backbones.{backbone}.debias", COMPUTE, PRECISION, "threads"),
         inputs={"tensors": WEIGHTS, "images": "data/{dataset}/images.parquet"},
         outputs={"store": STORE},
         basis=(FAMILY,),
     ),
     "trunk": Stage(
-        axes=("backbone", "dataset"),
+        axes={"backbone": "grid.backbones", "dataset": "grid.trunks"},
         reads=(*NETWORK, SIZE, *LAYER, COMPUTE, "trunk", "threads"),
         inputs={"tensors": "data/weights/{backbone}/frozen.safetensors", "images": "data/{dataset}/images.parquet"},
         outputs={"store": TRUNK},
         basis=(FAMILY,),
     ),
     "finetune": Stage(
-        axes=("backbone", "tuning"),
+        axes={"backbone": "grid.backbones", "tuning": "grid.tunings"},
         reads=(*NETWORK, SIZE, *READ, COMPUTE, PRECISION, "trunk", "tunings.{tuning}", "threads"),
         inputs={
             "tensors": "data/weights/{backbone}/frozen.safetensors",
@@ -109,7 +110,7 @@ STAGES: dict[str, Stage] = {
         basis=(FAMILY, "tunings/{tuning}"),
     ),
     "adapt": Stage(
-        axes=("backbone", "tuning", "dataset"),
+        axes={"backbone": "grid.backbones", "tuning": "grid.tunings", "dataset": "grid.datasets"},
         reads=(*NETWORK, *READ, COMPUTE, PRECISION, "trunk", "threads"),
         inputs={
             "frozen": "data/weights/{backbone}/frozen.safetensors",
@@ -120,20 +121,20 @@ STAGES: dict[str, Stage] = {
         basis=(FAMILY,),
     ),
     "match": Stage(
-        axes=("backbone", "weights", "dataset", "rule"),
+        axes={**ROW, "rule": "grid.rules"},
         reads=("rules.{rule}", "threads"),
         inputs={"store": STORE, "pairs": "data/{dataset}/pairs.parquet"},
         outputs={"matches": MATCHES},
         basis=("rules/{rule}",),
     ),
     "evaluate": Stage(
-        axes=("backbone", "weights", "dataset", "rule"),
+        axes={**ROW, "rule": "grid.rules"},
         reads=("evaluate", "datasets.{dataset}.format"),
         inputs={"matches": MATCHES},
         outputs={"cell": CELL, "pairs": PAIRS},
     ),
     "draw": Stage(
-        axes=("backbone", "weights", "dataset"),
+        axes=ROW,
         reads=("evaluate", "datasets.{dataset}.format", "rules.{drawn}"),
         inputs={
             "matches": "matches/{backbone}/{weights}/{dataset}/{drawn}.parquet",
@@ -206,20 +207,9 @@ class Graph:
         grid = self.values["grid"]
         self.constants = {key: str(grid[key]) for key in ("train", "validate")} | {"preset": params.preset}
         self.constants["drawn"] = grid["rules"][0] if grid["rules"] else ""
-        rows = {key: grid[key] for key in ("backbones", "weights", "datasets", "rules")}
         self.cells: dict[str, list[tuple[str, ...]]] = {
-            "validate": [()],
-            "fetch": [(name,) for name in self.values["datasets"]],
-            "weights": list(product(grid["backbones"], grid["baselines"])),
-            "extract": list(product(grid["backbones"], grid["baselines"], grid["datasets"])),
-            "trunk": list(product(grid["backbones"], grid["trunks"])),
-            "finetune": list(product(grid["backbones"], grid["tunings"])),
-            "adapt": list(product(grid["backbones"], grid["tunings"], grid["datasets"])),
-            "match": list(product(*rows.values())),
-            "evaluate": list(product(*rows.values())),
-            "draw": list(product(*[rows[key] for key in ("backbones", "weights", "datasets")])),
-            "report": [()],
-            "headline": [()],
+            stage: list(product(*[list(self.lookup(key)) for key in row.axes.values()]))
+            for stage, row in STAGES.items()
         }
 
     def job(self, stage: str, *cell: str) -> Job:

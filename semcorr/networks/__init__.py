@@ -1,1 +1,1 @@
-"""Networks: how they are built, loaded, run over images, and trained."""
+"""Networks: building, loading, running on images, and training them."""

@@ -1,7 +1,7 @@
-"""What params.yaml asks of a network, held against the network itself before anything runs.
+"""Check params.yaml against the networks themselves before anything runs.
 
-Importing timm takes seconds, so what was found out about an architecture is remembered in `.semcorr/`, by its name,
-overrides and the version of the library that builds it: with nothing new to find out, no network is built.
+Importing timm takes seconds, so facts about an architecture are cached in `.semcorr/` by its name, overrides and the
+version of its library; without new ones, no network is built.
 """
 
 import json
@@ -19,10 +19,10 @@ LIBRARY = {"timm": "timm", "sam": "segment-anything"}  # family -> the package t
 
 
 def check(params: Params) -> None:
-    """Refuse models that do not exist, and what their networks do not have.
+    """Check that all models exist and have what params.yaml asks of them.
 
     Raises:
-        UserError: each problem on a line of its own, with its key in params.yaml.
+        UserError: one line per problem, with its key in params.yaml.
     """
     known, problems = _remembered(), []
     before = dict(known)
@@ -62,51 +62,43 @@ def _lora_problems(name: str, facts: dict[str, Any], params: Params) -> list[str
     for tuning in params.grid.tunings:
         lora = params.tunings[tuning].lora
         if lora is not None and not set(lora.targets) & set(facts["linear"]):
-            asked, allowed = " or ".join(lora.targets), ", ".join(facts["linear"])
-            problems.append(
-                f"params.yaml: tunings.{tuning}.lora.targets: {name} has no layer {asked}; allowed: {allowed}"
-            )
+            layers = f"{name} has no layer {' or '.join(lora.targets)}; allowed: {', '.join(facts['linear'])}"
+            problems.append(f"params.yaml: tunings.{tuning}.lora.targets: {layers}")
     return problems
 
 
 def _key(spec: BackboneSpec) -> str:
     package = LIBRARY[spec.family]
-    asked = [spec.family, spec.model, spec.overrides, spec.facet, spec.layer == "neck"]
-    return canonical_json([*asked, f"{package} {version(package)}"])
+    values = [spec.family, spec.model, spec.overrides, spec.facet, spec.layer == "neck"]
+    return canonical_json([*values, f"{package} {version(package)}"])
 
 
 def _find_out(spec: BackboneSpec) -> dict[str, Any]:
-    """Depth, sizes and linear layers of a network, which is built, and tried, without memory for its tensors.
+    """Depth, sizes and linear layers of a network, which is built and run on torch's meta device, without real tensors.
 
     Raises:
-        UserError: there is no such network, or it does not compute what is asked.
+        UserError: there is no such network, or it cannot compute these features.
     """
     import torch
 
     from semcorr.networks.backbones import build
 
-    at = "neck" if spec.layer == "neck" else 0
-    first = spec.model_copy(update={"layer": at, "norm": False, "debias": None})
+    layer = "neck" if spec.layer == "neck" else 0
+    first = spec.model_copy(update={"layer": layer, "norm": False, "debias": None})
     with torch.device("meta"), torch.inference_mode():
         network = build(first)
-        shown = torch.zeros(1, 3, *network.canvas((network.stride, 2 * network.stride)))
+        image = torch.zeros(1, 3, *network.canvas((network.stride, 2 * network.stride)))
         try:
-            features = network.features(shown, first)
-            assert features.shape[1:] == (network.channels(first), *network.cells(shown)), (
-                f"shape {tuple(features.shape)}"
-            )
-        except Exception as error:  # whatever a network makes of overrides or a facet that it is not made for
-            asked = f"overrides {spec.overrides}, facet {spec.facet}"
-            raise UserError(f"{spec.model} gives no features with {asked} ({type(error).__name__}: {error})") from None
-    linear = {
-        path.rpartition(".")[2]
-        for path, part in network.net.blocks.named_modules()
-        if isinstance(part, torch.nn.Linear)
-    }
+            shape = network.features(image, first).shape
+            assert shape[1:] == (network.channels(first), *network.cells(image)), f"shape {tuple(shape)}"
+        except Exception as error:  # overrides or a facet that the network does not support
+            setting, why = f"overrides {spec.overrides}, facet {spec.facet}", f"{type(error).__name__}: {error}"
+            raise UserError(f"{spec.model} gives no features with {setting} ({why})") from None
+    layers = network.net.blocks.named_modules()
     return {
         "depth": network.depth,
         "side": getattr(network, "side", None),
-        "linear": sorted(linear),
+        "linear": sorted({path.rpartition(".")[2] for path, part in layers if isinstance(part, torch.nn.Linear)}),
         "width": network.width,
         "neck": network.neck_width,
         "norm": not isinstance(getattr(network.net, "norm", None), torch.nn.Identity),
@@ -117,5 +109,5 @@ def _remembered() -> dict[str, Any]:
     try:
         values = json.loads(MEMORY.read_text(encoding="utf-8"))
         return {key: facts for key, facts in values.items() if facts.keys() == FACTS}
-    except (OSError, ValueError, AttributeError):  # not there, or damaged: found out anew
+    except (OSError, ValueError, AttributeError):  # missing or damaged
         return {}

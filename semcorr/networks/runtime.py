@@ -1,4 +1,4 @@
-"""What the machine gives: the device, the number of threads, and how they are kept from changing results."""
+"""Devices, threads, GPU leases, mixed precision, and groups of training processes."""
 
 import contextlib
 import functools
@@ -18,16 +18,16 @@ from semcorr.params import Runtime
 
 logger = logging.getLogger(__name__)
 
-LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")  # what torch's launcher sets, all of it
+LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")  # all set by torch's launcher
 
-_leases: list[BaseFileLock] = []  # held until the process ends
+_leases: list[BaseFileLock] = []  # held until the process exits
 
 
 def device(options: Runtime, threads: int) -> torch.device:
-    """Set up torch for a stage, whose process is its own, as params.yaml says; the device to compute on.
+    """Set up torch for a stage, which has the process to itself, and return the device to compute on.
 
-    The engines hand over different OMP_NUM_THREADS, and training on a CPU depends on it: it is set here. Of several
-    GPUs that this process may see it takes one for itself.
+    Training on a CPU depends on the number of threads, and the engines set OMP_NUM_THREADS differently, so it is set
+    here. Of several visible GPUs, one is reserved for this process.
 
     Raises:
         UserError: runtime.device is cuda and there is none.
@@ -36,13 +36,11 @@ def device(options: Runtime, threads: int) -> torch.device:
     chosen = pick(options.device)
     if chosen.type == "cuda":
         count = _count()
-        if launched():
-            chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % count)
+        if launched() or count > 1:
+            number = int(os.environ["LOCAL_RANK"]) % count if launched() else lease(range(count))
+            chosen = torch.device("cuda", number)
             torch.cuda.set_device(chosen)
-        elif count > 1:
-            chosen = torch.device("cuda", lease(range(count)))
-            torch.cuda.set_device(chosen)
-        # On the CPU algorithms are deterministic anyway, and asking costs 2.6 s of imports.
+        # CPU algorithms are deterministic anyway, and this call costs 2.6 s of imports.
         torch.use_deterministic_algorithms(True, warn_only=True)
     if options.device == "auto":
         logger.info("computing on %s (runtime.device: auto), %d threads", chosen, threads)
@@ -50,43 +48,43 @@ def device(options: Runtime, threads: int) -> torch.device:
 
 
 def pick(wanted: str) -> torch.device:
-    """The device that runtime.device asks for; of several GPUs the one that is the caller's now. Nothing is changed.
+    """The device for a value of runtime.device; of several GPUs, the current one. Changes nothing.
 
     Raises:
         UserError: it is cuda and there is none.
     """
-    there = torch.cuda.is_available()
-    if wanted == "cuda" and not there:
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
         raise UserError("params.yaml: runtime.device: cuda, but torch sees no GPU; allowed here: cpu, auto")
-    return torch.device("cuda" if wanted != "cpu" and there else "cpu")
+    return torch.device("cuda" if wanted != "cpu" and available else "cpu")
 
 
 def lease(ids: Iterable[int], folder: Path | None = None, poll: float = 1.0) -> int:
-    """A GPU that no other process of this user holds, for as long as this process lives; waits until one is free.
+    """Reserve a GPU among this user's processes until this one exits, waiting until one is free.
 
-    A process that holds one of them already is given that one again.
+    A process that already holds one of them gets it again.
 
     Args:
-        ids: of the GPUs, as this process counts them.
-        folder: holds one lock file a GPU; None takes one in the machine's temporary folder.
-        poll: seconds between looks.
+        ids: of the GPUs, as numbered in this process.
+        folder: for one lock file per GPU; None is a folder in the machine's temporary one.
+        poll: seconds between attempts.
     """
     return leases(ids, 1, folder, poll)[0]
 
 
 def leases(ids: Iterable[int], count: int, folder: Path | None = None, poll: float = 1.0) -> list[int]:
-    """Several GPUs at once, as `lease` gives one: all of them or, while fewer are free, none."""
+    """Reserve several GPUs like `lease`, all at once; while too few are free, none is held."""
     folder = folder or Path(tempfile.gettempdir()) / f"semcorr-gpus-{os.getuid()}"
     folder.mkdir(exist_ok=True)
     files = {number: folder / f"{_gpu(number)}.lock" for number in ids}
-    held = {lock.lock_file.removesuffix(".soft") for lock in _leases if lock.is_locked}
-    ours = [number for number, file in files.items() if str(file) in held]
-    if len(ours) >= count:
-        return ours[:count]
+    locks = {lock.lock_file.removesuffix(".soft") for lock in _leases if lock.is_locked}
+    held = [number for number, file in files.items() if str(file) in locks]
+    if len(held) >= count:
+        return held[:count]
     waiting = False
     while True:
         taken: dict[int, BaseFileLock] = {}
-        with locked(folder / "choosing.lock"):  # else two that want two each would hold one each for ever
+        with locked(folder / "choosing.lock"):  # otherwise two processes that need two GPUs each could block each other
             for number, file in files.items():
                 if len(taken) < count:
                     with contextlib.suppress(Timeout):
@@ -103,41 +101,41 @@ def leases(ids: Iterable[int], count: int, folder: Path | None = None, poll: flo
 
 
 def _visible() -> list[str] | None:
-    """The GPUs that a scheduler has given this process, by CUDA's names; None where it has said nothing."""
-    said = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return None if said is None else said.split(",")
+    """The GPUs assigned to this process by a scheduler, by CUDA's names; None without an assignment."""
+    names = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return None if names is None else names.split(",")
 
 
 def _count() -> int:
     """How many GPUs this process may use."""
-    count, given = torch.cuda.device_count(), _visible()
-    return count if given is None else min(count, len(given))
+    count, names = torch.cuda.device_count(), _visible()
+    return count if names is None else min(count, len(names))
 
 
 def _gpu(number: int) -> str:
-    """A name of a GPU that is the same for all processes, however each counts those that it sees."""
+    """A GPU's name, which is the same in all processes, however each numbers its GPUs."""
     try:
         return str(torch.cuda.get_device_properties(number).uuid)
     except (RuntimeError, AssertionError, AttributeError):
-        given = _visible()
-        return str(number) if given is None or number >= len(given) else given[number]
+        names = _visible()
+        return str(number) if names is None or number >= len(names) else names[number]
 
 
 def visible(options: Runtime, count: int) -> dict[str, str]:
-    """What tells `count` processes to come which GPUs are theirs; nothing where a scheduler gave just so many."""
+    """Environment variables that assign GPUs to `count` new processes; none if a scheduler assigned exactly as many."""
     if pick(options.device).type == "cpu":
         return {}
-    there, given = _count(), _visible()
-    if there < count:
-        raise UserError(f"params.yaml: runtime.processes: {count} processes, {there} GPUs")
-    if given is not None and there == count:
+    available, names = _count(), _visible()
+    if available < count:
+        raise UserError(f"params.yaml: runtime.processes: {count} processes, {available} GPUs")
+    if names is not None and available == count:
         return {}
-    chosen = leases(range(there), count)
-    return {"CUDA_VISIBLE_DEVICES": ",".join(str(number) if given is None else given[number] for number in chosen)}
+    chosen = leases(range(available), count)
+    return {"CUDA_VISIBLE_DEVICES": ",".join(str(number) if names is None else names[number] for number in chosen)}
 
 
 def autocast(where: torch.device, compute: str) -> contextlib.AbstractContextManager:
-    """Mixed precision, where a backbone's `compute` asks for it, on every device."""
+    """Mixed precision on any device, if a backbone's `compute` asks for it."""
     if compute == "float32":
         return contextlib.nullcontext()
     if (where.type, compute) == ("cpu", "float16"):
@@ -147,24 +145,24 @@ def autocast(where: torch.device, compute: str) -> contextlib.AbstractContextMan
 
 @functools.cache
 def _say_slow() -> None:
-    """Once a process."""
+    """Warn once per process."""
     logger.warning("compute: float16 is slow on a CPU; bfloat16 and float32 are faster there")
 
 
 def compiled(function: Callable, options: Runtime) -> Callable:
-    """`function`, compiled by torch where runtime.compile says so; shapes vary, so it is told that they do."""
+    """`function`, compiled by torch for varying shapes if runtime.compile is set."""
     return torch.compile(function, dynamic=True) if options.compile else function
 
 
 class Group:
-    """The processes that train one network together; one alone is a group too."""
+    """The processes that train one network together, possibly only one."""
 
     def __init__(self, rank: int, size: int):
         self.rank, self.size = rank, size
 
     @property
     def first(self) -> bool:
-        """Whether this process is the one that validates and writes."""
+        """Whether this process validates and writes."""
         return self.rank == 0
 
     def close(self) -> None:
@@ -173,27 +171,27 @@ class Group:
             torch.distributed.destroy_process_group()
 
     def sum(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-        """The tensors, each summed over the processes, in place."""
+        """Sum each tensor over the processes, in place."""
         if self.size > 1:
             for tensor in tensors:
                 torch.distributed.all_reduce(tensor)
         return tensors
 
     def sum_gradients(self, tensors: list[torch.Tensor]) -> None:
-        """Sum the gradients of tensors over the processes; what a process has none of counts as zero there."""
+        """Sum the gradients of tensors over the processes; a missing gradient counts as zero."""
         if self.size == 1:
             return
         for tensor in tensors:
             tensor.grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
         gradients = [tensor.grad for tensor in tensors if tensor.grad is not None]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])  # one message instead of dozens
+        flat = torch.cat([gradient.flatten() for gradient in gradients])  # one message, not dozens
         torch.distributed.all_reduce(flat)
         for gradient, part in zip(gradients, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             gradient.copy_(part.view_as(gradient))
 
 
 def launched() -> bool:
-    """Whether torch's launcher started this process as one of a group; schedulers set some of these names too."""
+    """Whether torch's launcher started this process in a group; schedulers set some of these variables too."""
     return all(name in os.environ for name in LAUNCHED)
 
 

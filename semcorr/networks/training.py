@@ -1,4 +1,4 @@
-"""What fine-tuning is made of: which tensors are trained, which pairs a step sees, and what a step minimises."""
+"""The parts of fine-tuning: trained tensors, batches, augmentation, loss and learning rate."""
 
 import zlib
 from collections import defaultdict
@@ -25,10 +25,10 @@ Maps = dict[str, tuple[Tensor, Grid]]  # image id -> feature map (h, w, C), and 
 
 
 class Tuned:
-    """The trained tensors of a network; the others stay as they are.
+    """The trained tensors of a network; the others are frozen.
 
     Args:
-        network: its tuned modules are unfrozen, or given low-rank additions.
+        network: its tuned modules are unfrozen, or get low-rank updates.
         spec: of the backbone.
         tuning: which blocks, and how.
     """
@@ -54,22 +54,21 @@ class Tuned:
                     parts: Any = layer.parametrizations
                     parts.weight.original.requires_grad_(False)
         if not self._merged:
-            raise UserError(
-                f"params.yaml: tunings: lora.targets: no tuned block has a layer {' or '.join(lora.targets)}"
-            )
+            targets = " or ".join(lora.targets)
+            raise UserError(f"params.yaml: tunings: lora.targets: no tuned block has a layer {targets}")
 
     @torch.no_grad()
     def export(self) -> dict[str, Tensor]:
-        """The trained tensors by the network's own names, low-rank additions added."""
-        return {name: self._get(name).detach().cpu().clone() for name in self._merged or self.tensors}
-
-    def _get(self, name: str) -> Tensor:
-        module, _, attribute = name.rpartition(".")
-        return getattr(self.net.get_submodule(module), attribute)
+        """The trained tensors by the network's own names, with low-rank updates merged."""
+        split = {name: name.rpartition(".") for name in self._merged or self.tensors}
+        return {
+            name: getattr(self.net.get_submodule(path), last).detach().cpu().clone()
+            for name, (path, _, last) in split.items()
+        }
 
     @torch.no_grad()
     def put(self, tensors: dict[str, Tensor]) -> None:
-        """Set the trained tensors, by the names of `tensors`."""
+        """Set the trained tensors."""
         for name, tensor in self.tensors.items():
             tensor.copy_(tensors[name])
 
@@ -81,7 +80,7 @@ class Tuned:
 class _LowRank(nn.Module):
     """weight + alpha / rank * up @ down; `up` starts at zero, so training starts from the weight itself.
 
-    Source: LoRA, Hu et al., ICLR 2022. peft would bring transformers and accelerate along for these ten lines.
+    Source: LoRA, Hu et al., ICLR 2022. For so few lines, peft would require transformers and accelerate.
     """
 
     def __init__(self, weight: Tensor, lora: LoRA):
@@ -97,12 +96,12 @@ class _LowRank(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What one forward and backward pass sees.
+    """The input of one forward and backward pass.
 
     Attributes:
-        ids: images that go through the tail, each once.
+        ids: images, each encoded once.
         pairs: annotated pairs among them.
-        seed: of what is drawn at random in it.
+        seed: of its random draws.
     """
 
     ids: list[str]
@@ -115,7 +114,7 @@ class Batches:
 
     Args:
         pairs: of the training set.
-        tuning: `batches` says how they are grouped, `accumulate` how many make one update.
+        tuning: `batches` sets how they are grouped, `accumulate` how many form one update.
     """
 
     def __init__(self, pairs: list[Pair], tuning: Tuning):
@@ -132,16 +131,16 @@ class Batches:
         }
 
     def updates(self, epoch: int) -> list[list[Batch]]:
-        """The updates of an epoch, each a list of batches whose gradients are averaged."""
+        """An epoch's updates, each a list of batches whose gradients are averaged."""
         batches, size = list(self._batches(epoch)), self.tuning.accumulate
         return [batches[at : at + size] for at in range(0, len(batches), size)]
 
     def count(self) -> int:
-        """Updates of the whole training; a group of images without an annotated pair is none, so epochs may differ."""
+        """Updates of the whole training; epochs may differ, since image groups without a pair are skipped."""
         return sum(len(self.updates(epoch)) for epoch in range(1, self.tuning.epochs + 1))
 
     def describe(self) -> str:
-        """What an epoch sees."""
+        """The size of an epoch, in words."""
         updates = self.updates(1)
         seen = sum(len(batch.pairs) for update in updates for batch in update)
         return f"an epoch has {len(updates):,} updates and sees {seen:,} of {len(self.pairs):,} pairs"
@@ -149,14 +148,12 @@ class Batches:
     def _batches(self, epoch: int) -> Iterator[Batch]:
         rng = np.random.default_rng([self.tuning.seed, epoch])
         by = self.tuning.batches
-        groups = (
-            self._image_groups(rng, by.images) if isinstance(by, ImageBatches) else self._pair_groups(rng, by.pairs)
-        )
+        groups = self._by_images(rng, by.images) if isinstance(by, ImageBatches) else self._by_pairs(rng, by.pairs)
         for number, (ids, pairs) in enumerate(groups):
             yield Batch(ids=ids, pairs=pairs, seed=zlib.crc32(f"{self.tuning.seed} {epoch} {number}".encode()))
 
-    def _image_groups(self, rng: np.random.Generator, size: int) -> list[tuple[list[str], list[Pair]]]:
-        """Several images of one category and all annotated ordered pairs among them; every image once."""
+    def _by_images(self, rng: np.random.Generator, size: int) -> list[tuple[list[str], list[Pair]]]:
+        """Several images of one category each, with all annotated ordered pairs among them; every image once."""
         groups = []
         for category, ids in self.images.items():
             order = [ids[index] for index in rng.permutation(len(ids))]
@@ -166,17 +163,17 @@ class Batches:
                 groups.append((group, [pair for pair in among if pair is not None]))
         return [groups[index] for index in rng.permutation(len(groups)) if groups[index][1]]
 
-    def _pair_groups(self, rng: np.random.Generator, size: int) -> list[tuple[list[str], list[Pair]]]:
-        """Some pairs and their images; every pair once."""
+    def _by_pairs(self, rng: np.random.Generator, size: int) -> list[tuple[list[str], list[Pair]]]:
+        """Several pairs each, with their images; every pair once."""
         order = [self.pairs[index] for index in rng.permutation(len(self.pairs))]
         groups = [order[at : at + size] for at in range(0, len(order), size)]
         return [(sorted({id_ for pair in group for id_ in (pair.source, pair.target)}), group) for group in groups]
 
 
 class Augmentation:
-    """Changes of a batch's images: colours of each, and all of them mirrored or none.
+    """Random changes of a batch's images: each one's colours, and all of them mirrored or none.
 
-    Mirrored alone, an image would show a left eye where the name says right; mirrored together, pairs stay true.
+    If only one image were mirrored, its left eye would match the other's right eye.
     """
 
     def __init__(self, augment: Augment, seed: int):
@@ -192,55 +189,52 @@ class Augmentation:
         return image.transpose(PillowImage.Transpose.FLIP_LEFT_RIGHT) if self.mirrored else image
 
     def keypoints(self, points: np.ndarray, grid: Grid) -> np.ndarray:
-        """Keypoints (N, 2), x y in pixels of an image of the batch."""
+        """Keypoints (N, 2), x y in pixels, in an augmented image."""
         return points * (-1, 1) + (grid.image_size[1] - 1, 0) if self.mirrored else points
 
 
 def loss(maps: Maps, batch: Batch, tuning: Tuning, move: Callable[[np.ndarray, Grid], np.ndarray]) -> Tensor:
-    """Mean over the keypoints of a batch.
+    """The mean loss over the keypoints of a batch.
 
     Args:
         maps: features of the batch's images.
         batch: its pairs.
         tuning: `loss` and `end_point`.
-        move: keypoints and the image's grid -> keypoints in the image as it was shown.
+        move: keypoints and the image's grid -> keypoints in the augmented image.
     """
     unit = {image_id: normalise(features) for image_id, (features, _) in maps.items()}
     counts = np.array([len(pair.keypoint_ids) for pair in batch.pairs])
-
-    def truth(side: str, image_id: str, keypoints: np.ndarray) -> Tensor:
-        """Some of the annotated points, which lie in one image, in its cells."""
-        grid = maps[image_id][1]
-        return unit[image_id].new_tensor(grid.pixels_to_cells(move(pixels[side][keypoints], grid)))
-
     pixels = {side: np.concatenate([pair.points(side) for pair in batch.pairs]) for side in ("source", "target")}
-    by_source, by_target = (
-        by_image([getattr(pair, side) for pair in batch.pairs], counts) for side in ("source", "target")
-    )
+    numbers = {side: by_image([getattr(pair, side) for pair in batch.pairs], counts) for side in pixels}
+
+    def truth(side: str, image_id: str) -> Tensor:
+        """The annotated points of one image, in its cells."""
+        grid = maps[image_id][1]
+        return unit[image_id].new_tensor(grid.pixels_to_cells(move(pixels[side][numbers[side][image_id]], grid)))
+
     # Every image is sampled once, however many pairs it is the source of.
-    sampled = [
-        sample(unit[image_id], truth("source", image_id, given), "bilinear") for image_id, given in by_source.items()
-    ]
-    descriptors = torch.cat(sampled)[torch.from_numpy(np.argsort(np.concatenate(list(by_source.values()))))]
+    sampled = [sample(unit[image_id], truth("source", image_id), "bilinear") for image_id in numbers["source"]]
+    order = np.argsort(np.concatenate(list(numbers["source"].values())))
+    descriptors = torch.cat(sampled)[torch.from_numpy(order)]
     generator = torch.Generator().manual_seed(batch.seed)
     objective = losses.objective(tuning.loss, tuning.end_point)
     values = []
-    for image_id, asking in by_target.items():
-        target, some = unit[image_id], descriptors[torch.from_numpy(asking)]
-        similarity, cells = heatmaps(some, target), truth("target", image_id, asking)
-        values.append(objective(maps=similarity, descriptors=some, target=target, cells=cells, generator=generator))
+    for image_id, keypoints in numbers["target"].items():
+        target, source = unit[image_id], descriptors[torch.from_numpy(keypoints)]
+        similarity, cells = heatmaps(source, target), truth("target", image_id)
+        values.append(objective(maps=similarity, descriptors=source, target=target, cells=cells, generator=generator))
     return torch.cat(values).mean()
 
 
 def learning_rate(step: int, steps: int, tuning: Tuning) -> float:
-    """Factor on the learning rate at one of `steps` updates: linear up over the warm-up, then the schedule."""
-    rise = tuning.warmup * steps
-    if step < rise:
-        return (step + 1) / (rise + 1)
-    after = (step - rise) / max(1.0, steps - rise)
+    """Factor on the learning rate at one of `steps` updates: a linear warm-up, then the schedule."""
+    warmup = tuning.warmup * steps
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    progress = (step - warmup) / max(1.0, steps - warmup)
     match tuning.schedule:
         case "cosine":
-            return float(0.5 * (1 + np.cos(np.pi * after)))
+            return float(0.5 * (1 + np.cos(np.pi * progress)))
         case "step":  # a tenth after two thirds, a hundredth after nine tenths
-            return 0.1 ** ((after >= 2 / 3) + (after >= 0.9))
+            return 0.1 ** ((progress >= 2 / 3) + (progress >= 0.9))
     return 1.0

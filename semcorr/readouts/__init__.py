@@ -1,9 +1,7 @@
-"""Readouts: how a heatmap becomes a point. A module each, of the name that `readout` has in params.yaml.
+"""Readouts turn heatmaps into points; there is one module per value of `readout` in params.yaml.
 
-Each has a function of its own name, which takes heatmaps (N, h, w) and the rule's numbers, and returns the predicted
-cells (N, 2), x y.
-
-Modules are imported by name, so that one more of them re-runs nothing that does not use it.
+Its function of the same name takes heatmaps (N, h, w) and the rule's numbers, and returns predicted cells (N, 2), x y.
+Modules are imported by name, so that a new one re-runs nothing that does not use it.
 """
 
 import importlib
@@ -18,6 +16,6 @@ ReadOut = Callable[[Tensor], Tensor]
 
 
 def readout(rule: Rule) -> ReadOut:
-    """The function of a rule's readout, with the rule's numbers: heatmaps (N, h, w) -> predicted cells (N, 2), x y."""
+    """A rule's readout, with its numbers bound: heatmaps (N, h, w) -> predicted cells (N, 2), x y."""
     function = getattr(importlib.import_module(f"semcorr.readouts.{rule.readout}"), rule.readout)
     return partial(function, **rule.model_dump(exclude={"readout", "sampling"}))

@@ -7,7 +7,7 @@ from semcorr.tensors import require_shape
 
 
 def argmax(maps: Tensor) -> Tensor:
-    """The most similar cell of each heatmap; the first one in reading order where several are equal.
+    """The most similar cell of each heatmap; the first in reading order if several are equal.
 
     >>> argmax(torch.tensor([[[0.0, 1.0, 1.0]]]))
     tensor([[1., 0.]])

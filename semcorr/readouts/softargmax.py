@@ -7,12 +7,12 @@ from semcorr.readouts.argmax import argmax
 
 
 def softargmax(maps: Tensor, window: int, temperature: float) -> Tensor:
-    """Expected cell under softmax(similarity / temperature) in a window around each heatmap's argmax.
+    """The expected cell under softmax(similarity / temperature) in a window around each heatmap's argmax.
 
     Args:
         maps: similarity (N, h, w).
-        window: odd side length in cells; cells outside it, or outside the map, weigh exactly zero.
-        temperature: divides the similarity; as it goes to 0 this becomes argmax.
+        window: odd side length in cells; cells outside it or the map have weight zero.
+        temperature: divides the similarity; towards 0 this becomes argmax.
 
     Returns:
         (N, 2) x y in cells.
@@ -23,8 +23,7 @@ def softargmax(maps: Tensor, window: int, temperature: float) -> Tensor:
     height, width = maps.shape[1:]
     peak = argmax(maps).long()
     reach = torch.arange(window, device=maps.device) - window // 2
-    x = peak[:, :1] + reach  # (N, window)
-    y = peak[:, 1:] + reach
+    x, y = peak[:, :1] + reach, peak[:, 1:] + reach  # (N, window)
     inside = ((y >= 0) & (y < height))[:, :, None] & ((x >= 0) & (x < width))[:, None, :]
     index = y.clamp(0, height - 1)[:, :, None] * width + x.clamp(0, width - 1)[:, None, :]
     values = maps.flatten(1).gather(1, index.flatten(1)).unflatten(1, index.shape[1:])

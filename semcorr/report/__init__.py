@@ -1,1 +1,1 @@
-"""What people look at: tables, comparisons, pictures and the HTML page."""
+"""Results for readers: tables, comparisons, pictures and the HTML page."""

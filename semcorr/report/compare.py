@@ -1,7 +1,7 @@
-"""Two cells on the same pairs: is one better? A paired bootstrap, overall and per category.
+"""Compare two cells on the same pairs by a paired bootstrap, overall and per category.
 
-A cell is `<backbone>/<weights>/<dataset>/<rule>` of the current experiment, or `<revision>:` before it, as in
-`HEAD~1:dinov2_s14/last2/toy_willow/argmax`: its matches then come out of DVC's cache or remote.
+A cell is `<backbone>/<weights>/<dataset>/<rule>` of the current experiment. With a git revision in front, as in
+`HEAD~1:dinov2_s14/last2/toy_willow/argmax`, its matches come from DVC's cache or remote.
 """
 
 import io
@@ -23,12 +23,12 @@ def compare(first: str, second: str, params: Params) -> list[dict[str, Any]]:
     """Rows for `all` and each category: PCK of both, the difference with its 95 % interval, and p, at each threshold.
 
     Raises:
-        UserError: there is no such cell or revision, or the two were not made on the same keypoints.
+        UserError: there is no such cell or revision, or the two do not have the same keypoints.
     """
     settings = params.evaluate
     left, right = read(first, params), read(second, params)
     if len(left) != len(right) or not left[[*KEY, "true_x", "true_y"]].equals(right[[*KEY, "true_x", "true_y"]]):
-        raise UserError(f"{first} and {second} were not made on the same keypoints, so they cannot be compared")
+        raise UserError(f"{first} and {second} do not have the same keypoints, so they cannot be compared")
     dataset = first.rpartition(":")[2].split("/")[2]
     reference = settings.references[params.datasets[dataset].format][0]
     correct = [
@@ -37,9 +37,9 @@ def compare(first: str, second: str, params: Params) -> list[dict[str, Any]]:
     ]
     rows = []
     for name in ["all", *sorted(left["category"].unique())]:
-        some = np.full(len(left), True) if name == "all" else (left["category"] == name).to_numpy()
-        pair = pd.factorize(left["pair"][some])[0]
-        parts = [values[some] for values in correct]
+        chosen = np.full(len(left), True) if name == "all" else (left["category"] == name).to_numpy()
+        pair = pd.factorize(left["pair"][chosen])[0]
+        parts = [values[chosen] for values in correct]
         (first_hits, counts), (second_hits, _) = (pck.by_pair(part, pair) for part in parts)
         compared = pck.compare(first_hits, second_hits, counts, samples=settings.bootstrap, seed=settings.seed)
         for index, threshold in enumerate(settings.thresholds):
@@ -58,7 +58,7 @@ def compare(first: str, second: str, params: Params) -> list[dict[str, Any]]:
 
 
 def read(name: str, params: Params) -> pd.DataFrame:
-    """The matches of a cell, of this workspace or of a git revision."""
+    """Read a cell's matches from the workspace or from a git revision."""
     revision, _, cell = name.rpartition(":")
     job = graph.Graph(params).job("match", *cell.split("/"))
     path = job.outputs["matches"]
@@ -74,9 +74,8 @@ def read(name: str, params: Params) -> pd.DataFrame:
     try:
         content = dvc.api.read(str(path), rev=revision, mode="rb")
     except (DvcException, SCMError, FileNotFoundError) as error:
-        raise UserError(
-            f"{name}: {revision} has no {path}, or DVC's cache does not hold it ({error}). Try: dvc fetch --all-commits"
-        ) from None
+        why = f"{revision} has no {path}, or DVC's cache does not hold it ({error})"
+        raise UserError(f"{name}: {why}. Try: dvc fetch --all-commits") from None
     return _sorted(pd.read_parquet(io.BytesIO(content)))
 
 
@@ -85,7 +84,7 @@ def _sorted(matches: pd.DataFrame) -> pd.DataFrame:
 
 
 def table(rows: list[dict[str, Any]], threshold: str) -> str:
-    """The rows of one threshold for people, in percent; a star marks a difference that is significant at 5 %."""
+    """The rows of one threshold as text, in percent; a star marks differences that are significant at 5 %."""
     lines = [f"{threshold:<16} {'first':>7} {'second':>7} {'difference':>11}   95 % interval       p"]
     for row in rows:
         if row["threshold"] == threshold:

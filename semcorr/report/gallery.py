@@ -31,7 +31,7 @@ def _pictures(rows: pd.DataFrame, files: dict[str, Path]) -> tuple[PillowImage.I
 
 
 def pair_picture(which: str, rows: pd.DataFrame, files: dict[str, Path]) -> dict[str, Any]:
-    """One pair's picture and what its caption says."""
+    """One pair's picture and the facts for its caption."""
     source, predicted, true = (rows[[f"{name}_x", f"{name}_y"]].to_numpy() for name in ("source", "predicted", "true"))
     correct = rows["correct"].tolist()
     picture = pictures.matches(*_pictures(rows, files), source, predicted, side=SIDE, true=true, correct=correct)
@@ -47,20 +47,18 @@ def pair_picture(which: str, rows: pd.DataFrame, files: dict[str, Path]) -> dict
 
 
 def heatmap(source: np.ndarray, cell: np.ndarray, target: np.ndarray, sampling: str) -> np.ndarray:
-    """Cosine similarity (h, w) of one point of a map (h, w, C) with every cell of another.
+    """Cosine similarity (h, w) of one point of a feature map with every cell of another.
 
-    As matching.sample and matching.heatmaps, and held to them by a test, but without torch: importing that would take
-    ten times as long as the drawing.
+    Equals matching.sample and matching.heatmaps, as a test checks, but without torch, whose import would take ten times
+    as long as the drawing.
 
     Args:
-        source: of any length.
+        source: (h, w, C), not normalised.
         cell: (2,) x y in the source's cells.
-        target: of any length.
+        target: (h, w, C), not normalised.
         sampling: "bilinear" or "nearest".
     """
-    maps = [
-        features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), 1e-12) for features in (source, target)
-    ]
+    maps = [values / np.maximum(np.linalg.norm(values, axis=-1, keepdims=True), 1e-12) for values in (source, target)]
     height, width, _ = source.shape
     x, y = np.clip(cell, 0, [width - 1, height - 1])
     if sampling == "nearest":
@@ -80,12 +78,12 @@ def similarity_maps(rows: pd.DataFrame, files: dict[str, Path], store: Store, sa
     grids: dict[str, Grid] = {name: store.grid(name) for name in (source, target)}
     features = {name: store.array(name).astype(np.float32) for name in grids}
     images = _pictures(rows, files)
-    some = rows.iloc[sorted({0, len(rows) // MAPS})]
-    points = some[["source_x", "source_y"]].to_numpy()
+    drawn = rows.iloc[sorted({0, len(rows) // MAPS})]
+    points = drawn[["source_x", "source_y"]].to_numpy()
     cells = grids[source].pixels_to_cells(points)
     heatmaps = [heatmap(features[source], cell, features[target], sampling) for cell in cells]
-    drawn = []
-    for row, point, similar in zip(some.itertuples(), points, heatmaps, strict=True):
+    maps = []
+    for row, point, similar in zip(drawn.itertuples(), points, heatmaps, strict=True):
         picture = pictures.similarity(
             *images,
             point,
@@ -95,7 +93,7 @@ def similarity_maps(rows: pd.DataFrame, files: dict[str, Path], store: Store, sa
             predicted=np.array([row.predicted_x, row.predicted_y]),
             true=np.array([row.true_x, row.true_y]),
         )
-        drawn.append(
+        maps.append(
             {
                 "keypoint": row.keypoint,
                 "low": float(similar.min()),
@@ -105,4 +103,4 @@ def similarity_maps(rows: pd.DataFrame, files: dict[str, Path], store: Store, sa
                 "picture": pictures.data_uri(picture),
             }
         )
-    return drawn
+    return maps

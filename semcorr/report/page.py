@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing else: no script, style, font or picture from elsewhere."""
+"""The report as one self-contained HTML page: no external script, style, font or picture."""
 
 import html
 import io
@@ -13,7 +13,7 @@ from semcorr.artifacts.provenance import KEY, dumps
 from semcorr.params import Params
 from semcorr.pck import headline_key, threshold_key
 
-INK = "#7f7f7e"  # stands for the page's own text colour in a chart
+INK = "#7f7f7e"  # replaced by the page's text colour in charts
 DASHES = ("-", "--", ":", "-.")
 LEVELS = {
     "viewpoint_variation": {"0": "easy", "1": "medium", "2": "hard"},
@@ -34,7 +34,7 @@ def page(
     """The whole page.
 
     Args:
-        boards: dataset -> its rows, best first, as `report.leaderboard` makes them.
+        boards: dataset -> its rows, best first, from `tables.leaderboard`.
         cells: name -> the cell's JSON.
         galleries: "<backbone>/<weights>/<dataset>" -> the pictures' JSON.
         params: of the experiment.
@@ -59,18 +59,18 @@ def page(
 def _dataset(
     name: str, board: list[dict[str, Any]], cells: dict[str, Any], galleries: dict[str, Any], params: Params, key: str
 ) -> dict[str, Any]:
-    """What the page says about one dataset."""
-    ours = {row["name"]: cells[row["name"]] for row in board}
-    first = ours[board[0]["name"]]
-    groups = {"category": {name: cell["per_category_keypoint"] for name, cell in ours.items()}}
+    """The page's section on one dataset."""
+    listed = {row["name"]: cells[row["name"]] for row in board}
+    first = listed[board[0]["name"]]
+    groups = {"category": {name: cell["per_category_keypoint"] for name, cell in listed.items()}}
     if len(first["per_subset"]) > 1:
-        groups["sub-set"] = {name: cell["per_subset"] for name, cell in ours.items()}
+        groups["sub-set"] = {name: cell["per_subset"] for name, cell in listed.items()}
     for what in first["per_difficulty"]:
         groups[what.replace("_", " ")] = {
             name: {LEVELS[what].get(level, level): row for level, row in cell["per_difficulty"][what].items()}
-            for name, cell in ours.items()
+            for name, cell in listed.items()
         }
-    curves = {label(row): ours[row["name"]]["error_distribution"] for row in board}
+    curves = {label(row): listed[row["name"]]["error_distribution"] for row in board}
     return {
         "name": name,
         "board": board,
@@ -87,31 +87,28 @@ def _dataset(
             {"title": f"{backbone} {weights}", **galleries[f"{backbone}/{weights}/{name}"]}
             for backbone, weights in dict.fromkeys((row["backbone"], row["weights"]) for row in board)
         ],
-        "provenance": [{"name": label(row), "rows": facts(ours[row["name"]])} for row in board],
+        "provenance": [{"name": label(row), "rows": facts(listed[row["name"]])} for row in board],
     }
 
 
 def label(row: dict[str, Any]) -> str:
-    """What a row is called beside its dataset."""
+    """A row's name without its dataset."""
     return f"{row['backbone']} {row['weights']} {row['rule']}"
 
 
 def verdict(board: list[dict[str, Any]], key: str) -> str:
-    """Which row is best and whether the difference is real, in a sentence or two."""
+    """Say in a sentence or two which row is best and whether the difference is real."""
     best, *others = board
-    said = f"{label(best)} has the highest {key}, {best['headline']:.1f} % ({_span(best['interval'])})."
+    winner = f"{label(best)} has the highest {key}, {best['headline']:.1f} % ({_span(best['interval'])})."
     if not others:
-        return said
-    ties = [row for row in others if row["best"]]
-    if ties:
+        return winner
+    if ties := [row for row in others if row["best"]]:
         names = ", ".join(label(row) for row in ties[:3]) + (f" and {len(ties) - 3} more" if len(ties) > 3 else "")
-        return f"{said} Its lead over {names} may be chance."
+        return f"{winner} Its lead over {names} may be chance."
     behind = others[0]["behind"]
     lead = [-bound for bound in reversed(behind["interval"])]
-    return (
-        f"{said} The difference is real: it leads the next, {label(others[0])}, by {-behind['difference']:.1f} points "
-        f"({_span(lead)}, p {_p(behind['p'])})."
-    )
+    margin = f"{-behind['difference']:.1f} points ({_span(lead)}, p {_p(behind['p'])})"
+    return f"{winner} The difference is real: it leads the next, {label(others[0])}, by {margin}."
 
 
 def _span(interval: Sequence[float]) -> str:
@@ -123,21 +120,19 @@ def _p(value: float) -> str:
 
 
 def _heatmap(what: str, values: dict[str, Any], board: list[dict[str, Any]], key: str) -> dict[str, Any]:
-    """A table of rows by groups, in percent; None where a row has no such group."""
-    columns = list(dict.fromkeys(column for groups in values.values() for column in groups))
-    counts = {
-        column: next(groups[column]["num_keypoints"] for groups in values.values() if column in groups)
-        for column in columns
-    }
+    """A table of rows by groups, in percent; None where a row lacks a group."""
+    counts: dict[str, int] = {}
+    for column, group in (item for groups in values.values() for item in groups.items()):
+        counts.setdefault(column, group["num_keypoints"])
     rows = []
     for row in board:
         groups = values[row["name"]]
-        rows.append({"label": label(row), "values": [100 * groups[c][key] if c in groups else None for c in columns]})
+        rows.append({"label": label(row), "values": [100 * groups[c][key] if c in groups else None for c in counts]})
     return {"what": what, "columns": counts, "rows": rows}
 
 
 def _trainings(cells: dict[str, Any]) -> dict[str, str] | None:
-    """Charts of validation PCK and training loss, of every tuning that the cells come from."""
+    """Charts of the validation PCK and training loss of every tuning behind the cells."""
     curves: dict[str, list[dict[str, Any]]] = {}
     for name, cell in cells.items():
         backbone, weights, _, _ = name.split("/")
@@ -162,7 +157,7 @@ def _trainings(cells: dict[str, Any]) -> dict[str, str] | None:
 
 
 def _records(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A provenance record and all that it rests on."""
+    """Iterate over a provenance record and the records of all its inputs."""
     yield record
     for part in record["inputs"].values():
         if isinstance(part, dict) and "stage" in part:
@@ -170,7 +165,7 @@ def _records(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def facts(cell: dict[str, Any]) -> dict[str, str]:
-    """Where a cell comes from: its tensors, versions, and every parameter that counted."""
+    """The origin of a cell: its tensors, versions, and every parameter it depends on."""
     known: dict[str, Any] = {}
     for record in _records(cell["provenance"]):
         if "origin" in record:
@@ -189,33 +184,28 @@ def facts(cell: dict[str, Any]) -> dict[str, str]:
 def chart(
     series: Sequence[tuple[str, Sequence[float], Sequence[float]]], x: str, y: str, dashes: Sequence[str] | None = None
 ) -> str:
-    """A line chart as SVG that takes the page's colours and width; the same bytes each time.
+    """A line chart as SVG that adopts the page's colours and width; deterministic.
 
     Args:
         series: name, x values and y values of each line.
-        x: what the horizontal axis shows.
-        y: what the vertical axis shows.
-        dashes: a word for each line; lines with the same word have the same kind of stroke, and lines that differ in
-            that word alone the same colour.
+        x: label of the horizontal axis.
+        y: label of the vertical axis.
+        dashes: a word for each line. Lines with the same word share a dash pattern; lines whose names differ only in
+            that word share a colour.
     """
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    words = list(dict.fromkeys(dashes or [""]))
-    kinds = [
-        name.removesuffix(f" {word}") for (name, *_), word in zip(series, dashes or [""] * len(series), strict=True)
-    ]
+    dashes = dashes or [""] * len(series)
+    words = list(dict.fromkeys(dashes))
+    kinds = [name.removesuffix(f" {word}") for (name, *_), word in zip(series, dashes, strict=True)]
     colours = {kind: index for index, kind in enumerate(dict.fromkeys(kinds))}
     palette = matplotlib.colormaps["tab10" if len(colours) <= 10 else "turbo"]
     style: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": "semcorr",
         "font.family": "sans-serif",
-        "text.color": INK,
-        "axes.labelcolor": INK,
-        "axes.edgecolor": INK,
-        "xtick.color": INK,
-        "ytick.color": INK,
+        **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
         "grid.color": INK,
         "grid.alpha": 0.25,
         "axes.spines.top": False,
@@ -225,7 +215,7 @@ def chart(
         figure = Figure(figsize=(7, 3.6 + 0.22 * len(series)), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.subplots()
-        for (name, xs, ys), kind, word in zip(series, kinds, dashes or [""] * len(series), strict=True):
+        for (name, xs, ys), kind, word in zip(series, kinds, dashes, strict=True):
             index = colours[kind]
             colour = palette(index) if len(colours) <= 10 else palette(index / (len(colours) - 1))
             axes.plot(xs, ys, label=name, color=colour, linestyle=DASHES[words.index(word) % len(DASHES)])
@@ -238,7 +228,6 @@ def chart(
     svg = buffer.getvalue()
     svg = re.sub(r' width="[\d.]+pt"| height="[\d.]+pt"', "", svg[svg.index("<svg") :], count=2)
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    words_in = ", ".join(name for name, *_ in series)
-    title = f"{y} over {x}: {words_in}"
+    title = f"{y} over {x}: {', '.join(name for name, *_ in series)}"
     svg = svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(title)}"', 1)
     return svg.replace(INK, "currentColor")

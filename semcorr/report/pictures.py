@@ -1,7 +1,6 @@
 """Pictures of matches and of similarity, drawn with Pillow.
 
-Points are (x, y) in pixels of the original images, as everywhere; images are shrunk to fit a square before they are
-drawn on.
+Points are (x, y) in pixels of the original images; images are shrunk to fit a square before drawing.
 """
 
 import base64
@@ -21,17 +20,17 @@ GAP = 6  # pixels between two images
 
 
 def fit(image: PillowImage.Image, side: int) -> PillowImage.Image:
-    """An RGB copy that fits a square of `side` pixels."""
+    """An RGB copy, resized to fit a square of `side` pixels."""
     return resize(image.convert("RGB"), side, PillowImage.Resampling.LANCZOS)
 
 
 def move(points: np.ndarray, old: PillowImage.Image, new: PillowImage.Image) -> np.ndarray:
-    """Points (N, 2), x y, from an image to its resized copy."""
+    """Map points (N, 2), x y, from an image to its resized copy."""
     return resize_points(np.asarray(points, float).reshape(-1, 2), old.size[::-1], new.size[::-1])
 
 
 def beside(first: PillowImage.Image, second: PillowImage.Image) -> tuple[PillowImage.Image, int]:
-    """Two images side by side, and where the second begins."""
+    """Two images side by side, and the x at which the second begins."""
     left = first.width + GAP
     canvas = PillowImage.new("RGB", (left + second.width, max(first.height, second.height)), (128, 128, 128))
     canvas.paste(first, (0, 0))
@@ -58,10 +57,10 @@ def matches(
         target: of any size.
         source_points: (N, 2).
         predicted: (N, 2).
-        side: pixels of the square that each image is shrunk to.
+        side: pixels of the square that each image is resized to.
         true: (N, 2), ringed in green where the prediction is wrong.
-        correct: N; lines are green where right and red where wrong. Without it each match has its own colour.
-        similarity: N, cosine; lines are coloured by it, and a scale stands below.
+        correct: N; lines are green if correct, else red. Without it each match has its own colour.
+        similarity: N, cosine; colours the lines, with a scale below the picture.
         numbers: N, written at both ends.
     """
     small = fit(source, side), fit(target, side)
@@ -81,21 +80,21 @@ def matches(
             draw.ellipse(_box(truths[index], 2 * width + 2), outline=RIGHT, width=width)
         for point in (start, end):
             draw.ellipse(_box(point, width + 1.5), fill=colour, outline="white")
-    for number, ends_ in zip(numbers or (), zip(starts, ends, strict=True), strict=bool(numbers)):
-        for x, y in ends_:
+    for number, points in zip(numbers or (), zip(starts, ends, strict=True), strict=bool(numbers)):
+        for x, y in points:
             _write(draw, (x + width + 3, y - width - 3), str(number), side)
     return canvas if similarity is None or not len(similarity) else _with_scale(canvas, similarity, side)
 
 
 def _on_scale(value: float, values: np.ndarray) -> tuple[int, int, int]:
-    """The colour of a value among others, from the least to the largest."""
+    """The colour of a value on a scale from the smallest to the largest of `values`."""
     low, high = float(np.min(values)), float(np.max(values))
     red, green, blue, _ = matplotlib.colormaps["turbo"]((value - low) / (high - low) if high > low else 1.0, bytes=True)
     return int(red), int(green), int(blue)
 
 
 def _with_scale(canvas: PillowImage.Image, values: np.ndarray, side: int) -> PillowImage.Image:
-    """A picture with the colours of its values below it, and what the ends stand for."""
+    """A picture with a labelled colour scale of its values below it."""
     height = max(18, side // 22)
     whole = PillowImage.new("RGB", (canvas.width, canvas.height + height), "white")
     whole.paste(canvas, (0, 0))
@@ -114,11 +113,11 @@ def _with_scale(canvas: PillowImage.Image, values: np.ndarray, side: int) -> Pil
 
 
 def _write(draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, side: int) -> None:
-    """A short text that is readable on any ground."""
+    """Write a short text that is readable on any background."""
     font = ImageFont.load_default(size=max(10, side / 40))
     left, top, right, _ = draw.textbbox(place, text, font=font, anchor="lb", stroke_width=2)
     width, _ = draw.im.size
-    place = place[0] - max(0, right - width) + max(0, -left), place[1] + max(0, -top)  # none is cut off
+    place = place[0] - max(0, right - width) + max(0, -left), place[1] + max(0, -top)  # not cut off at the edge
     draw.text(place, text, fill="white", font=font, anchor="lb", stroke_width=2, stroke_fill="black")
 
 
@@ -133,7 +132,7 @@ def similarity(
     predicted: np.ndarray,
     true: np.ndarray | None = None,
 ) -> PillowImage.Image:
-    """A source with one point, and beside it the target under the point's similarity map, blue low and red high.
+    """The source with one point, beside the target under the point's similarity map, from blue (low) to red (high).
 
     Args:
         source: of any size.
@@ -141,7 +140,7 @@ def similarity(
         point: (2,) in the source.
         heatmap: (h, w), cosine similarity with the target's cells.
         grid: the target's.
-        side: pixels of the square that each image is shrunk to.
+        side: pixels of the square that each image is resized to.
         predicted: (2,) in the target, a white dot.
         true: (2,), a green ring.
     """
@@ -157,7 +156,7 @@ def similarity(
 
 
 def overlay(heatmap: np.ndarray, grid: Grid, size: tuple[int, int]) -> PillowImage.Image:
-    """A heatmap (h, w) in colours, lowest to highest, laid out as its image is, at a size (width, height)."""
+    """A heatmap (h, w) in colours, scaled from its minimum to its maximum and laid over its image's (width, height)."""
     low, high = float(heatmap.min()), float(heatmap.max())
     scaled = (heatmap - low) / ((high - low) or 1.0)
     seen = lay(PillowImage.fromarray(scaled.astype(np.float32)), grid, size)
@@ -166,18 +165,18 @@ def overlay(heatmap: np.ndarray, grid: Grid, size: tuple[int, int]) -> PillowIma
 
 
 def lay(cells: PillowImage.Image, grid: Grid, size: tuple[int, int]) -> PillowImage.Image:
-    """A picture of one pixel a cell, smoothed and laid out as the image is, at a size (width, height)."""
+    """A picture with one pixel per cell, smoothed and laid over its image's (width, height)."""
     whole = (cells.width * grid.stride, cells.height * grid.stride)
     smooth = cells.resize(whole, PillowImage.Resampling.BILINEAR)
     return smooth.crop((0, 0, *grid.resized_size[::-1])).resize(size, PillowImage.Resampling.BILINEAR)
 
 
 def false_colours(*layers: tuple[PillowImage.Image, np.ndarray, np.ndarray, Grid], side: int) -> PillowImage.Image:
-    """Images side by side, each in grey under the colours of the cells that show its object.
+    """Images side by side, in grey except for the coloured cells of their objects.
 
     Args:
-        layers: image, colours (h, w, 3) in [0, 1] of its cells, which of them are coloured (h, w), and its grid.
-        side: pixels of the square that each image is shrunk to.
+        layers: image, its cells' colours (h, w, 3) in [0, 1], which cells are coloured (h, w), and its grid.
+        side: pixels of the square that each image is resized to.
     """
     parts = []
     for image, colours, coloured, grid in layers:
@@ -190,14 +189,14 @@ def false_colours(*layers: tuple[PillowImage.Image, np.ndarray, np.ndarray, Grid
 
 
 def encode(image: PillowImage.Image) -> bytes:
-    """An image as WebP, the same bytes each time."""
+    """An image as WebP, byte-identical each time."""
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=80, method=4)
     return buffer.getvalue()
 
 
 def data_uri(image: PillowImage.Image) -> str:
-    """An image as a page can hold it."""
+    """An image as a data URI for a page."""
     return "data:image/webp;base64," + base64.b64encode(encode(image)).decode()
 
 

@@ -1,4 +1,4 @@
-"""Tables of all cells: the leaderboard, with a paired bootstrap, and the rows of every file that others read."""
+"""Tables of all cells: the leaderboard, with a paired bootstrap, and the rows of the exported files."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from semcorr.errors import UserError
 from semcorr.params import Params
 
 SIGNIFICANT = 0.05
-AXES = STAGES["evaluate"].axes
+AXES = tuple(STAGES["evaluate"].axes)
 
 
 def leaderboard(
@@ -19,9 +19,9 @@ def leaderboard(
     """The rows of one dataset, best first, each compared with the best by a paired bootstrap.
 
     Returns:
-        Rows with `name`, the axes' values, `values` (percent at each threshold), `interval`, `image`, `category`,
-        `others` (other references), and `behind`: difference to the best, its interval and p, None for the best
-        itself. `best` is True for the first row, and for those that are not significantly worse.
+        Rows with `name`, the axes' values, `values` (percent at each threshold), `headline`, `interval`, `image`,
+        `category`, `others` (under other references), and `behind`: the difference from the best row, its interval and
+        p, None for the best row itself. `best` is True for that row and those not significantly worse.
     """
     key = pck.headline_key(params.evaluate.thresholds)
     rows = []
@@ -77,7 +77,7 @@ def summary(cells: dict[str, Any]) -> dict[str, Any]:
 
 
 def _named(name: str) -> dict[str, str]:
-    """A cell's name, its axes, and what it is called beside its dataset."""
+    """A cell's name, its axes, and its name without the dataset."""
     values = dict(zip(AXES, name.split("/"), strict=True))
     return {"name": name, **values, "cell": f"{values['backbone']} {values['weights']} {values['rule']}"}
 
@@ -86,16 +86,14 @@ def curves(cells: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows of curves.csv: PCK over thresholds."""
     rows = []
     for name, cell in cells.items():
-        known = _named(name)
-        for threshold, value in zip(
-            cell["error_distribution"]["threshold"], cell["error_distribution"]["pck"], strict=True
-        ):
+        known, curve = _named(name), cell["error_distribution"]
+        for threshold, value in zip(curve["threshold"], curve["pck"], strict=True):
             rows.append({"dataset": known["dataset"], "cell": known["cell"], "threshold": threshold, "pck": value})
     return rows
 
 
 def categories(cells: dict[str, Any], params: Params) -> list[dict[str, Any]]:
-    """The rows of categories.csv: the headline of each category."""
+    """The rows of categories.csv: the headline PCK of each category."""
     key = pck.headline_key(params.evaluate.thresholds)
     return [
         {"dataset": known["dataset"], "cell": known["cell"], "category": category, "pck": values[key]}
@@ -108,10 +106,9 @@ def markdown(boards: dict[str, list[dict[str, Any]]], cells: dict[str, Any], par
     """One table per dataset, in the order of the grid."""
     key = pck.headline_key(params.evaluate.thresholds)
     lead = params.evaluate.thresholds.index(pck.headline(params.evaluate.thresholds))
-    parts = []
+    parts, names = [], list(cells)
     for dataset, board in boards.items():
         example = cells[board[0]["name"]]
-        names = list(cells)
         rows = sorted(board, key=lambda row: names.index(row["name"]))
         heads = ["backbone", "weights", "rule", *(pck.threshold_key(t) for t in params.evaluate.thresholds)]
         heads += [f"95 % interval of {key}", f"{key} per image", f"{key} per category"]
@@ -137,9 +134,9 @@ def markdown(boards: dict[str, list[dict[str, Any]]], cells: dict[str, Any], par
 
 
 def headline_row(cell: dict[str, Any], key: str) -> dict[str, float]:
-    """A row of `dvc metrics show`, keys in lower case, which sort as they should.
+    """A row of `dvc metrics show`, with keys in lower case so that they sort correctly.
 
-    Per keypoint and against the first reference, where a key does not say `per_image` or `reference_<another>`.
+    Values are per keypoint and under the first reference unless the key says `per_image` or `reference_<another>`.
     """
     row = {threshold.lower(): value["mean"] for threshold, value in cell["overall_keypoint"].items()}
     row[f"{key.lower()}_per_image"] = cell["overall_image"][key]["mean"]
@@ -149,7 +146,7 @@ def headline_row(cell: dict[str, Any], key: str) -> dict[str, float]:
 
 
 def numbers_row(name: str, cell: dict[str, Any], key: str) -> dict[str, Any]:
-    """A row of summary.csv: the headline with its interval, then everything."""
+    """A row of summary.csv: the headline PCK with its interval, then all averages."""
     lead = cell["overall_keypoint"][key]
     row = {**_named(name), "reference": cell["protocol"]["reference"], "threshold": key}
     row |= {"num_pairs": cell["num_pairs"], "num_keypoints": cell["num_keypoints"]}

@@ -1,4 +1,4 @@
-"""One module per stage, each with one function of the stage's name: `(job, params) -> one line for the terminal`.
+"""One module per stage, each with one function of the same name: `(job, params) -> one line for the terminal`.
 
-Everything a stage reads or writes is named by its job; it writes exactly the job's outputs, by rename.
+A stage's job names everything that it reads or writes; it writes exactly the job's outputs, by rename.
 """

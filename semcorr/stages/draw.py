@@ -28,11 +28,11 @@ def draw(job: Job, params: Params) -> str:
     progress = partial(tqdm, unit="category", desc=job.title, disable=None)
     with Store(job.inputs["store"], job.expects["store"]) as store:
         inputs["store"] = store.provenance
-        [rule] = params.rules.values()  # the one that is drawn
+        [rule] = params.rules.values()  # the job's parameters hold only this one
         categories = [
             {
                 "category": category,
-                "pairs": [pair_picture(which, rows, files) for which, rows in pairs.items()],
+                "pairs": [pair_picture(rank, rows, files) for rank, rows in pairs.items()],
                 "maps": similarity_maps(pairs["median"], files, store, rule.sampling),
             }
             for category, pairs in progress(shown.items())

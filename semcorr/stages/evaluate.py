@@ -1,4 +1,4 @@
-"""evaluate: PCK of one cell, from its matches alone, as one JSON file and a table of its pairs."""
+"""evaluate: PCK of one cell from its matches, as one JSON file and a table of its pairs."""
 
 from typing import Any
 
@@ -16,9 +16,9 @@ DIFFICULTIES = ("viewpoint_variation", "scale_variation", "truncation", "occlusi
 
 
 def evaluate(job: Job, params: Params) -> str:
-    """Write the averages of PCK for each reference, per category, sub-set and difficulty, and the error distribution.
+    """Write PCK for each reference, per category, subset and difficulty, and the error distribution.
 
-    The table beside them has one row per pair: its keypoints, and how many are correct at each threshold.
+    The table has one row per pair: its keypoints, and how many are correct at each threshold.
     """
     path = job.inputs["matches"]
     inputs = {"matches": expect(path, job.expects["matches"])}
@@ -28,16 +28,16 @@ def evaluate(job: Job, params: Params) -> str:
     settings = params.evaluate
     names = settings.references[params.datasets[job.cell["dataset"]].format]
     record = provenance(job, inputs)
-    pair, first = _pairs(matches)
+    pair, pairs = _pairs(matches)
     scores, correct = {}, {}
     for name in names:
         correct[name] = pck.is_correct(*pck.errors(matches, name, path), settings.thresholds)
-        scores[name] = _overall(correct[name], pair, first, params)
+        scores[name] = _overall(correct[name], pair, pairs, params)
     headline = correct[names[0]]
     cell = {
         "name": "/".join(job.cell.values()),
         "dataset": job.cell["dataset"],
-        "num_pairs": len(first),
+        "num_pairs": len(pairs),
         "num_keypoints": len(matches),
         "left_out": _left_out(inputs["matches"]),
         "protocol": {
@@ -50,7 +50,7 @@ def evaluate(job: Job, params: Params) -> str:
         },
         **scores[names[0]],
         "per_category_keypoint": _per_group(headline, matches["category"], settings.thresholds),
-        "per_category_image": _per_group_image(headline, pair, first, settings.thresholds),
+        "per_category_image": _per_group_image(headline, pair, pairs, settings.thresholds),
         "per_difficulty": {
             name: _per_group(headline, matches[name], settings.thresholds)
             for name in DIFFICULTIES
@@ -61,7 +61,7 @@ def evaluate(job: Job, params: Params) -> str:
         "references": scores,
         "provenance": record,
     }
-    write_table(job.outputs["pairs"], _pair_table(headline, pair, first, settings.thresholds), record)
+    write_table(job.outputs["pairs"], _pair_table(headline, pair, pairs, settings.thresholds), record)
     write_result(job.outputs["cell"], cell)
     key = pck.headline_key(settings.thresholds)
     mean = 100 * cell["overall_keypoint"][key]["mean"]
@@ -69,57 +69,54 @@ def evaluate(job: Job, params: Params) -> str:
 
 
 def _pairs(matches: pd.DataFrame) -> tuple[np.ndarray, pd.DataFrame]:
-    """The number of the pair that each keypoint belongs to (N,), and the pairs: their id and category."""
-    pair, _ = pd.factorize(matches["pair"])
-    first = matches.drop_duplicates("pair")[["pair", "category"]].reset_index(drop=True)
-    return pair, first
+    """Each keypoint's pair number (N,), and the pairs' ids and categories."""
+    pairs = matches.drop_duplicates("pair")[["pair", "category"]].reset_index(drop=True)
+    return pd.factorize(matches["pair"])[0], pairs
 
 
 def _left_out(matches: dict[str, Any]) -> dict[str, int]:
-    """What the benchmark lists and the numbers do not hold, by what it is."""
+    """What the benchmark lists but the results do not include -> how many."""
     counts = dict(matches["inputs"]["pairs"].get("left_out", {}))
     empty = matches.get("pairs_without_keypoints", 0)
     return counts | ({"pairs without keypoints": empty} if empty else {})
 
 
-def _overall(correct: np.ndarray, pair: np.ndarray, first: pd.DataFrame, params: Params) -> dict[str, Any]:
-    """The overall averages under one reference, as they are stored."""
+def _overall(correct: np.ndarray, pair: np.ndarray, pairs: pd.DataFrame, params: Params) -> dict[str, Any]:
+    """The overall averages for one reference, as stored."""
     settings = params.evaluate
-    category = pd.factorize(first["category"])[0]
+    category = pd.factorize(pairs["category"])[0]
     scores = pck.scores(correct, pair, category, samples=settings.bootstrap, seed=settings.seed)
     return {f"overall_{average}": score.to_dict(settings.thresholds) for average, score in scores.items()}
 
 
 def _row(correct: np.ndarray, thresholds: list[float]) -> dict[str, Any]:
-    means = {
-        pck.threshold_key(threshold): float(mean) for threshold, mean in zip(thresholds, correct.mean(0), strict=True)
-    }
-    return {"num_keypoints": len(correct), **means}
+    means = zip(map(pck.threshold_key, thresholds), correct.mean(0).tolist(), strict=True)
+    return {"num_keypoints": len(correct), **dict(means)}
 
 
 def _per_group(correct: np.ndarray, group: pd.Series, thresholds: list[float]) -> dict[str, Any]:
-    """PCK per keypoint of each value of a column; rows without one are in none."""
-    known = sorted(group.dropna().unique())
-    names = {value: str(int(value)) if not isinstance(value, str) else value for value in known}
-    return {names[value]: _row(correct[(group == value).to_numpy()], thresholds) for value in known}
+    """PCK per keypoint for each value of a column; missing values have no group."""
+    values = sorted(group.dropna().unique())
+    names = [value if isinstance(value, str) else str(int(value)) for value in values]
+    rows = [_row(correct[(group == value).to_numpy()], thresholds) for value in values]
+    return dict(zip(names, rows, strict=True))
 
 
 def _per_group_image(
-    correct: np.ndarray, pair: np.ndarray, first: pd.DataFrame, thresholds: list[float]
+    correct: np.ndarray, pair: np.ndarray, pairs: pd.DataFrame, thresholds: list[float]
 ) -> dict[str, Any]:
     """Mean over pairs of the pair's PCK, for each category."""
     hits, counts = pck.by_pair(correct, pair)
-    fractions = hits / counts[:, None]
-    keys = list(map(pck.threshold_key, thresholds))
-    result = {}
-    for name in sorted(first["category"].unique()):
-        some = fractions[(first["category"] == name).to_numpy()]
-        result[name] = {"num_pairs": len(some), **dict(zip(keys, some.mean(axis=0).tolist(), strict=True))}
+    fractions, result = hits / counts[:, None], {}
+    for name in sorted(pairs["category"].unique()):
+        part = fractions[(pairs["category"] == name).to_numpy()]
+        means = zip(map(pck.threshold_key, thresholds), part.mean(axis=0).tolist(), strict=True)
+        result[name] = {"num_pairs": len(part), **dict(means)}
     return result
 
 
 def _distribution(distance: np.ndarray, reference: np.ndarray) -> dict[str, Any]:
-    """How errors, as fractions of the reference, are spread: their median, and PCK per keypoint over thresholds."""
+    """The median error, as a fraction of the reference, and PCK per keypoint over thresholds."""
     return {
         "median": float(np.median(distance / reference)),
         "threshold": pck.CURVE,
@@ -127,12 +124,12 @@ def _distribution(distance: np.ndarray, reference: np.ndarray) -> dict[str, Any]
     }
 
 
-def _pair_table(correct: np.ndarray, pair: np.ndarray, first: pd.DataFrame, thresholds: list[float]) -> pa.Table:
-    """One row per pair: id, category, keypoints, and those correct at each threshold."""
+def _pair_table(correct: np.ndarray, pair: np.ndarray, pairs: pd.DataFrame, thresholds: list[float]) -> pa.Table:
+    """One row per pair: id, category, keypoints, and correct keypoints at each threshold."""
     hits, counts = pck.by_pair(correct, pair)
     columns = {
-        "pair": pa.array(first["pair"], pa.string()),
-        "category": pa.array(first["category"], pa.string()),
+        "pair": pa.array(pairs["pair"], pa.string()),
+        "category": pa.array(pairs["category"], pa.string()),
         "num_keypoints": pa.array(counts.astype(np.int32)),
     }
     for threshold, column in zip(thresholds, hits.T, strict=True):

@@ -1,4 +1,4 @@
-"""fetch: a dataset's images and its two indexes, verified, from the first of its sources that can be had."""
+"""fetch: a dataset's images and its two indexes, verified, from its first available source."""
 
 from semcorr.artifacts.files import replacing
 from semcorr.artifacts.provenance import provenance
@@ -12,7 +12,7 @@ from semcorr.params import Params
 
 
 def fetch(job: Job, params: Params) -> str:
-    """Verify a dataset and put its images and indexes where the other stages look for them."""
+    """Verify a dataset and write its images and indexes."""
     name = job.cell["dataset"]
     spec = params.datasets[name]
     require_sources(BASIS / "datasets" / name, params)

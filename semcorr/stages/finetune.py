@@ -69,7 +69,7 @@ def finetune(job: Job, params: Params) -> str:
 
 
 def _begin_from(start: Start, name: str, tail: Tail, base: str) -> dict[str, Tensor]:
-    """Put another tuning's tensors over the frozen ones, whose digest is `base`, and return them."""
+    """Load another tuning's tensors over the frozen ones, whose digest is `base`, and return them."""
     path, key = project_path(start.path), f"tunings.{name}.start"
     if not path.exists():
         raise UserError(f"{path}: no such checkpoint ({key}). Train that tuning first")
@@ -83,17 +83,14 @@ def _begin_from(start: Start, name: str, tail: Tail, base: str) -> dict[str, Ten
 
 
 def _launch(job: Job, params: Params) -> str:
-    """Run this job in several processes, through torch's own launcher."""
-    accumulate = params.tunings[job.cell["tuning"]].accumulate
-    count = params.runtime.processes
-    if accumulate % count:
-        raise UserError(
-            f"params.yaml: runtime.processes: {count} processes cannot share tunings.{job.cell['tuning']}.accumulate "
-            f"({accumulate}) evenly; allowed: a divisor of it"
-        )
+    """Run this job in several processes through torch's launcher."""
+    name, count = job.cell["tuning"], params.runtime.processes
+    if (accumulate := params.tunings[name].accumulate) % count:
+        problem = f"{count} processes cannot share tunings.{name}.accumulate ({accumulate}) evenly"
+        raise UserError(f"params.yaml: runtime.processes: {problem}; allowed: a divisor of it")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
     command += ["-m", *job.command.split()[2:]]
     environment = os.environ | runtime.visible(params.runtime, count)
     if subprocess.run(command, check=False, stdout=sys.stderr, env=environment).returncode:
-        raise UserError(f"finetune: one of the {count} processes failed; its error stands above")
+        raise UserError(f"finetune: one of the {count} processes failed; see its error above")
     return f"{' '.join(job.cell.values())}: trained in {count} processes"

@@ -1,7 +1,7 @@
-"""headline: the numbers that git keeps: a small file per cell, a row of `dvc metrics show`, and summary.csv.
+"""headline: the numbers tracked by git: one small file per cell, which is a row of `dvc metrics show`, and summary.csv.
 
-A stage of its own, and the last: DVC neither removes nor restores what git keeps, so it is written whenever a cell is
-another one, be it computed or restored.
+A separate stage, and the last: DVC neither removes nor restores files tracked by git, so they are rewritten whenever a
+cell changes, whether computed or restored.
 """
 
 import pandas as pd
@@ -15,7 +15,7 @@ from semcorr.report.tables import headline_row, numbers_row
 
 
 def headline(job: Job, params: Params) -> str:
-    """Write a file per cell, and the table of all of them."""
+    """Write one file per cell, and a table of all cells."""
     cells = {}
     for role, path in job.inputs.items():
         expect(path, job.expects[role])

@@ -1,4 +1,4 @@
-"""match: the predicted target keypoints of every pair of a dataset, under one rule, from the feature store alone."""
+"""match: the predicted target keypoints of all pairs of a dataset, under one rule, from the feature store."""
 
 from functools import partial
 
@@ -45,26 +45,23 @@ def match(job: Job, params: Params) -> str:
 def _table(
     pairs: list[Pair], answers: list[tuple[np.ndarray, np.ndarray]], sizes: dict[str, tuple[int, int]]
 ) -> pa.Table:
-    """One row per keypoint: what belongs to its pair is repeated."""
+    """One row per keypoint; values of its pair are repeated."""
     counts = [len(pair.keypoint_ids) for pair in pairs]
     rows = pa.array(np.repeat(np.arange(len(pairs)), counts))
 
     def repeated(values: list, kind: pa.DataType) -> pa.Array:
         return pa.array(values, kind).take(rows)
 
-    def points(of: list) -> np.ndarray:
-        return np.concatenate([np.empty((0, 2)), *(np.array(values, float).reshape(-1, 2) for values in of)])
-
     columns = {
         "pair": repeated([pair.id for pair in pairs], pa.string()),
         "keypoint": pa.array([id_ for pair in pairs for id_ in pair.keypoint_ids], pa.string()),
     }
-    for name, of in {
+    for name, points in {
         "source": [pair.points("source") for pair in pairs],
         "predicted": [predicted for predicted, _ in answers],
         "true": [pair.points("target") for pair in pairs],
     }.items():
-        columns[f"{name}_x"], columns[f"{name}_y"] = map(pa.array, points(of).T.copy())
+        columns[f"{name}_x"], columns[f"{name}_y"] = map(pa.array, np.concatenate([np.empty((0, 2)), *points]).T.copy())
     columns["similarity"] = pa.array(np.concatenate([np.empty(0), *(similarity for _, similarity in answers)]))
     lengths = [
         pck.references(pair.points("target"), bbox=pair.target_bbox, image_size=sizes[pair.target]) if count else {}

@@ -1,4 +1,4 @@
-"""trunk: what enters the tuned blocks, for every image of a dataset, so that fine-tuning never runs the rest again."""
+"""trunk: the input of the tuned blocks for every image of a dataset, so that fine-tuning never runs the rest."""
 
 from semcorr.artifacts.provenance import expect, provenance
 from semcorr.engine.basis import unfinished
@@ -10,7 +10,7 @@ from semcorr.params import Params
 
 
 def trunk(job: Job, params: Params) -> str:
-    """Write the activations that enter the last `trunk.blocks` blocks up to the feature layer, padding included."""
+    """Write the input of the last `trunk.blocks` blocks up to the feature layer, padding included."""
     spec = params.backbones[job.cell["backbone"]]
     inputs = {role: expect(job.inputs[role], fingerprint) for role, fingerprint in job.expects.items()}
     device = runtime.device(params.runtime, params.threads)

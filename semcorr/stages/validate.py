@@ -1,7 +1,7 @@
-"""validate: params.yaml is right, and what results rest on beside it is written down, before anything runs.
+"""validate: check params.yaml against the networks, and record what else results depend on, before anything runs.
 
-The command line has validated params.yaml already, as it does for every stage. This stage runs at the start of every
-`dvc repro`: it asks whether the networks are such as params.yaml says, and tells DVC of code and files of this machine.
+The command line has already validated params.yaml itself, as for every stage. This stage runs at the start of every
+`dvc repro` and tells DVC about code and files on this machine.
 """
 
 from semcorr.engine import basis
@@ -12,7 +12,7 @@ from semcorr.params import Params
 
 
 def validate(job: Job, params: Params) -> str:
-    """Hold params.yaml against its networks, and write the basis; nothing re-runs where it says what it said."""
+    """Check params.yaml against its networks, and write the basis; if that is unchanged, nothing re-runs."""
     architectures.check(params)
     memory = Memory()
     basis.write(basis.texts(Graph(params), memory))

@@ -1,4 +1,4 @@
-"""weights: a backbone's tensors as one safetensors file, every one accounted for."""
+"""weights: a backbone's tensors as one safetensors file."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ FOLDER = Path("data/sources")
 
 
 def weights(job: Job, params: Params) -> str:
-    """Get the tensors of one backbone under one baseline and write them with where they came from."""
+    """Write the tensors of one backbone under one baseline, with their origin."""
     spec = params.backbones[job.cell["backbone"]]
     baseline = params.baselines[job.cell["weights"]]
     network, origin = get(spec, baseline if isinstance(baseline, RandomBaseline) else spec.weights, FOLDER)

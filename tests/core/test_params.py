@@ -84,7 +84,7 @@ MISTAKES = {
         setting("grid", "rules", ["argmax", "best"]),
         "grid.rules: 'best' is not defined; allowed: argmax",
     ),
-    "twice": (setting("grid", "rules", ["argmax", "argmax"]), "grid.rules: a value stands here twice"),
+    "twice": (setting("grid", "rules", ["argmax", "argmax"]), "grid.rules: a value is listed twice"),
     "nothing": (setting("grid", "datasets", []), "grid.datasets: value should have at least 1 item"),
     "weights": (
         setting("grid", "weights", ["frozen"]),

@@ -154,9 +154,9 @@ def test_stale_results_are_not_shown_as_current(smoke, tmp_path, monkeypatch, ca
         ({"debias": {"components": 48}}, r"debias\.components: 48 would leave nothing of 48 channels"),
         ({"model": "eva02_tiny_patch14_224", "norm": True, "overrides": {"depth": 3}}, "has no final norm"),
         ({"overrides": TINY | {"in_chans": 4}}, "gives no features with overrides"),
-        ({"overrides": TINY | {"patch_size": [14, 7]}}, "are no squares"),
+        ({"overrides": TINY | {"patch_size": [14, 7]}}, "are not square"),
         ({"model": "eva02_base_patch14_224", "facet": "key", "norm": False, "overrides": {"depth": 3}}, "no features"),
-        ({"family": "sam", "model": "vit_b", "norm": False, "overrides": {"img_size": 100}}, "no multiple"),
+        ({"family": "sam", "model": "vit_b", "norm": False, "overrides": {"img_size": 100}}, "is not a multiple"),
         ({"family": "sam", "model": "vit_b", "norm": False, "overrides": {"in_chans": 1, "depth": 3}}, "no features"),
         ({"family": "sam", "model": "vit_b", "norm": False, "overrides": {"mlp_ratio": -1}}, "cannot be built"),
     ],
@@ -293,7 +293,7 @@ def test_an_anchor_carries_a_change_and_it_is_said(tmp_path, monkeypatch, capsys
     assert "datasets.toy_spair_val.limit=2" in capsys.readouterr().out
     (tmp_path / "loop.yaml").write_text("preset: &a [*a]\n")
     (tmp_path / "wide.yaml").write_bytes("preset: x\n".encode("utf-16"))
-    for name, said in (("loop.yaml", "holds itself"), ("wide.yaml", "save it as UTF-8")):
+    for name, said in (("loop.yaml", "contains itself"), ("wide.yaml", "save it as UTF-8")):
         with pytest.raises(SystemExit):
             cli.main(["preset", name, "--set", "preset=y"])
         assert said in capsys.readouterr().err

@@ -59,10 +59,10 @@ def test_the_schedulers_gpu_or_a_free_one(smoke, monkeypatch, tmp_path):
     values = params.validate(smoke, "smoke")
     leased = []
     monkeypatch.setattr(runtime, "lease", lambda ids: leased.append(list(ids)) or 2)
-    assert runtime.device(values) == torch.device("cuda", 2)
+    assert runtime.device(values.runtime, values.threads) == torch.device("cuda", 2)
     assert leased == [[0, 1, 2, 3]]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
-    assert runtime.device(values) == torch.device("cuda")
+    assert runtime.device(values.runtime, values.threads) == torch.device("cuda")
     assert len(leased) == 1
 
 
@@ -70,7 +70,7 @@ def test_a_gpu_that_is_not_there(smoke, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     values = params.validate({**smoke, "runtime": smoke["runtime"] | {"device": "cuda"}}, "smoke")
     with pytest.raises(UserError, match="torch sees no GPU; allowed here: cpu, auto"):
-        runtime.device(values)
+        runtime.device(values.runtime, values.threads)
 
 
 def test_mixed_precision_is_on_every_device(caplog):
@@ -88,11 +88,11 @@ def test_mixed_precision_is_on_every_device(caplog):
 def test_processes_of_one_training_share_the_machines_gpus(smoke, monkeypatch, tmp_path):
     values = params.validate({**smoke, "runtime": smoke["runtime"] | {"device": "auto"}}, "smoke")
     monkeypatch.setattr(runtime.tempfile, "gettempdir", lambda: str(tmp_path))
-    assert runtime.visible(values, 3) == {"CUDA_VISIBLE_DEVICES": "0,1,2"}
+    assert runtime.visible(values.runtime, 3) == {"CUDA_VISIBLE_DEVICES": "0,1,2"}
     with pytest.raises(UserError, match="5 processes, 4 GPUs"):
-        runtime.visible(values, 5)
+        runtime.visible(values.runtime, 5)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,2")
-    assert runtime.visible(values, 2) == {}
+    assert runtime.visible(values.runtime, 2) == {}
     for lock in runtime._leases:
         lock.release()
     runtime._leases.clear()
@@ -125,7 +125,7 @@ def test_each_job_of_an_allocation_has_a_gpu_of_its_own(smoke, monkeypatch, tmp_
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
     others = _hold_first_of(tmp_path)
     try:
-        assert [runtime.device(values) for _ in range(3)] == [torch.device("cuda", 1)] * 3
+        assert [runtime.device(values.runtime, values.threads) for _ in range(3)] == [torch.device("cuda", 1)] * 3
         assert len(runtime._leases) == 1
     finally:
         others.communicate("")

@@ -137,7 +137,7 @@ def test_a_batch_too_large_for_the_gpu_is_halved(experiment, smoke, monkeypatch,
     monkeypatch.setattr(TimmVit, "features", full)
     assert _until_store(experiment) == first
     assert set(sizes) == {1}
-    assert "the GPU's memory does not hold 2 images at once, going on with 1" in caplog.text
+    assert "the GPU's memory does not hold 2 images at once, continuing with 1" in caplog.text
     monkeypatch.setattr(TimmVit, "features", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError()))
     with pytest.raises(UserError, match="the GPU's memory does not hold one image"):
         _until_store(experiment)

@@ -1,4 +1,4 @@
-"""Shared by all rules: params.yaml is validated once, Snakemake is told what is stale, GPUs are counted.
+"""Shared by all rules: validates params.yaml once, tells Snakemake what is stale, and counts GPUs.
 
 INPUTS
     params.yaml
@@ -16,7 +16,7 @@ from semcorr.engine.keeper import Keeper
 
 
 def load_experiment():
-    """The jobs of params.yaml, and what is stale; a mistake, or an override that stages could not see, ends the run."""
+    """The jobs of params.yaml and their keeper; exit on an error, or on an override that stages could not see."""
     try:
         values = experiment.load()
         if values.to_dict() != config:
@@ -25,7 +25,7 @@ def load_experiment():
                 "them, and numbers must be written as 1.0e-4, not 1e-4. Edit params.yaml"
             )
         graph = stage_graph.Graph(values)
-        # Jobs of a cluster read this file too, and plan nothing.
+        # Cluster jobs read this file too, but plan nothing.
         return graph, Keeper(graph, sys.argv[1:], plans=workflow.is_main_process)
     except (UserError, OSError) as error:
         sys.exit(f"semcorr: {error}")
@@ -35,7 +35,7 @@ EXPERIMENT, KEEPER = load_experiment()
 GRID, PRESET = config["grid"], config["preset"]
 NAMES = r"[a-z0-9_]+"
 
-# Where it is to run jobs, and not only to look.
+# Only when jobs will run, not for a dry run or a listing.
 RUNS = workflow.resource_settings.cores or workflow.resource_settings.nodes
 if RUNS and not workflow.output_settings.dryrun:
     KEEPER.catch_up()
@@ -60,7 +60,7 @@ onerror:
 
 
 def known(paths):
-    """A function of wildcards: inputs that other jobs make. What is made anew is newer; else their times do not count."""
+    """An input function for files of other jobs: the times of those not remade in this run are ignored."""
 
     def of(wildcards):
         filled = expand(paths, **wildcards) if isinstance(paths, str) else paths

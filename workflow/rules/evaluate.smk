@@ -12,7 +12,7 @@ OUTPUTS
 
 
 rule match:
-    """The predicted keypoints of every pair, under one rule."""
+    """Predict the keypoints of every pair under one rule."""
     input:
         store=known("features/{backbone}/{weights}/{dataset}.h5"),
         pairs=known("data/{dataset}/pairs.parquet"),
@@ -43,7 +43,7 @@ rule evaluate:
 
 
 rule draw:
-    """Pictures of a few pairs, under the first rule."""
+    """Pictures of a few pairs under the first rule."""
     input:
         matches=known(f"matches/{{backbone}}/{{weights}}/{{dataset}}/{GRID['rules'][0]}.parquet"),
         store=known("features/{backbone}/{weights}/{dataset}.h5"),
@@ -76,7 +76,7 @@ rule report:
 
 
 rule headline:
-    """The numbers that git keeps."""
+    """The numbers kept in git."""
     input:
         cells=known(made_by("evaluate")),
         page=known(f"metrics/{PRESET}/report.html"),

@@ -1,4 +1,4 @@
-"""Features of images: from the network, and what enters the tuned blocks.
+"""Features of images, and inputs of the tuned blocks.
 
 INPUTS
     data/weights/{backbone}/{weights}.safetensors
@@ -29,7 +29,7 @@ rule extract:
 
 
 rule trunk:
-    """What enters the tuned blocks, so that fine-tuning never runs the rest again."""
+    """The input of the tuned blocks, so that fine-tuning never runs the blocks below again."""
     input:
         tensors=known("data/weights/{backbone}/frozen.safetensors"),
         images=known("data/{dataset}/images.parquet"),

@@ -1,4 +1,4 @@
-"""Fine-tuning on the cached trunk, and the features of what it gives.
+"""Fine-tuning on the cached trunk, and the features of tuned backbones.
 
 INPUTS
     data/weights/{backbone}/frozen.safetensors
@@ -11,7 +11,7 @@ OUTPUTS
 
 
 rule finetune:
-    """Train the last blocks of a backbone."""
+    """Fine-tune the last blocks of a backbone."""
     input:
         tensors=known("data/weights/{backbone}/frozen.safetensors"),
         train=known(f"features/{{backbone}}/trunk/{GRID['train']}.h5"),

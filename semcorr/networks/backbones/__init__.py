@@ -1,6 +1,6 @@
-"""Networks behind one contract. A family is a module of its name here, with a class `Network`.
+"""Networks behind one interface: one module per family, named after it, with a class `Network`.
 
-Modules are imported by name: timm alone takes seconds, and one more of them re-runs nothing that does not use it.
+Modules are imported by name: timm alone takes seconds, and a new module re-runs nothing that does not use it.
 """
 
 import hashlib
@@ -19,14 +19,14 @@ from semcorr.networks.backbones.base import Backbone
 from semcorr.params import BackboneSpec
 from semcorr.tensors import require_finite
 
-CONTENT = "content"  # key of a record that holds the digest of the tensors beside it
+CONTENT = "content"  # a record's key for the digest of its tensors
 SHOWN = 4  # names of each kind in an error
 
 
 def build(spec: BackboneSpec, seed: int = 0) -> Backbone:
-    """The network of one entry of params.yaml's `backbones`, with tensors as the architecture initialises them.
+    """The network of one entry of params.yaml's `backbones`, with the architecture's initial tensors.
 
-    The caller's random state stays as it is.
+    The caller's random state does not change.
 
     Raises:
         UserError: there is no such network.
@@ -39,21 +39,19 @@ def build(spec: BackboneSpec, seed: int = 0) -> Backbone:
 
 
 def load(network: Backbone, *files: Path) -> Backbone:
-    """Put the tensors of safetensors files into a network, later files over earlier ones, and account for every one.
+    """Load safetensors files into a network; later files override earlier ones, and every tensor must match.
 
     Raises:
-        UserError: a tensor is missing, unexpected or of another shape; the message lists them.
+        UserError: a tensor is missing, unexpected or of the wrong shape; the message lists them.
     """
-    tensors: dict[str, torch.Tensor] = {}
-    for file in files:
-        tensors |= read(file)
+    tensors = {name: tensor for file in files for name, tensor in read(file).items()}
     check(tensors, network, " and ".join(map(str, files)))
     network.net.load_state_dict(tensors)
     return network
 
 
 def overlay(network: Backbone, path: Path, base: str) -> dict[str, torch.Tensor]:
-    """Put the tensors of a checkpoint of the stage finetune over a network's own, and return them.
+    """Load a checkpoint of the stage finetune into the network it was tuned from, and return its tensors.
 
     Args:
         network: with the tensors that the checkpoint was tuned from.
@@ -61,7 +59,7 @@ def overlay(network: Backbone, path: Path, base: str) -> dict[str, torch.Tensor]
         base: digest of the network's tensors.
 
     Raises:
-        UserError: it is missing or damaged, was tuned from other tensors, or holds one that the network has not.
+        UserError: it is missing or damaged, was tuned from other tensors, or does not fit the network.
     """
     record = provenance.read(path).get("inputs", {}).get("tensors", {})
     if record.get("sha256") != base:
@@ -69,14 +67,14 @@ def overlay(network: Backbone, path: Path, base: str) -> dict[str, torch.Tensor]
     tensors, own = read(path), network.net.state_dict()
     for name, tensor in tensors.items():
         if name not in own or own[name].shape != tensor.shape:
-            raise UserError(f"{path}: {name} is no tensor of this network")
+            raise UserError(f"{path}: {name} is not a tensor of this network")
     require_finite(tensors, str(path))
     network.net.load_state_dict(own | tensors)
     return tensors
 
 
 def read(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a file that `save` wrote; where its record has their digest, it is compared.
+    """The tensors of a file written by `save`; if its record has their digest, it is verified.
 
     Raises:
         UserError: it is missing or damaged.
@@ -84,7 +82,7 @@ def read(path: Path) -> dict[str, torch.Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
             record = json.loads((file.metadata() or {}).get(provenance.KEY, "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
         if record.get(CONTENT) not in (None, digest(tensors)):
             raise ValueError("their checksum is wrong")
     except (OSError, SafetensorError, ValueError, AttributeError) as error:
@@ -93,7 +91,7 @@ def read(path: Path) -> dict[str, torch.Tensor]:
 
 
 def save(path: Path, tensors: dict[str, torch.Tensor], record: dict) -> None:
-    """Write tensors as safetensors, with the provenance `record` and their digest; same inputs give the same bytes."""
+    """Write tensors as safetensors, with the provenance `record` and their digest; the output is deterministic."""
     record = provenance.sealed(record | {CONTENT: digest(tensors)})
     contiguous = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
     with replacing(path) as partial:
@@ -101,7 +99,7 @@ def save(path: Path, tensors: dict[str, torch.Tensor], record: dict) -> None:
 
 
 def digest(tensors: dict[str, torch.Tensor]) -> str:
-    """Hex SHA-256 of tensors: their names, types, shapes and values, whatever file they are in."""
+    """Hex SHA-256 of tensors: their names, types, shapes and values, independent of the file format."""
     hashed = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -111,27 +109,22 @@ def digest(tensors: dict[str, torch.Tensor]) -> str:
 
 
 def check(tensors: dict[str, torch.Tensor], network: Backbone, where: str) -> None:
-    """Refuse tensors that are not exactly those of the network, or hold what is no number."""
+    """Raise UserError unless the tensors are exactly those of the network, and finite."""
     wanted = {name: tuple(tensor.shape) for name, tensor in network.net.state_dict().items()}
     given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     unexpected = sorted(f"{name} {given[name]}" for name in given.keys() - wanted.keys())
     missing = sorted(f"{name} {wanted[name]}" for name in wanted.keys() - given.keys())
-    problems = []
-    if unexpected:  # some of both, side by side, so that one sees whose names these are
-        problems.append(f"unexpected {_some(unexpected)}")
-    if missing:
-        problems.append(f"missing {_some(missing)}")
+    # Both lists, so that the two naming schemes can be compared.
+    problems = [f"unexpected {_some(unexpected)}"] if unexpected else []
+    problems += [f"missing {_some(missing)}"] if missing else []
     problems += [
         f"{name} is {given[name]}, expected {wanted[name]}"
         for name in sorted(wanted.keys() & given.keys())
         if wanted[name] != given[name]
     ][:SHOWN]
     problems += [f"{name} is {tensor.dtype}" for name, tensor in tensors.items() if not tensor.is_floating_point()]
-    problems += [
-        f"{name} is {'on ' if tensor.is_meta else ''}{tensor.device if tensor.is_meta else tensor.layout}"
-        for name, tensor in tensors.items()
-        if tensor.is_meta or tensor.layout != torch.strided
-    ]
+    problems += [f"{name} is on {tensor.device}" for name, tensor in tensors.items() if tensor.is_meta]
+    problems += [f"{name} is {tensor.layout}" for name, tensor in tensors.items() if tensor.layout != torch.strided]
     if problems:
         raise UserError(f"{where}: not the tensors of this network ({network.name}): {'; '.join(problems)}")
     require_finite({name: tensor.float() for name, tensor in tensors.items()}, where)

@@ -1,9 +1,8 @@
-"""The contract of every network: an image goes in through `embed`, through numbered blocks, and out as features.
+"""The interface of every network: `embed` takes images, numbered blocks follow, and activations are read as features.
 
-Activations between blocks are what the family works on (tokens with their prefix, or a map); whoever caches them
-need not know. `trunk` runs the blocks below a split, `tail` those from it up to the feature layer, so that a frozen
-trunk can be computed once and a tail be trained on what it gave. Which activations are the features, a backbone's entry
-in params.yaml says (`layer`, `facet`, `norm`, `debias`).
+The activations' format is the family's own (tokens with their prefix, or a map). `trunk` runs the blocks below a split
+and `tail` those from it up to the feature layer, so that a tail can be trained on the cached output of a frozen trunk.
+A backbone's entry in params.yaml says which activations are the features (`layer`, `facet`, `norm`, `debias`).
 """
 
 import math
@@ -29,16 +28,16 @@ def pixels_of(image: PillowImage.Image) -> Tensor:
     """An RGB image as (3, H, W) float32 in [0, 1].
 
     Raises:
-        ValueError: it is of another mode, whose colours `semcorr.datasets.decode` knows to read.
+        ValueError: it has another mode; `semcorr.datasets.decode` converts it.
     """
     if image.mode != "RGB":
         raise ValueError(f"the image's mode is {image.mode}, expected RGB; see semcorr.datasets.decode.decode")
-    # numpy and not torch, whose own threads would fight over the cores with the network's where this runs beside it.
+    # Not in torch, whose threads would compete with the network's for the cores when images are decoded ahead.
     return torch.from_numpy(np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1), np.float32) / np.float32(255))
 
 
 def standardise(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """(3, H, W) RGB in [0, 1], less the mean, over the standard deviation."""
+    """(3, H, W) RGB in [0, 1], minus the mean, divided by the standard deviation."""
     centre, scale = (np.array(values, np.float32)[:, None, None] for values in (mean, std))
     return torch.from_numpy((pixels.numpy() - centre) / scale)
 
@@ -48,17 +47,17 @@ class Backbone(nn.Module, ABC):
 
     Attributes:
         name: of the architecture.
-        net: the network itself; its state dict has the names of the weights files.
+        net: the network itself; its state dict has the names used in weights files.
         stride: pixels between neighbouring cells.
         depth: number of blocks.
         width: channels between blocks.
-        neck_width: channels after the neck, where there is one.
+        neck_width: channels after the neck, 0 without one.
         mean, std: of the training images, RGB in [0, 1].
         resample: how the network's authors resize images.
     """
 
     name: str
-    net: Any  # a module whose parts are its library's own
+    net: Any  # a module of the family's library
     stride: int
     depth: int
     width: int
@@ -70,7 +69,7 @@ class Backbone(nn.Module, ABC):
     def __init__(self) -> None:
         super().__init__()
         self._bases: dict[tuple, Tensor] = {}
-        self.checkpointing = False  # recompute each block's activations in the backward pass instead of keeping them
+        self.checkpointing = False  # recompute each block's activations in the backward pass instead of storing them
 
     def step(self, block: nn.Module, activations: Tensor, **extra: Tensor) -> Tensor:
         """One block's output."""
@@ -79,16 +78,16 @@ class Backbone(nn.Module, ABC):
         return block(activations, **extra)
 
     def canvas(self, resized: tuple[int, int]) -> tuple[int, int]:
-        """Size (height, width) that an image is padded to: whole cells."""
+        """The size (height, width) that an image is padded to: whole cells."""
         height, width = (-(-side // self.stride) * self.stride for side in resized)
         return height, width
 
     def preprocess(self, image: PillowImage.Image, long_side: int) -> tuple[Tensor, Grid]:
-        """Resize, normalise and pad an image.
+        """Resize, standardise and pad an image.
 
         Args:
             image: RGB, of any size.
-            long_side: pixels of its longer side as the network sees it.
+            long_side: of the resized image, in pixels.
 
         Returns:
             (3, H, W) float32, padded with zeros (the mean colour) at the bottom and right; and its grid.
@@ -105,7 +104,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def embed(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) images to the activations that enter block 0."""
+        """The input of block 0 for (B, 3, H, W) images."""
 
     @abstractmethod
     def run(self, activations: Tensor, cells: tuple[int, int], first: int, stop: int) -> Tensor:
@@ -117,7 +116,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def facet(self, activations: Tensor, cells: tuple[int, int], block: int, facet: str) -> Tensor:
-        """Queries, keys or values (B, C, h, w) of a block's attention, heads side by side, before any rotation."""
+        """Queries, keys or values (B, C, h, w) of a block's attention, heads concatenated, before any rotation."""
 
     @abstractmethod
     def activation_shape(self, cells: tuple[int, int]) -> tuple[int, ...]:
@@ -125,13 +124,12 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def tuned_modules(self, blocks: int, spec: BackboneSpec) -> list[nn.Module]:
-        """What is trained: the last `blocks` blocks up to the features, and what stands between them."""
+        """The modules to train: the last `blocks` blocks up to the features, and any norm or neck after them."""
 
     def adopt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Tensors of an official checkpoint under this network's names; others are returned as they are.
+        """Rename the tensors of an official checkpoint to this network's names; others are returned as they are.
 
-        What the official file is known to hold beside the network is left out. Nothing else is: the caller refuses
-        what then is missing or left over.
+        Only tensors known to be extra in the official file are dropped; the caller refuses any other mismatch.
         """
         return tensors
 
@@ -140,29 +138,29 @@ class Backbone(nn.Module, ABC):
         return images.shape[-2] // self.stride, images.shape[-1] // self.stride
 
     def stop(self, spec: BackboneSpec) -> int:
-        """How many blocks the features need.
+        """The number of blocks that the features need.
 
         Raises:
             UserError: the network has no such block.
         """
         stops = [self.depth if layer == "neck" else layer + 1 for layer in spec.layers]
         if max(stops) > self.depth:
-            blocks = f"blocks 0 to {self.depth - 1}"
-            raise UserError(f"params.yaml: layer: {max(stops) - 1} does not exist; the network has {blocks}")
+            last, allowed = max(stops) - 1, f"blocks 0 to {self.depth - 1}"
+            raise UserError(f"params.yaml: layer: {last} does not exist; the network has {allowed}")
         return max(stops)
 
     def channels(self, spec: BackboneSpec) -> int:
-        """C of the features: that of each layer, one after the other."""
+        """C of the features, summed over the layers."""
         return sum(self.neck_width if layer == "neck" else self.width for layer in spec.layers)
 
     def trunk(self, images: Tensor, stop: int) -> Tensor:
-        """(B, 3, H, W) images to the activations that enter block `stop`."""
+        """The input of block `stop` for (B, 3, H, W) images."""
         return self.run(self.embed(images), self.cells(images), 0, stop)
 
     def tail(self, activations: Tensor, cells: tuple[int, int], first: int, spec: BackboneSpec) -> Tensor:
-        """Activations that enter block `first` to features (B, C, h, w).
+        """Features (B, C, h, w) from the input of block `first`.
 
-        Several layers are scaled to length one each, so that none outweighs the others, and put side by side.
+        Several layers are each scaled to length one, so that none outweighs the others, and concatenated.
         """
         maps, at = [], first
         for layer in spec.layers:
@@ -179,50 +177,50 @@ class Backbone(nn.Module, ABC):
             return torch.cat([nn.functional.normalize(features.float(), dim=1) for features in maps], dim=1)
 
     def features(self, images: Tensor, spec: BackboneSpec) -> Tensor:
-        """(B, 3, H, W) images to features (B, C, h, w), less what a blank image shows too if `spec.debias` says so."""
+        """Features (B, C, h, w) of (B, 3, H, W) images; `spec.debias` removes what a blank image shows too."""
         features = self.tail(self.embed(images), self.cells(images), 0, spec)
         if spec.debias is None:
             return features
-        size = images.shape[2], images.shape[3]
-        basis, features = self.positional_basis(size, spec, spec.debias.components), features.float()
+        basis, features = self.positional_basis((images.shape[2], images.shape[3]), spec), features.float()
         with torch.autocast(features.device.type, enabled=False):
             return features - torch.einsum("kc,kd,bdhw->bchw", basis, basis, features)
 
-    def positional_basis(self, canvas: tuple[int, int], spec: BackboneSpec, components: int) -> Tensor:
-        """The directions (K, C) in which the features of a blank image of this size vary most, orthonormal.
+    def positional_basis(self, canvas: tuple[int, int], spec: BackboneSpec) -> Tensor:
+        """The orthonormal directions (K, C) in which the features of a blank image of this size vary most.
 
-        A blank image, all mean colour, has nothing to tell one cell from another but their positions.
+        The cells of a blank image, all mean colour, differ only by their positions.
 
         Source: the debiasing of INSID3, Cuttano et al., CVPR 2026, arXiv 2603.28480.
         """
-        key = (canvas, *spec.layers, spec.facet, spec.norm, components)
+        assert spec.debias is not None, "asked for where spec.debias says how many"
+        key = (canvas, *spec.layers, spec.facet, spec.norm, spec.debias.components)
         if key not in self._bases:
             blank = next(self.parameters()).new_zeros(1, 3, *canvas)
-            with torch.autocast(blank.device.type, enabled=False):  # once a size, so its cost does not matter
+            with torch.autocast(blank.device.type, enabled=False):  # once per size, so the cost does not matter
                 cells = self.tail(self.embed(blank), self.cells(blank), 0, spec)[0].flatten(1).T.float()
             _, _, directions = torch.linalg.svd(cells - cells.mean(dim=0), full_matrices=False)
-            self._bases[key] = directions[:components]
+            self._bases[key] = directions[: spec.debias.components]
         return self._bases[key]
 
     @torch.no_grad()
     def overflow(
         self, activations: Tensor, cells: tuple[int, int], first: int, stop: int, *, key: str, precision: str
     ) -> str:
-        """Where values that a precision does not hold come from, and what to do.
+        """Explain where values overflow a precision, and what to do.
 
         Args:
-            activations: of one image, as they enter block `first`.
+            activations: one image's input of block `first`.
             cells: the padded grid (h, w).
-            first: block.
-            stop: the block after the last one that runs.
-            key: of params.yaml that sets the precision.
+            first: the first block.
+            stop: the block after the last one.
+            key: sets the precision in params.yaml.
             precision: "float16" or "float32".
         """
-        remedy = "its tensors are damaged, or their training went astray"
+        remedy = "its tensors are damaged, or their training diverged"
         with torch.autocast(activations.device.type, enabled=False):
             activations = activations.float()
             if not torch.isfinite(activations).all():
-                return f"what enters block {first} is not finite already; see the image, and what was cached of it"
+                return f"the input of block {first} is not finite; check the image and its cached activations"
             for block in range(first, stop):
                 activations = self.run(activations, cells, block, block + 1)
                 patches = self.read(activations, cells, norm=False, neck=False)
@@ -231,14 +229,14 @@ class Backbone(nn.Module, ABC):
                     return f"the output of block {block} is {largest}: {remedy}"
                 if largest > bound:
                     remedy = f"Set {key}: float32" if precision == "float16" else remedy
-                    return f"the output of block {block} reaches {largest:.3g}, and {bound:.3g} is the most. {remedy}"
+                    return f"the output of block {block} reaches {largest:.3g}, more than {bound:.3g}. {remedy}"
         return (
-            f"no block's output is too large in float32, but what is made of block {stop - 1} is. "
+            f"no block's output is too large in float32, but the features from block {stop - 1} are. "
             f"Set compute: float32, and {key}: float32 if that does not help"
         )
 
     def overflow_in(self, images: Tensor, stop: int, *, key: str, precision: str) -> str:
-        """The same of one image (1, 3, H, W), from block 0 on."""
+        """The same for one image (1, 3, H, W), from block 0 on."""
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            entering = self.embed(images)
-        return self.overflow(entering, self.cells(images), 0, stop, key=key, precision=precision)
+            activations = self.embed(images)
+        return self.overflow(activations, self.cells(images), 0, stop, key=key, precision=precision)

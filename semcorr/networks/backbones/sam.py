@@ -1,7 +1,7 @@
 """The image encoder of Segment Anything, through the segment-anything package.
 
-Whatever the long side, the image is padded to the encoder's square canvas after normalisation, as the official
-transform does; only the cells that the image covers are features.
+As in the official transform, the standardised image is padded to the encoder's square canvas, whatever its long side;
+only the cells that it covers are features.
 """
 
 from functools import partial
@@ -45,20 +45,22 @@ class Network(Backbone):
             raise UserError(f"params.yaml: SAM has no model {model!r}; allowed: {', '.join(SIZES)}")
         try:
             self.net = ImageEncoderViT(**COMMON | SIZES[model] | overrides)
-        except Exception as error:  # of whichever layer cannot be made so
+        except Exception as error:  # each layer has its own errors
             raise UserError(f"params.yaml: SAM cannot be built with overrides {overrides} ({error})") from None
         self.name = f"sam_{model}"
         self.side = self.net.img_size
         self.stride = self.net.patch_embed.proj.stride[0]
         if self.side % self.stride:
-            raise UserError(f"params.yaml: SAM's img_size {self.side} is no multiple of its patches of {self.stride}")
+            raise UserError(
+                f"params.yaml: SAM's img_size {self.side} is not a multiple of its patch size {self.stride}"
+            )
         self.depth, self.width = len(self.net.blocks), self.net.patch_embed.proj.out_channels
         self.neck_width = self.net.neck[0].out_channels
 
     def canvas(self, resized: tuple[int, int]) -> tuple[int, int]:
-        """The encoder's own square."""
+        """The encoder's fixed square."""
         if max(resized) > self.side:
-            raise UserError(f"params.yaml: image_size: {max(resized)} is more than SAM's canvas of {self.side} pixels")
+            raise UserError(f"params.yaml: image_size: {max(resized)} exceeds SAM's canvas of {self.side} pixels")
         return self.side, self.side
 
     def embed(self, images: Tensor) -> Tensor:
@@ -75,11 +77,11 @@ class Network(Backbone):
         return self.net.neck(features) if neck else features
 
     def adopt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Beside the encoder, the official file holds SAM's prompt encoder and mask decoder."""
-        prefix, beside = "image_encoder.", ("prompt_encoder.", "mask_decoder.")
+        """The official file also holds SAM's prompt encoder and mask decoder."""
+        prefix, extra = "image_encoder.", ("prompt_encoder.", "mask_decoder.")
         if not any(name.startswith(prefix) for name in tensors):
             return tensors
-        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if not name.startswith(beside)}
+        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if not name.startswith(extra)}
 
     def facet(self, activations: Tensor, cells: tuple[int, int], block: int, facet: str) -> Tensor:
         attention = self.net.blocks[block]

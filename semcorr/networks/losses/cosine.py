@@ -1,4 +1,4 @@
-"""Unlikeness at the true position."""
+"""Cosine distance at the true position."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""Distance of descriptors at the true position."""
+"""Squared distance at the true position."""
 
 from torch import Tensor
 
