@@ -260,6 +260,26 @@ def test_a_leaf_changes_what_is_asked_of_the_jobs_that_read_it(smoke, leaf):
     assert {name for name in after if before.get(name) != after[name]} == LEAVES[leaf][1]
 
 
+def test_a_stage_is_given_what_it_declares_and_no_more(smoke):
+    """Each job's view, leaf by leaf; another key is not there to be read."""
+    experiment = graph.Graph(params.validate(copy.deepcopy(smoke), "x"))
+    for job in experiment.jobs():
+        if job.stage == "validate":
+            continue
+        view = experiment.view(job)
+        given = {
+            key
+            for key in params.leaves(view.model_dump(by_alias=True, warnings=False))
+            if not key.startswith(("runtime.", "preset"))
+        }
+        assert given == params.leaves(job.settings).keys(), job.name
+    job = experiment.job("trunk", B, TRN)
+    with pytest.raises(AttributeError):
+        experiment.view(job).evaluate  # noqa: B018
+    with pytest.raises(AttributeError):
+        experiment.view(job).backbones[B].norm  # noqa: B018
+
+
 @pytest.mark.pipeline
 @pytest.mark.parametrize("part", range(3))
 def test_both_engines_plan_what_a_change_touches(finished, monkeypatch, part):
