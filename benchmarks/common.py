@@ -52,4 +52,4 @@ def seconds(function: Callable[[], object]) -> float:
 def compare(ours: Callable[[], object], theirs: Callable[[], object], runs: int) -> tuple[float, float]:
     """Median seconds of each, called in turn, so that both meet the machine's moods."""
     times = [(seconds(ours), seconds(theirs)) for _ in range(runs)]
-    return statistics.median(one for one, _ in times), statistics.median(other for _, other in times)
+    return statistics.median(our for our, _ in times), statistics.median(their for _, their in times)

@@ -40,19 +40,19 @@ def main() -> None:
         images = {image.id: image for image in read_images(fetched.outputs["images"])}
         decoded = {id_: read_image(fetched.outputs["folder"], image) for id_, image in images.items()}
         [batch] = max(
-            Batches(read_pairs(fetched.outputs["pairs"]), tuning).updates(1), key=lambda one: len(one[0].pairs)
+            Batches(read_pairs(fetched.outputs["pairs"]), tuning).updates(1), key=lambda update: len(update[0].pairs)
         )
 
         with Store(cached.outputs["store"], None) as trunk:
 
             def step(batches: list[Batch], *, live: bool) -> None:
                 optimizer.zero_grad()
-                for one in batches:
+                for batch in batches:
                     if live:
-                        maps = tail.forward_live({id_: decoded[id_] for id_ in one.ids}, spec.image_size)
+                        maps = tail.forward_live({id_: decoded[id_] for id_ in batch.ids}, spec.image_size)
                     else:
-                        maps = tail.forward(trunk, one.ids)
-                    (loss(maps, one, tuning, lambda points, _: points) / len(batches)).backward()
+                        maps = tail.forward(trunk, batch.ids)
+                    (loss(maps, batch, tuning, lambda points, _: points) / len(batches)).backward()
                 optimizer.step()
 
             singles = [Batch(ids=[pair.source, pair.target], pairs=[pair], seed=0) for pair in batch.pairs]

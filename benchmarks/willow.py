@@ -16,8 +16,9 @@ from common import DATA, compare, experiment, preset
 from semcorr import params
 from semcorr.datasets.base import read_pairs
 from semcorr.datasets.decode import decode
-from semcorr.matching import argmax, heatmaps, normalise, sample
+from semcorr.matching import heatmaps, normalise, sample
 from semcorr.networks.backbones import build, load
+from semcorr.readouts.argmax import argmax
 
 
 def main() -> None:
@@ -61,9 +62,9 @@ def main() -> None:
         def theirs() -> None:
             for pair in some:
                 (source, first), (target, second) = encode(pair.source), encode(pair.target)
-                cells = first.pixels_to_cells(torch.tensor(pair.source_keypoints).double().numpy())
-                found = argmax(heatmaps(sample(source, torch.from_numpy(cells), "bilinear"), target))
-                second.answers(found.double().numpy())
+                cells = first.pixels_to_cells(pair.points("source"))
+                answer = argmax(heatmaps(sample(source, torch.from_numpy(cells), "bilinear"), target))
+                second.answers(answer.double().numpy())
 
         mine, other = compare(ours, theirs, options.runs)
         other *= len(pairs) / len(some)

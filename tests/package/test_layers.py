@@ -98,3 +98,11 @@ def test_light_commands_load_nothing_heavy(command):
 @pytest.mark.parametrize("stage", ["evaluate", "draw", "report"])
 def test_scoring_needs_no_torch(stage):
     assert "torch" not in _loads("-c", f"import semcorr.stages.{stage}")
+
+
+def test_benchmarks_find_what_they_measure():
+    """They are run by hand: what they import is there."""
+    folder = PACKAGE.parent / "benchmarks"
+    names = [path.stem for path in folder.glob("*.py")]
+    done = subprocess.run([sys.executable, "-c", f"import {', '.join(names)}"], cwd=folder, check=False)
+    assert names and not done.returncode
