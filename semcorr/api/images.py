@@ -81,7 +81,7 @@ class Matcher:
         path: str | Path | None = None,
         image_size: int | None = None,
     ):
-        file = params.find() if path is None else Path(path)
+        file = params.find_project() if path is None else Path(path)
         values = None if file is None else params.load(file)
         own = [] if values is None else values.grid.backbones
         self.backbone = backbone or (own[0] if own else DEFAULT)

@@ -20,7 +20,7 @@ KEY = "semcorr"  # a single key with JSON, since safetensors does not fix the or
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class Request:
     """The request that outputs were made for.
 
     Attributes:
@@ -34,7 +34,7 @@ class Asked:
     fingerprint: str
 
 
-def provenance(job: Asked, inputs: dict[str, dict[str, Any]] | None = None, **facts: Any) -> dict[str, Any]:
+def provenance(job: Request, inputs: dict[str, dict[str, Any]] | None = None, **facts: Any) -> dict[str, Any]:
     """The provenance of a job's outputs, with that of its inputs; `facts` are known only at run time."""
     record = {
         "stage": job.stage,

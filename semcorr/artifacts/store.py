@@ -76,7 +76,7 @@ class Writer:
 
 @contextlib.contextmanager
 def create(
-    path: Path, record: dict[str, Any], entries: dict[str, Entry], dtype: str, begun_on: Any = None
+    path: Path, record: dict[str, Any], entries: dict[str, Entry], dtype: str, resume_key: Any = None
 ) -> Iterator[Writer]:
     """Write a store; it is renamed to `path` when the block succeeds and every image has been written.
 
@@ -87,14 +87,14 @@ def create(
         record: its provenance.
         entries: image id -> shape and geometry, of all images.
         dtype: "float16" or "float32".
-        begun_on: the code and inputs of the arrays, as JSON; an unfinished store of different ones is discarded.
+        resume_key: the code and inputs of the arrays, as JSON; an unfinished store of different ones is discarded.
 
     Raises:
         UserError: the disk is full, or another process is writing the same store.
     """
     partial, journal, lock = (path.with_name(f".{path.name}.{suffix}") for suffix in ("partial", "done", "lock"))
     shapes = {name: asdict(entry) for name, entry in entries.items()}
-    key = hashlib.sha256(canonical_json([FORMAT, begun_on, record, dtype, shapes]).encode()).hexdigest()
+    key = hashlib.sha256(canonical_json([FORMAT, resume_key, record, dtype, shapes]).encode()).hexdigest()
     with unwritable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -15,7 +15,7 @@ from semcorr.datasets.decode import AGAIN, decode, stored_orientation
 from semcorr.datasets.formats import reader
 from semcorr.datasets.sources import root_of
 from semcorr.errors import UserError
-from semcorr.params import FORMATS, DatasetSpec, dataset
+from semcorr.params import FORMATS, DatasetSpec, validate_dataset
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -112,5 +112,5 @@ def recognise(folder: Path, expect: str) -> DatasetSpec:
         module = reader(name)
         if module.find(folder) is not None:
             values = {"format": name, "sources": [{"kind": "path", "path": str(folder)}], "expect": expect}
-            return dataset(values | module.WHOLE)
+            return validate_dataset(values | module.WHOLE)
     raise UserError(f"{folder}: in none of the known formats: {', '.join(FORMATS)}; see README, Datasets")

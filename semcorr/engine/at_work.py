@@ -1,7 +1,7 @@
 """Which processes are at work in a folder.
 
 Each process that writes results holds a lock on a file whose name says what it does. DVC coordinates its own stages,
-Snakemake its own jobs; `keeper` keeps the two apart.
+Snakemake its own jobs; `dvc_sync` keeps the two apart.
 """
 
 import contextlib

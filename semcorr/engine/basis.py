@@ -120,7 +120,7 @@ def write(current: dict[Path, str]) -> None:
             write_text(path, content)
 
 
-def unfinished(job: Job) -> dict[str, str]:
+def resume_key(job: Job) -> dict[str, str]:
     """What a job's unfinished work depends on: its code, and the content of each input, by role.
 
     Fingerprints alone do not suffice: editing an image does not change the parameters.

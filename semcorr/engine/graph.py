@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from semcorr.artifacts.files import canonical_json
-from semcorr.artifacts.provenance import Asked
+from semcorr.artifacts.provenance import Request
 from semcorr.errors import UserError
-from semcorr.params import Params, only
+from semcorr.params import Params, restrict
 
 NETWORK = ("backbones.{backbone}.family", "backbones.{backbone}.model", "backbones.{backbone}.overrides")
 SIZE, COMPUTE, PRECISION = (f"backbones.{{backbone}}.{key}" for key in ("image_size", "compute", "precision"))
 LAYER = ("backbones.{backbone}.layer", "backbones.{backbone}.facet")
-READ = (*LAYER, "backbones.{backbone}.norm")
+FEATURES = (*LAYER, "backbones.{backbone}.norm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,15 +33,15 @@ class Stage:
     """One row of the graph; braces are filled with a cell's values.
 
     Attributes:
-        axes: of its cells, in the order of the command line -> the key of params.yaml that lists their values.
-        reads: keys of params.yaml that affect the result.
+        axes: of its cells, by name, in command-line order -> the key of params.yaml that lists its values.
+        keys: of params.yaml, that affect the result.
         inputs, outputs: paths by role. The first output carries the fingerprint.
         gathers: stages whose outputs are all inputs too -> the folder that holds them.
         basis: what the result depends on besides these and the stage's own code; see `basis`.
     """
 
     axes: dict[str, str] = field(default_factory=dict)
-    reads: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
     inputs: dict[str, str] = field(default_factory=dict)
     gathers: dict[str, str] = field(default_factory=dict)
     outputs: dict[str, str]
@@ -53,17 +53,17 @@ TRUNK = "features/{backbone}/trunk/{dataset}.h5"
 WEIGHTS = "data/weights/{backbone}/{weights}.safetensors"
 MATCHES = "matches/{backbone}/{weights}/{dataset}/{rule}.parquet"
 CELL = "metrics/{preset}/cells/{backbone}/{weights}/{dataset}/{rule}.json"
-PAIRS = "metrics/{preset}/cells/{backbone}/{weights}/{dataset}/{rule}.parquet"
+PAIR_SCORES = "metrics/{preset}/cells/{backbone}/{weights}/{dataset}/{rule}.parquet"
 GALLERY = "metrics/{preset}/galleries/{backbone}/{weights}/{dataset}.json"
 BASIS = Path("data/basis")
 FAMILY = "backbones/{backbone}"
-ROW = {"backbone": "grid.backbones", "weights": "grid.weights", "dataset": "grid.datasets"}
+STORE_AXES = {"backbone": "grid.backbones", "weights": "grid.weights", "dataset": "grid.datasets"}
 
 STAGES: dict[str, Stage] = {
     "validate": Stage(outputs={"basis": BASIS.as_posix()}),
     "fetch": Stage(
         axes={"dataset": "datasets"},
-        reads=("datasets.{dataset}",),
+        keys=("datasets.{dataset}",),
         outputs={
             "images": "data/{dataset}/images.parquet",
             "pairs": "data/{dataset}/pairs.parquet",
@@ -73,27 +73,27 @@ STAGES: dict[str, Stage] = {
     ),
     "weights": Stage(
         axes={"backbone": "grid.backbones", "weights": "grid.baselines"},
-        reads=(*NETWORK, "backbones.{backbone}.weights", "baselines.{weights}"),
+        keys=(*NETWORK, "backbones.{backbone}.weights", "baselines.{weights}"),
         outputs={"tensors": WEIGHTS},
         basis=(FAMILY, "weights/{backbone}"),
     ),
     "extract": Stage(
         axes={"backbone": "grid.backbones", "weights": "grid.baselines", "dataset": "grid.datasets"},
-        reads=(*NETWORK, SIZE, *READ, "backbones.{backbone}.debias", COMPUTE, PRECISION, "threads"),
+        keys=(*NETWORK, SIZE, *FEATURES, "backbones.{backbone}.debias", COMPUTE, PRECISION, "threads"),
         inputs={"tensors": WEIGHTS, "images": "data/{dataset}/images.parquet"},
         outputs={"store": STORE},
         basis=(FAMILY,),
     ),
     "trunk": Stage(
         axes={"backbone": "grid.backbones", "dataset": "grid.trunks"},
-        reads=(*NETWORK, SIZE, *LAYER, COMPUTE, "trunk", "threads"),
+        keys=(*NETWORK, SIZE, *LAYER, COMPUTE, "trunk", "threads"),
         inputs={"tensors": "data/weights/{backbone}/frozen.safetensors", "images": "data/{dataset}/images.parquet"},
         outputs={"store": TRUNK},
         basis=(FAMILY,),
     ),
     "finetune": Stage(
         axes={"backbone": "grid.backbones", "tuning": "grid.tunings"},
-        reads=(*NETWORK, SIZE, *READ, COMPUTE, PRECISION, "trunk", "tunings.{tuning}", "threads"),
+        keys=(*NETWORK, SIZE, *FEATURES, COMPUTE, PRECISION, "trunk", "tunings.{tuning}", "threads"),
         inputs={
             "tensors": "data/weights/{backbone}/frozen.safetensors",
             "train": "features/{backbone}/trunk/{train}.h5",
@@ -111,7 +111,7 @@ STAGES: dict[str, Stage] = {
     ),
     "adapt": Stage(
         axes={"backbone": "grid.backbones", "tuning": "grid.tunings", "dataset": "grid.datasets"},
-        reads=(*NETWORK, *READ, COMPUTE, PRECISION, "trunk", "threads"),
+        keys=(*NETWORK, *FEATURES, COMPUTE, PRECISION, "trunk", "threads"),
         inputs={
             "frozen": "data/weights/{backbone}/frozen.safetensors",
             "tuned": "checkpoints/{backbone}/{tuning}/best.safetensors",
@@ -121,21 +121,21 @@ STAGES: dict[str, Stage] = {
         basis=(FAMILY,),
     ),
     "match": Stage(
-        axes={**ROW, "rule": "grid.rules"},
-        reads=("rules.{rule}", "threads"),
+        axes={**STORE_AXES, "rule": "grid.rules"},
+        keys=("rules.{rule}", "threads"),
         inputs={"store": STORE, "pairs": "data/{dataset}/pairs.parquet"},
         outputs={"matches": MATCHES},
         basis=("rules/{rule}",),
     ),
     "evaluate": Stage(
-        axes={**ROW, "rule": "grid.rules"},
-        reads=("evaluate", "datasets.{dataset}.format"),
+        axes={**STORE_AXES, "rule": "grid.rules"},
+        keys=("evaluate", "datasets.{dataset}.format"),
         inputs={"matches": MATCHES},
-        outputs={"cell": CELL, "pairs": PAIRS},
+        outputs={"cell": CELL, "pairs": PAIR_SCORES},
     ),
     "draw": Stage(
-        axes=ROW,
-        reads=("evaluate", "datasets.{dataset}.format", "rules.{drawn}"),
+        axes=STORE_AXES,
+        keys=("evaluate", "datasets.{dataset}.format", "rules.{drawn}"),
         inputs={
             "matches": "matches/{backbone}/{weights}/{dataset}/{drawn}.parquet",
             "store": STORE,
@@ -144,7 +144,7 @@ STAGES: dict[str, Stage] = {
         outputs={"gallery": GALLERY},
     ),
     "report": Stage(
-        reads=("grid", "evaluate"),
+        keys=("grid", "evaluate"),
         gathers={"evaluate": "metrics/{preset}/cells", "draw": "metrics/{preset}/galleries"},
         outputs={
             "html": "metrics/{preset}/report.html",
@@ -155,7 +155,7 @@ STAGES: dict[str, Stage] = {
         },
     ),
     "headline": Stage(
-        reads=("grid", "evaluate"),
+        keys=("grid", "evaluate"),
         inputs={"page": "metrics/{preset}/report.html"},
         gathers={"evaluate": "metrics/{preset}/cells"},
         outputs={"headline": "metrics/{preset}/headline", "csv": "metrics/{preset}/summary.csv"},
@@ -164,12 +164,12 @@ STAGES: dict[str, Stage] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job(Asked):
+class Job(Request):
     """One stage on one cell.
 
     Attributes:
         cell: value of each axis.
-        inputs, outputs: paths by role; `report` has those of each cell as "<stage> <role> <cell>".
+        inputs, outputs: paths by role; those that a stage gathers as "<stage> <role> <cell>".
         basis: files below `data/basis` that the job depends on -> the modules that they cover.
         reads: everything that engines see the job read: its inputs, gathered ones as a folder, and its basis.
         expects: role of an input -> the fingerprint it must carry.
@@ -232,7 +232,7 @@ class Graph:
         """
         if job.stage == "validate":
             return self.params
-        return only(self.params, [key.split(".") for key in (*job.settings, "preset", "runtime")])
+        return restrict(self.params, [key.split(".") for key in (*job.settings, "preset", "runtime")])
 
     def jobs(self) -> Iterator[Job]:
         """Every job, in order of dependency."""
@@ -263,7 +263,7 @@ class Graph:
         basis = {BASIS / path: self._modules(path) for path in covered}
         folders = [Path(folder.format(**fields)) for folder in row.gathers.values()]
         reads = [path for path in inputs.values() if not any(path.is_relative_to(folder) for folder in folders)]
-        settings = {key: self.lookup(key) for key in (read.format(**fields) for read in row.reads)}
+        settings = {key: self.lookup(key) for key in (key.format(**fields) for key in row.keys)}
         expects = {role: fingerprints[path] for role, path in inputs.items()}
         asked = {"stage": stage, "cell": cell, "settings": settings, "inputs": expects}
         return Job(

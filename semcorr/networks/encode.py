@@ -37,13 +37,13 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kept:
+class StoreTarget:
     """A store to be filled.
 
     Attributes:
         path: of the store.
         record: its provenance.
-        begun_on: the code and inputs of the arrays; see `store.create`.
+        resume_key: the code and inputs of the arrays; see `store.create`.
         title: its name in the progress bar and errors.
         precision: of its arrays, "float16" or "float32".
         key: sets the precision in params.yaml.
@@ -51,13 +51,13 @@ class Kept:
 
     path: Path
     record: dict[str, Any]
-    begun_on: Any
+    resume_key: Any
     title: str
     precision: str
     key: str
 
 
-def fill(kept: Kept, entries: dict[str, store.Entry], arrays: Callable[[set[str]], Arrays]) -> None:
+def fill(kept: StoreTarget, entries: dict[str, store.Entry], arrays: Callable[[set[str]], Arrays]) -> None:
     """Write a store, array by array.
 
     Args:
@@ -69,7 +69,7 @@ def fill(kept: Kept, entries: dict[str, store.Entry], arrays: Callable[[set[str]
         UserError: an array overflows the store's precision, the disk is full, or another process writes the store.
     """
     with (
-        store.create(kept.path, kept.record, entries, kept.precision, kept.begun_on) as writer,
+        store.create(kept.path, kept.record, entries, kept.precision, kept.resume_key) as writer,
         tqdm(total=len(entries), unit="image", desc=kept.title, disable=None, initial=len(writer.done)) as bar,
         torch.inference_mode(),
         _Background(lambda image_id, array: writer.add(image_id, array)) as background,
@@ -109,7 +109,7 @@ class Encoder:
         return store.Entry(shape=self.shape(cells), grid=grid)
 
 
-def encode(encoder: Encoder, index: Path, kept: Kept, options: Runtime) -> str:
+def encode(encoder: Encoder, index: Path, kept: StoreTarget, options: Runtime) -> str:
     """Run every image of a dataset through a network, store the results, and return a summary.
 
     Args:

@@ -89,7 +89,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.spec.compute == "float16")
         self.ema = self.tuned.values() if self.tuning.ema else None
         self.warned = False  # about features that overflow the backbone's precision
-        # With the tensors and the optimizer's state, all that a run needs to resume.
+        # With the tensors and the states of the optimizer and the scaler, all that a run needs to resume.
         self.state: dict[str, Any] = {
             "epoch": 1,
             "update": 0,
@@ -211,7 +211,7 @@ class Trainer:
             self.tuned.put(current)
 
     def _score(self, held_out: Store) -> float:
-        """PCK@0.10 per keypoint, relative to the object box, or to the keypoints' extent without one."""
+        """PCK@0.10 per keypoint, relative to the object box or, without a box, to the keypoints' extent."""
         pairs = self.validation
         ids = sorted({image_id for pair in pairs for image_id in (pair.source, pair.target)})
         maps: Maps = {}
@@ -274,7 +274,9 @@ class Trainer:
             names = old["settings"] | new["settings"]
             changed = [name for name in names if old["settings"].get(name) != new["settings"].get(name)]
             changed = changed or [role for role in new["basis"] if old.get("basis", {}).get(role) != new["basis"][role]]
-            logger.warning("%s: not resumed, since it is of another run (%s)", self.run.last, ", ".join(changed))
+            logger.warning(
+                "%s: not resumed, since it belongs to a different run (%s)", self.run.last, ", ".join(changed)
+            )
             return
         self.tuned.put(saved["tensors"])
         self.optimizer.load_state_dict(saved["optimizer"])

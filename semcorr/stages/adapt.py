@@ -4,10 +4,10 @@ from functools import partial
 
 from semcorr.artifacts.provenance import expect, provenance
 from semcorr.artifacts.store import Entry, Store
-from semcorr.engine.basis import unfinished
+from semcorr.engine.basis import resume_key
 from semcorr.engine.graph import Job
 from semcorr.networks import runtime
-from semcorr.networks.encode import Arrays, Kept, fill
+from semcorr.networks.encode import Arrays, StoreTarget, fill
 from semcorr.networks.tail import Tail
 from semcorr.params import Params
 
@@ -18,10 +18,10 @@ def adapt(job: Job, params: Params) -> str:
     inputs = {role: expect(job.inputs[role], fingerprint) for role, fingerprint in job.expects.items()}
     device = runtime.device(params.runtime, params.threads)
     tail = Tail(spec, params.trunk.blocks, device, job.inputs["frozen"], job.inputs["tuned"])
-    kept = Kept(
+    kept = StoreTarget(
         path=job.outputs["store"],
         record=provenance(job, inputs),
-        begun_on=unfinished(job),
+        resume_key=resume_key(job),
         title=job.title,
         precision=spec.precision,
         key=f"backbones.{job.cell['backbone']}.precision",

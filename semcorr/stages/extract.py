@@ -1,16 +1,16 @@
 """extract: the features of every image of a dataset, each image encoded once."""
 
 from semcorr.artifacts.provenance import expect, provenance
-from semcorr.engine.basis import unfinished
+from semcorr.engine.basis import resume_key
 from semcorr.engine.graph import Job
 from semcorr.networks import runtime
 from semcorr.networks.backbones import build, load
-from semcorr.networks.encode import Encoder, Kept, encode, versions
+from semcorr.networks.encode import Encoder, StoreTarget, encode, versions
 from semcorr.params import Params
 
 
 def extract(job: Job, params: Params) -> str:
-    """Write the feature store of one backbone, its tensors and a dataset."""
+    """Write the feature store of one dataset, computed by one backbone with one set of weights."""
     name, spec = job.cell["backbone"], params.backbones[job.cell["backbone"]]
     inputs = {role: expect(job.inputs[role], fingerprint) for role, fingerprint in job.expects.items()}
     device = runtime.device(params.runtime, params.threads)
@@ -23,10 +23,10 @@ def extract(job: Job, params: Params) -> str:
         stop=network.stop(spec),
         valid_only=True,
     )
-    kept = Kept(
+    kept = StoreTarget(
         path=job.outputs["store"],
         record=provenance(job, inputs, versions=versions(), device=device.type),
-        begun_on=unfinished(job),
+        resume_key=resume_key(job),
         title=job.title,
         precision=spec.precision,
         key=f"backbones.{name}.precision",

@@ -10,7 +10,7 @@ from semcorr.artifacts.files import project_path, sha256, write_text
 from semcorr.artifacts.provenance import expect, provenance
 from semcorr.artifacts.store import Store
 from semcorr.datasets.base import read_image, read_images, read_pairs
-from semcorr.engine.basis import unfinished
+from semcorr.engine.basis import resume_key
 from semcorr.engine.graph import Job
 from semcorr.errors import UserError
 from semcorr.networks import runtime
@@ -41,7 +41,7 @@ def finetune(job: Job, params: Params) -> str:
         last=job.outputs["tensors"].with_name("last.pt"),
         key={
             "fingerprint": job.fingerprint,
-            "basis": unfinished(job),
+            "basis": resume_key(job),
             "settings": {key: str(value) for key, value in job.settings.items()},
         },
         options=params.runtime,

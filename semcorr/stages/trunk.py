@@ -1,11 +1,11 @@
 """trunk: the input of the tuned blocks for every image of a dataset, so that fine-tuning never runs the rest."""
 
 from semcorr.artifacts.provenance import expect, provenance
-from semcorr.engine.basis import unfinished
+from semcorr.engine.basis import resume_key
 from semcorr.engine.graph import Job
 from semcorr.networks import runtime
 from semcorr.networks.backbones import build, load
-from semcorr.networks.encode import Encoder, Kept, encode, versions
+from semcorr.networks.encode import Encoder, StoreTarget, encode, versions
 from semcorr.params import Params
 
 
@@ -24,10 +24,10 @@ def trunk(job: Job, params: Params) -> str:
         stop=stop,
         valid_only=False,
     )
-    kept = Kept(
+    kept = StoreTarget(
         path=job.outputs["store"],
         record=provenance(job, inputs, versions=versions(), device=device.type),
-        begun_on=unfinished(job),
+        resume_key=resume_key(job),
         title=job.title,
         precision=params.trunk.precision,
         key="trunk.precision",

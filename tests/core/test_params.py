@@ -104,7 +104,7 @@ MISTAKES = {
     ),
     "missing trunk": (
         setting("grid", "trunks", ["toy_spair_trn"]),
-        "grid.trunks: .* must hold what is trained or tested on",
+        "grid.trunks: .* must hold what is trained, validated or tested on",
     ),
     "deeper than the trunk": (
         setting("tunings", "last1", "blocks", 2),
@@ -112,7 +112,7 @@ MISTAKES = {
     ),
     "deeper than the layer": (
         lambda values: setting("trunk", "blocks", 3)(values),
-        r"trunk.blocks: 3 blocks do not exist up to backbones.dinov3_tiny.layer \(1, so 2 blocks\)",
+        r"trunk.blocks: 3 is more than the 2 blocks up to backbones.dinov3_tiny.layer \(1\); allowed: at most 2",
     ),
     "neck of a vit": (
         setting("backbones", "dinov2_tiny", "layer", "neck"),

@@ -124,7 +124,7 @@ def test_own_images_are_refused(project, tmp_path, capsys, caplog):
     found = semcorr.match_images(_picture(), _picture(), [(60, 45)])
     assert np.isfinite(found.target_points).all()
     # One channel is so large that all cells look alike: it is said that this answer says nothing.
-    assert "1 keypoints are as similar to every cell of their target" in caplog.text
+    assert "1 keypoints are equally similar to every cell of their target" in caplog.text
 
 
 def test_the_api_refuses(project):

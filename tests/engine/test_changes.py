@@ -175,7 +175,7 @@ MODULES: dict[str, set[str]] = {
     "networks/backbones/sam.py": NOTHING,
     # What decides or shows, and computes nothing.
     **dict.fromkeys((f"engine/{name}.py" for name in ("__init__", "at_work", "basis", "code", "current")), NOTHING),
-    **dict.fromkeys((f"engine/{n}.py" for n in ("graph", "keeper", "markers", "memory", "plan", "shipped")), NOTHING),
+    **dict.fromkeys((f"engine/{n}.py" for n in ("graph", "dvc_sync", "markers", "memory", "plan", "shipped")), NOTHING),
     **dict.fromkeys((f"api/{n}.py" for n in ("__init__", "backbone", "datasets", "evaluator", "matcher")), NOTHING),
     **dict.fromkeys(("api/images.py", "api/serve.py", "api/templates/serve.html", "report/compare.py"), NOTHING),
     **dict.fromkeys(("networks/architectures.py", "networks/published.py", "stages/validate.py"), NOTHING),

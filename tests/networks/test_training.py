@@ -457,8 +457,8 @@ def test_a_run_that_was_stopped_at_its_end_is_not_trained_again(run, monkeypatch
 def test_the_last_checkpoint_of_another_run_is_not_used(run, caplog):
     whole = _outputs(run(epochs=1))
     for changes, message in (
-        ({"epochs": 1, "learning_rate": 0.5}, "not resumed, since it is of another run (tunings.last1)"),
-        ({"epochs": 1}, "not resumed, since it is of another run (tunings.last1)"),
+        ({"epochs": 1, "learning_rate": 0.5}, "not resumed, since it belongs to a different run (tunings.last1)"),
+        ({"epochs": 1}, "not resumed, since it belongs to a different run (tunings.last1)"),
     ):
         job = run(**changes)
         assert message in caplog.text
@@ -614,7 +614,9 @@ def test_nothing_to_train_on(run, smoke):
     with pytest.raises(UserError, match=r"tunings\.last1\.blocks: 9 is more than trunk\.blocks"):
         params.validate(values, "x")
     values["trunk"]["blocks"] = 9
-    with pytest.raises(UserError, match=r"trunk\.blocks: 9 blocks do not exist up to backbones\.dinov2_tiny\.layer"):
+    with pytest.raises(
+        UserError, match=r"trunk\.blocks: 9 is more than the 3 blocks up to backbones\.dinov2_tiny\.layer"
+    ):
         params.validate(values, "x")
 
 

@@ -12,11 +12,11 @@ from semcorr.engine import graph as stage_graph
 from semcorr import params as experiment
 from semcorr.engine.markers import marker as marker_of
 from semcorr.errors import UserError
-from semcorr.engine.keeper import Keeper
+from semcorr.engine.dvc_sync import DVCSync
 
 
 def load_experiment():
-    """The jobs of params.yaml and their keeper; exit on an error, or on an override that stages could not see."""
+    """The jobs of params.yaml and the link to DVC; exit on an error, or on an override that stages could not see."""
     try:
         values = experiment.load()
         if values.to_dict() != config:
@@ -26,19 +26,19 @@ def load_experiment():
             )
         graph = stage_graph.Graph(values)
         # Cluster jobs read this file too, but plan nothing.
-        return graph, Keeper(graph, sys.argv[1:], plans=workflow.is_main_process)
+        return graph, DVCSync(graph, sys.argv[1:], plans=workflow.is_main_process)
     except (UserError, OSError) as error:
         sys.exit(f"semcorr: {error}")
 
 
-EXPERIMENT, KEEPER = load_experiment()
+EXPERIMENT, SYNC = load_experiment()
 GRID, PRESET = config["grid"], config["preset"]
 NAMES = r"[a-z0-9_]+"
 
 # Only when jobs will run, not for a dry run or a listing.
 RUNS = workflow.resource_settings.cores or workflow.resource_settings.nodes
 if RUNS and not workflow.output_settings.dryrun:
-    KEEPER.catch_up()
+    SYNC.catch_up()
 
 # One job at a time on the GPU unless told otherwise: --resources gpu=4.
 workflow.global_resources.setdefault("gpu", config["runtime"]["processes"])
@@ -46,17 +46,17 @@ workflow.global_resources.setdefault("gpu", config["runtime"]["processes"])
 
 onstart:
     try:
-        KEEPER.start()
+        SYNC.start()
     except UserError as error:
         sys.exit(f"semcorr: {error}")
 
 
 onsuccess:
-    KEEPER.end()
+    SYNC.end()
 
 
 onerror:
-    KEEPER.end()
+    SYNC.end()
 
 
 def known(paths):
@@ -64,7 +64,7 @@ def known(paths):
 
     def of(wildcards):
         filled = expand(paths, **wildcards) if isinstance(paths, str) else paths
-        return [path if path in KEEPER.remade else ancient(path) for path in filled]
+        return [path if path in SYNC.remade else ancient(path) for path in filled]
 
     return of
 

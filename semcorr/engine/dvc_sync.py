@@ -4,7 +4,7 @@ A process of this module runs alongside Snakemake. It keeps DVC out, and waits f
 comes with Snakemake's own, however that ends, and for any stages left running. It then puts every current job into
 dvc.lock and DVC's cache, as `dvc commit` would, so that `dvc repro` has nothing to do.
 
-    python -m semcorr.engine.keeper "snakemake --cores all"
+    python -m semcorr.engine.dvc_sync "snakemake --cores all"
 """
 
 import contextlib
@@ -32,7 +32,7 @@ READY = "ready"
 logger = logging.getLogger(__name__)
 
 
-class Keeper:
+class DVCSync:
     """The Snakefile's interface.
 
     Args:
@@ -74,7 +74,7 @@ class Keeper:
             UserError: DVC or part of a killed run is at work, or something has changed meanwhile.
         """
         self._running = subprocess.Popen(
-            [sys.executable, "-m", "semcorr.engine.keeper", self._command],
+            [sys.executable, "-m", "semcorr.engine.dvc_sync", self._command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -97,7 +97,7 @@ class Keeper:
         """
         if self._missed:
             subprocess.run(
-                [sys.executable, "-m", "semcorr.engine.keeper", self._command],
+                [sys.executable, "-m", "semcorr.engine.dvc_sync", self._command],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 check=False,
