@@ -35,7 +35,7 @@ def matches() -> pd.DataFrame:
     table[["predicted_x", "predicted_y"]] = predicted
     table["bbox"], table["bbox_kp"], table["image"], table["similarity"] = 300.0, 250.0, 500.0, 0.5
     table["source_image"] = table["target_image"] = "a"
-    table["subset"] = pd.Series([None] * KEYPOINTS, dtype=object)
+    table["subset"] = pd.Series([None] * KEYPOINTS, dtype="string")
     for name, levels in (
         ("viewpoint_variation", 3),
         ("scale_variation", 3),
