@@ -15,7 +15,7 @@ from semcorr.datasets.base import read_images
 from semcorr.datasets.decode import decode, image_size, orientation
 from semcorr.errors import UserError
 from semcorr.networks.backbones.base import pixels_of
-from semcorr.params import dataset
+from semcorr.params import validate_dataset
 
 ORIENTATION = 0x0112
 
@@ -165,7 +165,7 @@ def test_fetch_keeps_the_files_and_the_stages_see_their_colours(willow, tmp_path
     monkeypatch.chdir(tmp_path)
     values = smoke | {"datasets": dict(smoke["datasets"])}
     values["datasets"]["toy_willow"] = smoke["datasets"]["toy_willow"] | {"sources": [{"kind": "path", "path": "W"}]}
-    dataset(values["datasets"]["toy_willow"])
+    validate_dataset(values["datasets"]["toy_willow"])
     write_json(tmp_path / "params.yaml", values)
     cli.run_stage(cli.parser().parse_args(["fetch", "toy_willow"]))
     job = graph.Graph(params.load()).job("fetch", "toy_willow")
