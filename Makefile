@@ -5,6 +5,8 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+SHELL := /bin/bash
+PACKAGES := $(shell grep -c "^[a-z].*==" requirements.lock)
 # Versions come from the lock alone, whatever constraints this machine's pip is configured with.
 PIP := PIP_CONSTRAINT=/dev/null PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 
@@ -23,13 +25,15 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@test '$(ALIVE)' = yes || test ! -e $(VENV) || echo "$(VENV) belongs to another folder or Python: rebuilding it"
 	@test '$(ALIVE)' = yes || { rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); }
 	@echo "Installing the locked dependencies into $(VENV) (once; a few minutes, 7 GB)"
-	@$(PIP) install --quiet --require-hashes --no-deps -r requirements.lock
+	@set -o pipefail; $(PIP) install --progress-bar off --require-hashes --no-deps -r requirements.lock | awk '\
+		/^Collecting/ && ++n % 25 == 0 {print "  " n " of $(PACKAGES) packages"; fflush()} \
+		/^Installing/ {print "  " n " packages, unpacking (a minute or two)"; fflush()}'
 	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
 demo: setup
-	@grep -qx 'preset: demo' params.yaml || { echo "params.yaml is not the demo's: semcorr preset demo first, or: dvc repro" >&2; exit 2; }
-	@export PATH="$(CURDIR)/$(BIN):$$PATH" && dvc repro && semcorr table
+	@grep -qx 'preset: demo' params.yaml || { echo "params.yaml is not the demo's: semcorr preset demo first, or: semcorr run" >&2; exit 2; }
+	@export PATH="$(CURDIR)/$(BIN):$$PATH" && semcorr run && semcorr verify
 
 test: setup
 	@export PATH="$(CURDIR)/$(BIN):$$PATH" && pytest -n 4 --maxschedchunk 1

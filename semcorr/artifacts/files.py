@@ -6,7 +6,6 @@ that an engine has linked into its cache is replaced, never changed in place.
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -27,7 +26,7 @@ UNWRITABLE = {
     errno.EACCES: "you may not write there, check its permissions",
     errno.EPERM: "you may not write there, check its permissions",
 }
-NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}  # the last two differ on macOS
 
 
 @contextlib.contextmanager
@@ -116,16 +115,16 @@ def locked(path: Path, timeout: float = -1) -> Iterator[None]:
 
 def has_locks(folder: Path) -> bool:
     """Whether a folder's file system supports the operating system's locks."""
-    file = os.open(folder, os.O_RDONLY)
+    lock: BaseFileLock = FileLock(folder / f".{os.getpid()}.lock")
     try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError as error:
+        lock.acquire(0)
+        return not isinstance(lock, SoftFileLock)  # filelock's own stand-in where the system has no call
+    except (OSError, NotImplementedError) as error:
         return not has_no_locks(error)
     finally:
-        os.close(file)
-    return True
+        lock.release()
+        with contextlib.suppress(OSError):
+            Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def has_no_locks(error: Exception) -> bool:

@@ -10,8 +10,10 @@ killed run resumes after the last one. The file is renamed once complete, so a f
 """
 
 import contextlib
+import errno
 import hashlib
 import os
+import shutil
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -130,11 +132,24 @@ def _lay_out(path: Path, record: dict[str, Any], entries: dict[str, Entry], dtyp
                 dataset.attrs["resized_size"] = np.array(entry.grid.resized_size, np.int32)
                 dataset.attrs["stride"] = np.int32(entry.grid.stride)
             _room(file, CHECKSUMS, (len(entries),), np.dtype("<u4"))
-        with path.open("r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        _allocate(path)
     except BaseException:
         path.unlink(missing_ok=True)
         raise
+
+
+def _allocate(path: Path) -> None:
+    """Reserve disk space for a whole file; on a system that cannot, such as macOS, see whether there is enough.
+
+    Raises:
+        OSError: the disk is too small.
+    """
+    size = path.stat().st_size
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    elif shutil.disk_usage(path.parent).free < size - 512 * path.stat().st_blocks:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def _room(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype) -> h5py.Dataset:

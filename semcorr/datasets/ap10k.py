@@ -7,14 +7,16 @@ of one species, `_cross_species` for one family, `_cross_family` for two. The gr
 `all`; it is taken from the annotations' paths, since file names lose their colon on Windows.
 """
 
+import re
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from semcorr.artifacts.files import read_json
-from semcorr.datasets.annotations import understood
+from semcorr.datasets.annotations import COLONS, understood
 from semcorr.datasets.base import Benchmark, Image, Pair, check_pair, common_keypoints, image_files, in_any_case, named
 from semcorr.datasets.decode import image_size, other_size
+from semcorr.datasets.formats import Files
 from semcorr.errors import UserError
 from semcorr.params import AP10KSpec
 
@@ -22,6 +24,7 @@ WHOLE = {"split": "test", "subset": "intra_species", "limit": None}
 KEYPOINTS = 17
 SUFFIXES = {"intra_species": "", "cross_species": "_cross_species", "cross_family": "_cross_family"}
 SPLITS = ("trn", "val", "test")
+PAIR_FILE = re.compile(rf".*/([^/-]+)-([^/]+?)([{''.join(COLONS)}][^/]*)?\.json")
 
 
 def find(folder: Path) -> Path | None:
@@ -33,6 +36,13 @@ def find(folder: Path) -> Path | None:
 def load(root: Path, spec: AP10KSpec) -> Benchmark:
     """Read the pairs that params.yaml names."""
     return read(root, spec.split, spec.subset)
+
+
+def listed(files: Files, spec: AP10KSpec) -> list[tuple[str, str]]:
+    """The images of each pair, by the name of its file."""
+    images = {PurePosixPath(name).stem: name for name in files.names("JPEGImages/*/*/*")}
+    names = map(PAIR_FILE.fullmatch, files.names(f"PairAnnotation/{spec.split}{SUFFIXES[spec.subset]}/*.json"))
+    return [(images.get(name[1], name[1]), images.get(name[2], name[2])) for name in names if name]
 
 
 def parts(root: Path, spec: AP10KSpec) -> list[AP10KSpec]:

@@ -7,9 +7,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from tqdm import tqdm
-
 from semcorr.artifacts.files import replacing
+from semcorr.artifacts.progress import progress
 from semcorr.errors import UserError, reason
 
 ENCRYPTED = 1  # flag bit of a zip member
@@ -35,7 +34,7 @@ def unpack(archive: Path, folder: Path) -> Path:
         with replacing(folder) as partial:
             partial.mkdir()
             members = _zip_members if zipfile.is_zipfile(archive) else _tar_members
-            for extract in tqdm(members(archive), unit="file", desc=f"unpacking {archive.name}", disable=None):
+            for extract in progress(members(archive), unit="file", desc=f"unpacking {archive.name}"):
                 extract(partial)
     except (UserError, MemoryError):
         raise

@@ -4,6 +4,7 @@ It has
 
     find        finds its root in a folder
     load        loads one dataset of params.yaml as a Benchmark
+    listed      the images of each of its pairs, from lists and names of files alone; see `listing`
     verify      checks what no single part can show
     parts       all parts that the folder holds, each as a dataset of params.yaml
     rest        every image file; also reads annotations that no part reads
@@ -15,6 +16,17 @@ Modules are imported by name, so that adding one re-runs nothing that does not u
 
 import importlib
 from types import ModuleType
+from typing import Protocol
+
+
+class Files(Protocol):
+    """Files below the root of a dataset, in a folder or an archive."""
+
+    def names(self, pattern: str) -> list[str]:
+        """Their paths that match, sorted; `*` stands for any part of a name."""
+
+    def text(self, name: str) -> str:
+        """The content of a list; nothing if there is no such file."""
 
 
 def reader(format_: str) -> ModuleType:

@@ -6,6 +6,8 @@ and `bbox` (1 x 4, x0 y0 x1 y1); and, from Rocco et al. (2017) and Han et al. (2
 train, whether the row is a mirrored copy. Points are from the .mat files; the lists' coordinates are only checked.
 """
 
+import contextlib
+import csv
 import re
 from functools import cache
 from pathlib import Path
@@ -15,6 +17,7 @@ import numpy as np
 from semcorr.datasets.annotations import read_list, read_mat
 from semcorr.datasets.base import Benchmark, Image, Pair, check_pair, common_keypoints, image_files, in_any_case
 from semcorr.datasets.decode import image_size
+from semcorr.datasets.formats import Files
 from semcorr.errors import UserError
 from semcorr.params import PFPascalSpec
 
@@ -55,6 +58,17 @@ def find(folder: Path) -> Path | None:
 def load(root: Path, spec: PFPascalSpec) -> Benchmark:
     """Read the split that params.yaml names."""
     return read(root, spec.split)
+
+
+def listed(files: Files, spec: PFPascalSpec) -> list[tuple[str, str]]:
+    """The images of each pair in the list that params.yaml names, without mirrored copies."""
+    pairs = []
+    for row in csv.reader("\n".join(map(files.text, LISTS[spec.split])).splitlines()):
+        with contextlib.suppress(UserError):  # the header
+            source, target, _, further = _parse(row, "")
+            if not (spec.split == "trn" and len(further) == 1 and _is_one(further[0])):
+                pairs.append((f"JPEGImages/{source}.jpg", f"JPEGImages/{target}.jpg"))
+    return pairs
 
 
 def parts(root: Path, spec: PFPascalSpec) -> list[PFPascalSpec]:

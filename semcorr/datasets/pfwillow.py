@@ -5,7 +5,7 @@ file of the same name (`pts_coord`, 2 x 10, x then y). The pairs are all ordered
 """
 
 import re
-from itertools import permutations
+from itertools import groupby, permutations
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from semcorr.artifacts.files import project_path
 from semcorr.datasets.annotations import read_list, read_mat
 from semcorr.datasets.base import Benchmark, Image, Pair, check_pair, image_files, in_any_case, named
 from semcorr.datasets.decode import image_size
+from semcorr.datasets.formats import Files
 from semcorr.errors import UserError
 from semcorr.params import PFWillowSpec
 
@@ -45,6 +46,21 @@ def load(root: Path, spec: PFWillowSpec) -> Benchmark:
         pairs=[pair for pair in whole.pairs if pair.subset in spec.subsets],
         left_out=whole.left_out,
     )
+
+
+def listed(files: Files, spec: PFWillowSpec) -> list[tuple[str, str]]:
+    """The images of each pair: of the list, or all in a sub-set, by the names of .mat files."""
+    names = [f"{name.removesuffix('.mat')}.png" for name in files.names("*/*.mat")]
+    pairs = [both for _, subset in groupby(names, _subset) for both in permutations(subset, 2)]
+    if spec.pairs:
+        known, rows = set(pairs), read_list(project_path(spec.pairs))
+        pairs = [("/".join(row[0].split("/")[-2:]), "/".join(row[1].split("/")[-2:])) for _, row in rows]
+        pairs = [both for both in pairs if both in known]
+    return [both for both in pairs if spec.subsets is None or _subset(both[0]) in spec.subsets]
+
+
+def _subset(name: str) -> str:
+    return name.partition("/")[0]
 
 
 def parts(root: Path, spec: PFWillowSpec) -> list[PFWillowSpec]:

@@ -16,6 +16,7 @@ from semcorr.artifacts.files import read_json
 from semcorr.datasets.annotations import COLONS, code, understood
 from semcorr.datasets.base import Benchmark, Image, Pair, check_pair, image_files, in_any_case
 from semcorr.datasets.decode import decode_labels, image_size, other_size
+from semcorr.datasets.formats import Files
 from semcorr.errors import UserError
 from semcorr.params import SPairSpec
 
@@ -39,6 +40,12 @@ def find(folder: Path) -> Path | None:
 def load(root: Path, spec: SPairSpec) -> Benchmark:
     """Read the split that params.yaml names."""
     return read(root, spec.split, spec.layout)
+
+
+def listed(files: Files, spec: SPairSpec) -> list[tuple[str, str]]:
+    """The images of each pair in the list that params.yaml names."""
+    names = map(LAYOUT_LINE.fullmatch, files.text(f"Layout/{spec.layout}/{spec.split}.txt").split())
+    return [(f"JPEGImages/{name[4]}/{name[2]}.jpg", f"JPEGImages/{name[4]}/{name[3]}.jpg") for name in names if name]
 
 
 def parts(root: Path, spec: SPairSpec) -> list[SPairSpec]:

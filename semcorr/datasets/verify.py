@@ -8,8 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from tqdm import tqdm
-
+from semcorr.artifacts.progress import progress
 from semcorr.datasets.base import IMAGE_SCHEMA, PAIR_SCHEMA, Benchmark, Image, Pair, index_table
 from semcorr.datasets.decode import AGAIN, decode, stored_orientation
 from semcorr.datasets.formats import reader
@@ -56,7 +55,7 @@ def require_tables(benchmark: Benchmark) -> None:
 def _each(verify: Callable[[T], R], images: Sequence[T]) -> list[R]:
     """Apply `verify` to each image in parallel, with a progress bar; results are in order."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(tqdm(pool.map(verify, images), total=len(images), unit="image", desc="verifying", disable=None))
+        return list(progress(pool.map(verify, images), total=len(images), unit="image", desc="verifying"))
 
 
 def summary(benchmark: Benchmark) -> str:

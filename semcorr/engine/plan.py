@@ -12,24 +12,40 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from semcorr.artifacts.files import project_path
 from semcorr.artifacts.provenance import expect
 from semcorr.datasets import toy
 from semcorr.datasets.base import read_images, read_pairs
+from semcorr.datasets.listing import count
 from semcorr.engine.current import Current
 from semcorr.engine.graph import Graph, Job
+from semcorr.engine.run_cache import restorable
 from semcorr.errors import UserError
 from semcorr.geometry import resized_size
 from semcorr.networks import runtime
 from semcorr.networks.backbones import build
 from semcorr.networks.backbones.base import Backbone
-from semcorr.params import DatasetSpec, ImageBatches, Params, ToySource
+from semcorr.params import (
+    DatasetSpec,
+    ImageBatches,
+    Params,
+    PathSource,
+    PFPascalSpec,
+    PFWillowSpec,
+    SPairSpec,
+    ToySource,
+)
 
 # Seconds of start-up per stage; the others load a network.
 START = {"validate": 0.3, "fetch": 2.0, "match": 3.0, "evaluate": 1.0, "report": 2.0, "headline": 1.0, "draw": 1.5}
 LOADED = 5.0
+RESTORING = 1.0  # seconds for a job whose outputs DVC has
+CACHED = "from cache (dvc repro)"
 BACKWARD = 2.0  # cost of a backward pass relative to a forward one
 KEYPOINT_BYTES = 150  # per row of matches
 SPAIR = {"trn": (990, 53_340, 10_652), "val": (324, 5_384, 1_070), "test": (486, 12_234, 2_438)}  # images, large, small
+PFPASCAL = {"trn": 1_470, "val": 308, "test": 299}  # pairs, without mirrored copies
+KEYPOINTS = {"spair": 7.2, "pfwillow": 10, "pfpascal": 7, "ap10k": 11}  # per pair, as usual
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +55,7 @@ class Size:
     Attributes:
         images, pairs, keypoints: counts.
         shape: (height, width) of a typical image, in pixels.
-        known: counted in its index, rather than estimated from params.yaml.
+        known: counted in its index, rather than estimated before it is fetched.
     """
 
     images: int
@@ -66,11 +82,12 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One job that would run."""
+    """One job that would run, or be restored from DVC's cache at no cost but time."""
 
     job: Job
     why: str
     cost: Cost | None
+    cached: bool = False
 
 
 def _is_asked_for(index: Job) -> bool:
@@ -89,28 +106,52 @@ def size(dataset: DatasetSpec, index: Job) -> Size | None:
         shape = tuple(np.median([(image.height, image.width) for image in images], axis=0).astype(int).tolist())
         keypoints = sum(len(pair.keypoint_ids) for pair in pairs)
         return Size(images=len(images), pairs=len(pairs), keypoints=keypoints, shape=shape, known=True)
-    match dataset.expect:
-        case "spair71k":
-            count, large, small = SPAIR[dataset.split]
-            listed = large if dataset.layout == "large" else small
-            whole = Size(images=count, pairs=listed, keypoints=round(7.2 * listed), shape=(375, 500), known=False)
-        case "pfwillow":
-            whole = Size(images=100, pairs=900, keypoints=9_000, shape=(225, 300), known=False)
-        case _ if isinstance(dataset.sources[0], ToySource):
-            whole = _toy(dataset, dataset.sources[0])
-        case _:
-            return None
-    limit = dataset.limit
-    if limit is None or limit >= whole.pairs:
+    for source in dataset.sources:
+        if isinstance(source, ToySource):
+            return _limited(_toy(dataset, source), dataset.limit)
+        if isinstance(source, PathSource) and (path := project_path(source.path)).exists():
+            if counted := count(path, dataset):
+                return _estimate(dataset, *counted)
+            break
+    return _limited(_published(dataset), dataset.limit)
+
+
+def _estimate(dataset: DatasetSpec, images: int, pairs: int, shape: tuple[int, int]) -> Size:
+    """A size whose keypoints are as many as usual in the format."""
+    keypoints = round(KEYPOINTS[dataset.format] * pairs)
+    return Size(images=images, pairs=pairs, keypoints=keypoints, shape=shape, known=False)
+
+
+def _published(dataset: DatasetSpec) -> Size | None:
+    """The size of a published benchmark, from its authors' counts; None if it is none."""
+    if dataset.expect == "any":
+        return None
+    match dataset:
+        case SPairSpec():
+            images, large, small = SPAIR[dataset.split]
+            return _estimate(dataset, images, large if dataset.layout == "large" else small, (375, 500))
+        case PFWillowSpec():
+            subsets = len(dataset.subsets) if dataset.subsets else 10
+            return _estimate(dataset, 10 * subsets, 90 * subsets, (225, 300))
+        case PFPascalSpec():
+            return _estimate(dataset, 2 * PFPASCAL[dataset.split], PFPASCAL[dataset.split], (375, 500))
+    return None
+
+
+def _limited(whole: Size | None, limit: int | None) -> Size | None:
+    """The size of the first `limit` pairs."""
+    if whole is None or limit is None or limit >= whole.pairs:
         return whole
     keypoints = round(whole.keypoints * (limit / whole.pairs))
-    return Size(images=min(whole.images, 2 * limit), pairs=limit, keypoints=keypoints, shape=whole.shape, known=False)
+    return replace(whole, images=min(whole.images, 2 * limit), pairs=limit, keypoints=keypoints)
 
 
 def _toy(dataset: DatasetSpec, source: ToySource) -> Size:
     """The estimated size of a drawn dataset: nearly every pair of a category shares enough keypoints."""
     kinds = len(toy.CATEGORIES if dataset.format == "spair" else toy.WILLOW)
     each = source.images.get(dataset.split if dataset.format == "spair" else "all", 0)
+    if isinstance(dataset, PFWillowSpec) and dataset.subsets:
+        kinds = len(dataset.subsets)
     pairs = kinds * each * (each - 1)
     return Size(images=kinds * each, pairs=pairs, keypoints=10 * pairs, shape=toy.SIZES[-1], known=False)
 
@@ -240,11 +281,23 @@ def rate(device: torch.device, compute: str, threads: int, seconds: float = 1.0)
     return 0.5 * count * 2 * 2048 * 768 * 3072 / took
 
 
-def steps(params: Params) -> list[Step]:
-    """All jobs that would run."""
+def steps(params: Params, *, restores: bool = True) -> list[Step]:
+    """All jobs that would run.
+
+    Args:
+        params: the experiment.
+        restores: whether the engine restores from DVC's cache what it holds, as `dvc repro` does.
+    """
     graph = Graph(params)
-    stale, costs = Current(graph).stale, Costs(graph)
-    return [Step(job=job, why=stale[job.name], cost=costs.of(job)) for job in graph.jobs() if job.name in stale]
+    current, costs = Current(graph), Costs(graph)
+    cached = restorable(graph, current) if restores else set()
+    return [
+        Step(job=job, why=CACHED, cost=Cost(seconds=RESTORING), cached=True)
+        if job.name in cached
+        else Step(job=job, why=current.stale[job.name], cost=costs.of(job))
+        for job in graph.jobs()
+        if job.name in current.stale
+    ]
 
 
 def describe(planned: list[Step], speed: float, where: str, every: bool) -> list[str]:
@@ -256,11 +309,19 @@ def describe(planned: list[Step], speed: float, where: str, every: bool) -> list
         rows.setdefault(step.job.title if every else step.job.stage, []).append(step)
     width = max(map(len, rows))
     lines = [f"{'':{width}}  jobs   network passes      time       disk  why (of the first)"]
-    lines += [f"{name:{width}}  {_sum(steps, speed)}  {steps[0].why}" for name, steps in rows.items()]
+    lines += [f"{name:{width}}  {_sum(steps, speed)}  {_why(steps)}" for name, steps in rows.items()]
     lines.append(f"{'all':{width}}  {_sum(planned, speed)}  one job after another, {where}")
     if any(step.cost is None for step in planned):
         lines.append("* without jobs on datasets whose size is known only once they are fetched")
     return lines
+
+
+def _why(steps: list[Step]) -> str:
+    """Why the first of some jobs would run, and how many would only be restored."""
+    run = [step.why for step in steps if not step.cached]
+    if not run:
+        return CACHED
+    return run[0] if len(run) == len(steps) else f"{run[0]}; {len(steps) - len(run)} {CACHED}"
 
 
 def _sum(steps: list[Step], speed: float) -> str:

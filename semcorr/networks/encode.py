@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from semcorr.artifacts import store
+from semcorr.artifacts.progress import progress
 from semcorr.datasets.base import Image, read_image, read_images
 from semcorr.errors import UserError
 from semcorr.geometry import Grid, resized_size
@@ -70,7 +70,7 @@ def fill(kept: StoreTarget, entries: dict[str, store.Entry], arrays: Callable[[s
     """
     with (
         store.create(kept.path, kept.record, entries, kept.precision, kept.resume_key) as writer,
-        tqdm(total=len(entries), unit="image", desc=kept.title, disable=None, initial=len(writer.done)) as bar,
+        progress(total=len(entries), unit="image", desc=kept.title, initial=len(writer.done)) as bar,
         torch.inference_mode(),
         _Background(lambda image_id, array: writer.add(image_id, array)) as background,
     ):

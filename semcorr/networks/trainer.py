@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from PIL import Image as PillowImage
 from torch import Tensor
-from tqdm import tqdm
 
 from semcorr import pck
 from semcorr.artifacts.files import replacing
+from semcorr.artifacts.progress import logging_beside_bar, progress
 from semcorr.artifacts.store import Store
 from semcorr.datasets.archive import verify_members
 from semcorr.datasets.base import Pair
@@ -113,8 +113,8 @@ class Trainer:
         self._resume()
         logger.info("%s: %s", self.title, self.batches.describe())
         saved = time.monotonic()
-        hidden = None if self.group.first else True  # None: shown on a terminal only
-        with tqdm(total=self.steps, initial=state["step"], unit="step", desc=self.title, disable=hidden) as bar:
+        count = {"total": self.steps, "initial": state["step"], "disable": not self.group.first}
+        with logging_beside_bar(), progress(**count, unit="step", desc=self.title) as bar:
             if not state["curve"]:
                 self._validate(held_out, epoch=0)
             while state["epoch"] <= last and not self._patience_is_over():
@@ -123,7 +123,8 @@ class Trainer:
                     value = self._update(trunk, updates[state["update"]])
                     state["update"] += 1
                     bar.update()
-                    bar.set_postfix(loss=f"{value:.3f}", pck=f"{state['curve'][-1][2]:.3f}")
+                    reached = {"loss": f"{value:.3f}", "PCK": f"{100 * state['curve'][-1][2]:.1f} %"}
+                    bar.set_postfix(reached, refresh=False)
                     if time.monotonic() - saved > SAVE_EVERY:
                         self._save()
                         saved = time.monotonic()
@@ -202,6 +203,11 @@ class Trainer:
         score = self._score(held_out) if self.group.first else 0.0
         score = self.group.sum([torch.tensor(score, dtype=torch.float64, device=self.device)])[0].item()
         state["curve"].append([state["step"], epoch, score])
+        if self.group.first:
+            reached = f"PCK@{VALIDATION_THRESHOLD:.2f} {100 * score:.1f} % on the validation pairs"
+            mean = self.curve()[-1]["loss"]
+            when = f"epoch {epoch} of {self.tuning.epochs}: loss {mean:.3f}" if epoch else "before training"
+            logger.info("%s: %s, %s", self.title, when, reached)
         if epoch and score > state["best_score"]:
             best = self.carried | self.tuned.export()
             state |= {"best": best, "best_score": score, "best_epoch": epoch, "worse": 0}

@@ -1,10 +1,7 @@
 """draw: pictures of a few pairs of each category, best, median and worst, and similarity maps of a few keypoints."""
 
-from functools import partial
-
-from tqdm import tqdm
-
 from semcorr import pck
+from semcorr.artifacts.progress import progress
 from semcorr.artifacts.provenance import expect, provenance, read_table, write_result
 from semcorr.artifacts.store import Store
 from semcorr.datasets.base import read_images
@@ -25,7 +22,6 @@ def draw(job: Job, params: Params) -> str:
     folder = job.inputs["images"].parent / "images"
     files = {image.id: folder / image.file for image in read_images(job.inputs["images"])}
     shown = {category: ranked(part) for category, part in matches.groupby("category")}
-    progress = partial(tqdm, unit="category", desc=job.title, disable=None)
     with Store(job.inputs["store"], job.expects["store"]) as store:
         inputs["store"] = store.provenance
         [rule] = params.rules.values()  # the job's parameters hold only this one
@@ -35,7 +31,7 @@ def draw(job: Job, params: Params) -> str:
                 "pairs": [pair_picture(rank, rows, files) for rank, rows in pairs.items()],
                 "maps": similarity_maps(pairs["median"], files, store, rule.sampling),
             }
-            for category, pairs in progress(shown.items())
+            for category, pairs in progress(shown.items(), unit="category", desc=job.title)
         ]
     write_result(
         job.outputs["gallery"],

@@ -5,9 +5,9 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 import torch
-from tqdm import tqdm
 
 from semcorr import pck
+from semcorr.artifacts.progress import progress
 from semcorr.artifacts.provenance import expect, provenance, write_table
 from semcorr.artifacts.store import Store
 from semcorr.datasets.base import Pair, read_pairs
@@ -33,7 +33,7 @@ def match(job: Job, params: Params) -> str:
             lambda image_id: (torch.from_numpy(features.array(image_id)).to(device), features.grid(image_id)),
             rule.sampling,
             readout(rule),
-            partial(tqdm, unit="target", desc=job.title, disable=None),
+            partial(progress, unit="target", desc=job.title),
         )
         sizes = {pair.target: features.grid(pair.target).image_size for pair in pairs}
     table = _table(pairs, answers, sizes)

@@ -4,16 +4,22 @@ The command line has already validated params.yaml itself, as for every stage. T
 `dvc repro` and tells DVC about code and files on this machine.
 """
 
-from semcorr.engine import basis
+import logging
+
+from semcorr.engine import basis, project
 from semcorr.engine.graph import Graph, Job
 from semcorr.engine.memory import Memory
 from semcorr.networks import architectures
 from semcorr.params import Params
 
+logger = logging.getLogger(__name__)
+
 
 def validate(job: Job, params: Params) -> str:
     """Check params.yaml against its networks, and write the basis; if that is unchanged, nothing re-runs."""
     architectures.check(params)
+    if another := project.another_version():
+        logger.warning(another)
     memory = Memory()
     basis.write(basis.texts(Graph(params), memory))
     memory.save()

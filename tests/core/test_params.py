@@ -4,6 +4,7 @@ import copy
 import json
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 from conftest import setting
@@ -30,12 +31,31 @@ def test_both_engines_read_the_same(path):
 
 
 def test_committed_params_are_the_demo():
-    assert (ROOT / "params.yaml").read_text() == (ROOT / "workflow/presets/demo.yaml").read_text()
+    assert (ROOT / "params.yaml").read_text() == params.placed((ROOT / "workflow/presets/demo.yaml").read_text())
+
+
+@pytest.mark.parametrize("path", [ROOT / "params.yaml", *PRESETS], ids=lambda path: path.stem)
+def test_editors_find_the_schema(path):
+    """By the first line, whose path is relative to the file, as editors read it."""
+    head, _, schema = path.read_text().splitlines()[0].partition("$schema=")
+    assert head == "# yaml-language-server: "
+    assert (path.parent / schema).resolve() == ROOT / params.SCHEMA
 
 
 def test_schema_is_up_to_date():
     written = json.loads((ROOT / "workflow/schemas/params.schema.json").read_text())
     assert written == params.Params.model_json_schema(), "run: semcorr schema"
+
+
+def test_every_key_has_a_description_and_valid_examples():
+    schema = params.Params.model_json_schema()
+    for model in (schema, *schema["$defs"].values()):
+        for name, key in model["properties"].items():
+            assert key["description"], name
+            validator = jsonschema.Draft202012Validator(key | {"$defs": schema["$defs"]})
+            assert key["examples"], name
+            for example in key["examples"]:
+                assert not [*validator.iter_errors(example)], f"{name}: {example}"
 
 
 def _drop(*path):
@@ -153,6 +173,58 @@ def test_every_mistake_is_reported(smoke):
     with pytest.raises(UserError) as raised:
         params.validate(values, "params.yaml")
     assert len(str(raised.value).splitlines()) == 2
+
+
+def _told(values: dict) -> list[str]:
+    with pytest.raises(UserError) as raised:
+        params.validate(values, "params.yaml")
+    return [line.removeprefix("params.yaml: ").partition(":")[0] for line in str(raised.value).splitlines()]
+
+
+def test_what_contradicts_is_reported_at_once(smoke):
+    """Turning tuning off changes four other keys; and what is unknown here hides nothing there."""
+    values = copy.deepcopy(smoke)
+    values["grid"]["tunings"] = []
+    assert _told(values) == ["grid.weights", "grid.train", "grid.validate", "grid.trunks"]
+    values = copy.deepcopy(smoke)
+    values["grid"] |= {"backbones": ["nope", "dinov3_tiny"], "tunings": ["nope", "last1"], "train": None}
+    values["trunk"]["blocks"] = 3
+    values["tunings"]["last1"]["blocks"] = 4
+    keys = ["grid.backbones", "grid.tunings", "grid.weights", "grid.train", "tunings.last1.blocks", "trunk.blocks"]
+    assert _told(values) == keys
+
+
+@pytest.mark.parametrize("part", ["datasets", "backbones", "tunings"])
+def test_an_entry_may_start_from_another(smoke, part):
+    """The error says how, and what it says works in both engines, since presets have the anchors."""
+    text = (ROOT / "workflow/presets/smoke.yaml").read_text()
+    first, keys = next(iter(smoke[part].items()))
+    kept = {key: keys[key] for key in ("format",) if key in keys}  # without it, other keys cannot be told
+    values = copy.deepcopy(smoke)
+    values[part]["mine"] = kept
+    with pytest.raises(UserError) as raised:
+        params.validate(values, "x")
+    hint = f"mine: {{<<: *{first}, ...}}"
+    missing = ", ".join(key for key in keys if key not in kept)
+    assert str(raised.value) == f"x: {part}.mine: missing {missing}; to start from another entry: {hint}"
+    own = hint.replace("...", "limit: 1" if part == "datasets" else "seed: 5" if part == "tunings" else "layer: 1")
+    lines = text.splitlines()
+    end = next(at for at in range(lines.index(f"{part}:") + 1, len(lines)) if lines[at][:1].isalpha())
+    text = "\n".join([*lines[:end], f"  {own}", *lines[end:]])
+    read = params.read_text(text, Path("x"))  # by both engines' readers
+    changed = yaml.safe_load(own.partition(", ")[2].removesuffix("}"))
+    assert read[part]["mine"] == keys | changed
+    assert params.validate(read, "x").unused == [f"{part}.mine"]
+
+
+def test_what_no_grid_names_is_unused(smoke):
+    assert params.validate(smoke, "x").unused == []
+    values = copy.deepcopy(smoke)
+    values["grid"] |= {"backbones": ["sam_tiny"], "rules": ["argmax"]}
+    values["datasets"]["mine"] = values["datasets"]["toy_willow"]
+    values["baselines"]["mine"] = {"kind": "random", "seed": 0}
+    unused = ["datasets.mine", "backbones.dinov2_tiny", "backbones.dinov3_tiny", "baselines.mine", "rules.softargmax"]
+    assert params.validate(values, "x").unused == unused
 
 
 @pytest.mark.parametrize("text", ["a: [", "a: 1\na: 2", "- 1\n- 2\n", ""])

@@ -145,7 +145,7 @@ FETCHED = EVERYTHING - {f"weights@{B}-frozen"}
 READ_OUT = FINETUNE | MATCH
 # Module or template -> what runs again where it does something else.
 MODULES: dict[str, set[str]] = {
-    **dict.fromkeys((f"artifacts/{name}.py" for name in ("__init__", "files", "provenance")), EVERYTHING),
+    **dict.fromkeys((f"artifacts/{name}.py" for name in ("__init__", "files", "progress", "provenance")), EVERYTHING),
     **dict.fromkeys((f"datasets/{name}.py" for name in ("__init__", "archive", "download")), EVERYTHING),
     **dict.fromkeys(("stages/weights.py", "tensors.py", "geometry.py", "networks/__init__.py"), WEIGHTS),
     **dict.fromkeys((f"networks/backbones/{name}.py" for name in ("__init__", "base", "timm")), WEIGHTS),
@@ -174,12 +174,16 @@ MODULES: dict[str, set[str]] = {
     **dict.fromkeys((f"datasets/{name}.py" for name in ("ap10k", "pfpascal", "pfwillow")), NOTHING),
     "networks/backbones/sam.py": NOTHING,
     # What decides or shows, and computes nothing.
+    **dict.fromkeys(("datasets/listing.py", "engine/run_cache.py"), NOTHING),
     **dict.fromkeys((f"engine/{name}.py" for name in ("__init__", "at_work", "basis", "code", "current")), NOTHING),
     **dict.fromkeys((f"engine/{n}.py" for n in ("graph", "dvc_sync", "markers", "memory", "plan", "shipped")), NOTHING),
     **dict.fromkeys((f"api/{n}.py" for n in ("__init__", "backbone", "datasets", "evaluator", "matcher")), NOTHING),
     **dict.fromkeys(("api/images.py", "api/serve.py", "api/templates/serve.html", "report/compare.py"), NOTHING),
+    "report/references.py": NOTHING,
     **dict.fromkeys(("networks/architectures.py", "networks/published.py", "stages/validate.py"), NOTHING),
+    **dict.fromkeys(("engine/project.py", "engine/templates/README.md"), NOTHING),
     **dict.fromkeys(("__init__.py", "__main__.py", "cli.py", "errors.py", "params.py"), NOTHING),
+    **dict.fromkeys(("engine/run.py", "report/plain.py"), NOTHING),
     "stages/__init__.py": EVERYTHING,
 }
 

@@ -13,6 +13,7 @@ from semcorr import params as experiment
 from semcorr.engine.markers import marker as marker_of
 from semcorr.errors import UserError
 from semcorr.engine.dvc_sync import DVCSync
+from semcorr.engine.project import another_version
 
 
 def load_experiment():
@@ -24,6 +25,8 @@ def load_experiment():
                 "params.yaml: --config and --configfile are not supported, since the stages and DVC could not see "
                 "them, and numbers must be written as 1.0e-4, not 1e-4. Edit params.yaml"
             )
+        if workflow.is_main_process and (another := another_version()):
+            logger.warning(another)
         graph = stage_graph.Graph(values)
         # Cluster jobs read this file too, but plan nothing.
         return graph, DVCSync(graph, sys.argv[1:], plans=workflow.is_main_process)
