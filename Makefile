@@ -6,7 +6,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 SHELL := /bin/bash
-PACKAGES := $(shell grep -c "^[a-z].*==" requirements.lock)
 # Versions come from the lock alone, whatever constraints this machine's pip is configured with.
 PIP := PIP_CONSTRAINT=/dev/null PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip
 
@@ -26,7 +25,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@test '$(ALIVE)' = yes || { rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); }
 	@echo "Installing the locked dependencies into $(VENV) (once; a few minutes, 7 GB)"
 	@set -o pipefail; $(PIP) install --progress-bar off --require-hashes --no-deps -r requirements.lock | awk '\
-		/^Collecting/ && ++n % 25 == 0 {print "  " n " of $(PACKAGES) packages"; fflush()} \
+		/^Collecting/ && ++n % 25 == 0 {print "  " n " packages"; fflush()} \
 		/^Installing/ {print "  " n " packages, unpacking (a minute or two)"; fflush()}'
 	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@

@@ -227,7 +227,7 @@ def preset(options: argparse.Namespace) -> None:
         forget_links()
     changes = [f"{key}={value}" for key, value in after.items() if before.get(key, ...) != value]
     changed = f" with {', '.join(changes)}" if changes else ""  # an alias may have repeated a change elsewhere
-    print(f"params.yaml is now {path}{changed}. Bring the results up to date: dvc repro (or snakemake --cores all)")
+    print(f"params.yaml is now {path}{changed}. To run it: semcorr run (or dvc repro, or snakemake --cores all)")
 
 
 def _is_kept(file: Path) -> bool:
