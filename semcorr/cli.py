@@ -143,6 +143,8 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", module="PIL")  # about odd tags and large images
     options = parser().parse_args(arguments)
     try:
+        if isinstance(getattr(options, "json", None), Path) and options.json != Path("-"):
+            options.json = options.json.absolute()  # before the folder is changed
         if options.verb in graph.STAGES or options.verb in PROJECT_VERBS:
             _enter_project()
         if options.verb in graph.STAGES:
@@ -211,7 +213,7 @@ def preset(options: argparse.Namespace) -> None:
     text = params.placed(path.read_text(encoding="utf-8"))
     before = params.leaves(params.read_text(text, path))
     if options.set:
-        text = params.apply_changes(text, options.set, str(path))
+        text, _ = params.fill_in(params.apply_changes(text, options.set, str(path)), f"{path} with --set")
     after = params.leaves(params.read_text(text, path))
     params.validate(params.read_text(text, path), where=str(path))
     replaced = file.exists() and file.read_text(encoding="utf-8", errors="replace") != text
@@ -291,14 +293,15 @@ def plan(options: argparse.Namespace) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Bring the experiment up to date, showing how far it is, and print its results."""
+    from semcorr.engine import run as runs
+
+    _enter_project()
+    runs.require_project(options.engine)
     if options.preset:
         preset(argparse.Namespace(name=options.preset, set=options.set, force=options.force))
     elif options.set:
-        raise UserError("--set: needs a preset, whose keys it changes; or edit params.yaml")
-    _enter_project()
+        raise UserError("--set: put the preset, whose keys it changes, before it; or edit params.yaml")
     values = params.load()
-    from semcorr.engine import run as runs
-
     for lock in runs.repair():
         print(f"{lock}: removed, since the process that held it was killed")
     if Current(graph.Graph(values)).stale:
@@ -307,7 +310,7 @@ def run(options: argparse.Namespace) -> None:
         try:
             runs.run(options.engine, progress, _show)
         except KeyboardInterrupt:
-            print("Stopped. To continue: semcorr run", file=sys.stderr)
+            print(f"Stopped. To continue: {runs.again(options.engine)}", file=sys.stderr)
             raise
     else:
         print("Everything is up to date.")
@@ -352,15 +355,21 @@ def compare(options: argparse.Namespace) -> None:
     from semcorr import pck
     from semcorr.report import compare
 
+    if options.json and (options.json.is_dir() or not options.json.parent.is_dir()):
+        raise UserError(f"--json {options.json}: give the name of a file in a folder that exists")
     values = params.load()
     known = [pck.threshold_key(threshold) for threshold in values.evaluate.thresholds]
     if options.threshold not in known:
         raise UserError(f"--threshold {options.threshold}: not among evaluate.thresholds; allowed: {', '.join(known)}")
     rows = compare.compare(options.first, options.second, values)
+    result = {"first": options.first, "second": options.second, "rows": rows}
+    if options.json == Path("-"):
+        print(json.dumps(result, indent=2))
+        return
     print(compare.table(rows, options.threshold))
     print(compare.method(values.evaluate))
     if options.json:
-        write_json(options.json, {"first": options.first, "second": options.second, "rows": rows})
+        write_json(options.json, result)
 
 
 def verify(options: argparse.Namespace) -> None:
@@ -471,10 +480,13 @@ def table(_: argparse.Namespace) -> None:
     if not job.outputs["markdown"].exists():
         raise UserError(f"{job.outputs['markdown']}: not made yet. Run: dvc repro (or snakemake --cores all)")
     expect(job.outputs["html"], job.fingerprint)
-    print(plain(job.outputs["markdown"].read_text(encoding="utf-8")))
-    print(f"Report: {job.outputs['html']}")
     if why := Current(experiment).stale.get(job.name):
         print(f"Not up to date: {why}; see semcorr plan", file=sys.stderr)
+    try:
+        print(plain(job.outputs["markdown"].read_text(encoding="utf-8")))
+    except (ValueError, IndexError):
+        raise UserError(f"{job.outputs['markdown']}: damaged. Make it again: semcorr run") from None
+    print(f"Report: {job.outputs['html']}")
 
 
 def schema(_: argparse.Namespace) -> None:

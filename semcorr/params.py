@@ -10,6 +10,7 @@ import functools
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
@@ -32,6 +33,7 @@ from ruamel.yaml.representer import RoundTripRepresenter
 from semcorr.errors import UserError
 
 PARAMS_FILE = Path("params.yaml")
+COMMENT = re.compile(r"(?:^|\s)(#.*)$", re.MULTILINE)
 PRESETS = Path("workflow/presets")
 SCHEMA = Path("workflow/schemas/params.schema.json")
 MODELINE = "# yaml-language-server: $schema="  # a first line by which editors find the schema
@@ -549,7 +551,7 @@ class Params(Model):
         """The tuned blocks must exist and contain all feature layers."""
         spec, blocks = self.backbones[name], self.trunk.blocks
         if spec.debias is not None:
-            yield f"backbones.{name}.debias", "tuned features are not debiased; allowed with grid.tunings: null"
+            yield f"backbones.{name}.debias", "tuned features are not debiased; allowed with grid.tunings: []"
         highest, lowest = spec.layers[-1], spec.layers[0]
         if highest == "neck" or lowest == "neck":
             return
@@ -720,6 +722,8 @@ def fill_in(text: str, where: str) -> tuple[str, list[str]]:
                 changes.append(f"{key}: {_inline(before)} -> {_inline(values[part][name])}")
     new = _written(values) if changes else text
     validate(read_text(new, Path(where)), where)
+    if lost := Counter(COMMENT.findall(text)) - Counter(COMMENT.findall(new)):
+        raise UserError(f"{where}: would lose {min(lost)!r}, so it was not changed. Set by hand: {'; '.join(changes)}")
     return new, changes
 
 

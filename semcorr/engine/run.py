@@ -31,7 +31,7 @@ DVC_NOISE = re.compile(
     r"\s*git add .*|To enable auto staging.*|\s*dvc config core.autostage.*|Use `dvc push`.*|params.yaml is valid|\s*"
 )
 SNAKEMAKE_RULE = re.compile(r"(?:local)?rule (\w+):")
-SNAKEMAKE_ERROR = re.compile(r"Error in rule|.*(Error|Exception)( in |:)|semcorr: |stale: ")
+SNAKEMAKE_ERROR = re.compile(r"Error in rule|.*(Error|Exception)( in |:)|semcorr: ")
 
 
 def repair() -> list[str]:
@@ -128,7 +128,25 @@ def run(engine: str, progress: Progress, show: Callable[[str], None]) -> None:
     finally:
         code = process.wait()
     if code:
-        raise UserError(f"{engine} stopped with an error, see above. Fix it and continue with: semcorr run")
+        raise UserError(f"{engine} stopped with an error, see above. Fix it and continue with: {again(engine)}")
+
+
+def again(engine: str) -> str:
+    """The command that continues a run."""
+    return "semcorr run" if engine == "dvc" else f"semcorr run --engine {engine}"
+
+
+def require_project(engine: str) -> None:
+    """Check that the current folder is a project in which an engine can run.
+
+    Raises:
+        UserError: it is not; nothing has been written.
+    """
+    if not all(Path(name).exists() for name in ("dvc.yaml", "Snakefile")):
+        raise UserError("no project here, with dvc.yaml and Snakefile. Make one: semcorr init FOLDER")
+    inside = subprocess.run(["git", "rev-parse", "--is-inside-work-tree"], capture_output=True, check=False)
+    if engine == "dvc" and inside.returncode:
+        raise UserError("this folder is in no git repository, which DVC needs. Make one: git init")
 
 
 def _follow_dvc(lines: Iterator[str], progress: Progress, show: Callable[[str], None]) -> None:
@@ -140,16 +158,17 @@ def _follow_dvc(lines: Iterator[str], progress: Progress, show: Callable[[str], 
 
 
 def _follow_snakemake(lines: Iterator[str], progress: Progress, show: Callable[[str], None]) -> None:
-    """Snakemake names a rule, then its wildcards; a blank line ends the block."""
+    """Snakemake names a rule, then its wildcards if it has any, then its resources."""
     rule, wildcards, failed = "", "", False
     for line in map(str.rstrip, lines):
-        failed = failed or bool(SNAKEMAKE_ERROR.match(line) and not line.startswith("stale: "))
-        if match := SNAKEMAKE_RULE.fullmatch(line):
+        failed = failed or bool(SNAKEMAKE_ERROR.match(line))
+        match = SNAKEMAKE_RULE.fullmatch(line)
+        if rule and (match or not line or line.startswith("[") or line.strip().startswith("resources:")):
+            progress.begin("@".join(filter(None, [rule, wildcards])))
+            rule = ""
+        if match:
             rule, wildcards = match[1], ""
         elif line.strip().startswith("wildcards: "):
             wildcards = "-".join(pair.partition("=")[2] for pair in line.partition(": ")[2].split(", "))
-        elif not line and rule:
-            progress.begin("@".join(filter(None, [rule, wildcards])))
-            rule = ""
-        if failed or SNAKEMAKE_ERROR.match(line):
+        if failed or line.startswith("stale: "):
             show(f"    {line}")

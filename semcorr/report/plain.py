@@ -30,17 +30,17 @@ def _aligned(rows: list[list[str]]) -> list[str]:
     said = [f"{name} {values[0]}" for name, *values in columns[:3] if len(set(values)) == 1 and len(body) > 1]
     shown = [column for at, column in enumerate(columns) if at >= 3 or len(set(column[1:])) > 1 or len(body) == 1]
     axes = len(shown) - len(columns[3:])
+    # Where there is no star, a space, so that digits stand below each other.
+    shown[axes:] = [[cell if cell.endswith("*") else f"{cell} " for cell in column] for column in shown[axes:]]
     widths = [max(map(len, column)) for column in shown]
     while sum(widths) + 2 * len(widths) > WIDTH and len(widths) > axes + 1:
         shown.pop(), widths.pop()
-    cells = [
-        "  ".join(
-            cell.ljust(width) if at < axes else f"{cell:>{width}}" if cell.endswith("*") else f"{cell:>{width - 1}} "
-            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in zip(*shown, strict=True)
-    ]
-    return [*([f"{', '.join(said)}:", ""] if said else []), *cells]
+    lines = []
+    for row in zip(*shown, strict=True):
+        cells = [cell.ljust(width) for cell, width in zip(row[:axes], widths[:axes], strict=True)]
+        cells += [cell.rjust(width) for cell, width in zip(row[axes:], widths[axes:], strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return [*(textwrap.wrap(f"{', '.join(said)}:", WIDTH) + [""] if said else []), *lines]
 
 
 def _short(name: str) -> str:
