@@ -108,11 +108,13 @@ PAIRS = [("frozen", "2.0"), ("last2", "**12.0**")]
 
 @pytest.mark.pipeline
 def test_run_brings_results_up_to_date(finished):
-    """A change of the scores alone, through DVC; and through Snakemake; then nothing is to do."""
-    for engine, seed in (("dvc", 5), ("snakemake", 6)):
-        finished.edit(setting("evaluate", "seed", seed))
-        said = finished.run(sys.executable, "-m", "semcorr", "run", "--engine", engine)
-        assert "[1/" in said
-        assert "evaluate dinov2_tiny" in said
-        assert "PCK in percent" in said
-        assert finished.run(sys.executable, "-m", "semcorr", "run").startswith("Everything is up to date.")
+    """A change of the scores through DVC, a missing report through Snakemake; then nothing is to do."""
+    finished.edit(setting("evaluate", "seed", 5))
+    output = finished.run(sys.executable, "-m", "semcorr", "run")
+    assert "[1/8] evaluate dinov2_tiny" in output
+    assert "PCK in percent" in output
+    (finished.root / "metrics/smoke/report.html").unlink()
+    output = finished.run(sys.executable, "-m", "semcorr", "run", "--engine", "snakemake")
+    assert "[1/2] report" in output
+    assert "[2/2] headline" in output
+    assert finished.run(sys.executable, "-m", "semcorr", "run").startswith("Everything is up to date.")

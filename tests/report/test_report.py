@@ -154,7 +154,8 @@ def test_the_report_in_a_browser(finished, browser):
 def test_the_notebook_runs(finished):
     output = finished.run(sys.executable, "workflow/notebooks/explore.py")
     assert "median error" in output
-    assert output.splitlines()[0].startswith("PCK@0.10")
+    assert " against " in output.splitlines()[0]
+    assert output.splitlines()[1].startswith("PCK@0.10")
 
 
 @needs_browser
