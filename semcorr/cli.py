@@ -318,7 +318,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _show(line: str) -> None:
-    """Print a line at once, clear of a progress bar."""
+    """Print a line at once, also into a pipe."""
     print(line, flush=True)
 
 

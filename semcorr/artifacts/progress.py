@@ -17,10 +17,15 @@ logger = logging.getLogger(__name__)
 class _Lines(tqdm):
     """A bar that is logged as lines."""
 
+    logged = float("inf")  # when the last line was; tqdm already displays while it is set up
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        self.logged = time.monotonic()
+
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         """Log the state, if the last line is old enough."""
-        if msg is not None or time.monotonic() - getattr(self, "logged", time.monotonic()) < EVERY:
-            self.logged = getattr(self, "logged", time.monotonic())
+        if msg is not None or time.monotonic() - self.logged < EVERY:
             return
         self.logged = time.monotonic()
         rate = self.format_dict["rate"]

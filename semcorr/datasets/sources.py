@@ -45,7 +45,7 @@ def root_of(folder: Path, format_: str) -> Path:
     find = reader(format_).find
     root = find(folder)
     if root is None:
-        raise UserError(f"{folder}: nothing in it is in the format {format_!r}; see README, Datasets")
+        raise UserError(f"{folder}: nothing in it is in the format {format_!r}; see docs/datasets.md")
     if root != folder:
         inside = [path for path in sorted(folder.iterdir()) if path.is_dir() and find(path) == path]
         if len(inside) > 1:

@@ -112,4 +112,4 @@ def recognise(folder: Path, expect: str) -> DatasetSpec:
         if module.find(folder) is not None:
             values = {"format": name, "sources": [{"kind": "path", "path": str(folder)}], "expect": expect}
             return validate_dataset(values | module.WHOLE)
-    raise UserError(f"{folder}: in none of the known formats: {', '.join(FORMATS)}; see README, Datasets")
+    raise UserError(f"{folder}: in none of the known formats: {', '.join(FORMATS)}; see docs/datasets.md")

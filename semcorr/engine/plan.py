@@ -281,6 +281,12 @@ def rate(device: torch.device, compute: str, threads: int, seconds: float = 1.0)
     return 0.5 * count * 2 * 2048 * 768 * 3072 / took
 
 
+def speed_here(params: Params) -> tuple[float, torch.device]:
+    """Operations per second of this machine with an experiment's first backbone, and on which device."""
+    device = runtime.pick(params.runtime.device)
+    return rate(device, params.backbones[params.grid.backbones[0]].compute, params.threads), device
+
+
 def steps(params: Params, *, restores: bool = True) -> list[Step]:
     """All jobs that would run.
 
@@ -338,8 +344,6 @@ def plan(params: Params, *, tflops: float | None, every: bool) -> list[str]:
     if tflops is not None:
         speed, where = tflops * 1e12, f"at {tflops:g} TFLOP/s as given"
     else:
-        device = runtime.pick(params.runtime.device)
-        compute = params.backbones[params.grid.backbones[0]].compute
-        speed = rate(device, compute, params.threads)
+        speed, device = speed_here(params)
         where = f"at {speed / 1e12:.2g} TFLOP/s as measured on this machine ({device.type})"
     return describe(steps(params), speed, where, every)

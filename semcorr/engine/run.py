@@ -1,5 +1,7 @@
 """`semcorr run`: bring the experiment up to date through an engine, and show how far it is."""
 
+import contextlib
+import importlib.util
 import os
 import re
 import subprocess
@@ -7,17 +9,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from semcorr.artifacts.files import remove
 from semcorr.engine.at_work import others
 from semcorr.engine.dvc_sync import repository
-from semcorr.engine.plan import Step, rate, steps
 from semcorr.errors import UserError
-from semcorr.networks import runtime
 from semcorr.params import Params
+
+if TYPE_CHECKING:
+    from semcorr.engine.plan import Step
 
 COMMANDS = {
     "dvc": [sys.executable, "-m", "dvc", "repro"],
@@ -45,11 +48,9 @@ def repair() -> list[str]:
         locks.append(RWLOCK)
     if not locks or others() or _engines():
         return []
-    with repository() as repo:
-        if repo is not None:
-            with repo.lock:  # or DVC has begun meanwhile
-                for lock in locks:
-                    remove(lock)
+    with repository() as repo, repo.lock if repo is not None else contextlib.nullcontext():  # or DVC begins meanwhile
+        for lock in locks:
+            remove(lock)
     return [str(lock) for lock in locks if not lock.exists()]
 
 
@@ -69,10 +70,11 @@ def _engines() -> list[str]:
     return commands
 
 
-def planned(params: Params, engine: str) -> tuple[list[Step], float]:
+def planned(params: Params, engine: str) -> tuple[list["Step"], float]:
     """What an engine would run, and the floating-point operations per second of this machine."""
-    compute = params.backbones[params.grid.backbones[0]].compute
-    return steps(params, restores=engine == "dvc"), rate(runtime.pick(params.runtime.device), compute, params.threads)
+    from semcorr.engine.plan import speed_here, steps  # torch, which a run that has nothing to do does not need
+
+    return steps(params, restores=engine == "dvc"), speed_here(params)[0]
 
 
 class Progress:
@@ -84,7 +86,7 @@ class Progress:
         show: prints a line.
     """
 
-    def __init__(self, steps: list[Step], speed: float, show: Callable[[str], None]):
+    def __init__(self, steps: list["Step"], speed: float, show: Callable[[str], None]):
         costs = {step.job.name: step.cost for step in steps if step.cost}
         self._seconds = {name: cost.seconds + cost.flops / speed for name, cost in costs.items()}
         self.disk = sum(cost.disk for cost in costs.values())
@@ -144,6 +146,8 @@ def require_project(engine: str) -> None:
     """
     if not all(Path(name).exists() for name in ("dvc.yaml", "Snakefile")):
         raise UserError("no project here, with dvc.yaml and Snakefile. Make one: semcorr init FOLDER")
+    if importlib.util.find_spec(engine) is None:
+        raise UserError(f"{engine} is not installed. Install both engines: pip install 'semcorr[workflow]'")
     inside = subprocess.run(["git", "rev-parse", "--is-inside-work-tree"], capture_output=True, check=False)
     if engine == "dvc" and inside.returncode:
         raise UserError("this folder is in no git repository, which DVC needs. Make one: git init")

@@ -34,7 +34,8 @@ def _aligned(rows: list[list[str]]) -> list[str]:
     shown[axes:] = [[cell if cell.endswith("*") else f"{cell} " for cell in column] for column in shown[axes:]]
     widths = [max(map(len, column)) for column in shown]
     while sum(widths) + 2 * len(widths) > WIDTH and len(widths) > axes + 1:
-        shown.pop(), widths.pop()
+        shown.pop()
+        widths.pop()
     lines = []
     for row in zip(*shown, strict=True):
         cells = [cell.ljust(width) for cell, width in zip(row[:axes], widths[:axes], strict=True)]

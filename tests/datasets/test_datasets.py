@@ -20,7 +20,7 @@ from semcorr.errors import UserError
 SHARED = Path(os.environ.get("SEMCORR_DATA", Path(__file__).parents[3] / "shared/datasets"))
 shared = pytest.mark.skipif(
     not SHARED.is_dir(),
-    reason="needs real files (README, Datasets) in a folder that SEMCORR_DATA names: PF-WILLOW as PF-dataset, and "
+    reason="needs real files (docs/datasets.md) in a folder that SEMCORR_DATA names: PF-WILLOW as PF-dataset, and "
     "three pairs of SPair-71k's test with their annotations as spair-annotation-sample",
 )
 

@@ -10,6 +10,7 @@ from conftest import setting
 from semcorr import params
 from semcorr.engine import graph, run
 from semcorr.engine.plan import Cost, Step
+from semcorr.errors import UserError
 from semcorr.report.plain import WIDTH, plain
 
 
@@ -88,6 +89,31 @@ def test_locks_of_killed_engines_are_removed_and_no_others(tmp_path, monkeypatch
     locks[0].write_text('{"read": {}, "write": {}}')  # DVC's own, in use or not
     assert run.repair() == []
     assert locks[0].exists()
+
+
+def test_without_dvc_locks_of_snakemake_are_removed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lock = Path(".snakemake/locks/0.output.lock")
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    assert run.repair() == [str(lock)]
+    assert not lock.exists()
+
+
+def test_an_engine_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("dvc.yaml", "Snakefile"):
+        Path(name).touch()
+    monkeypatch.setattr(sys, "path", [])
+    for name in [name for name in sys.modules if name.partition(".")[0] == "snakemake"]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(UserError, match=r"snakemake is not installed.*semcorr\[workflow\]"):
+        run.require_project("snakemake")
+
+
+def test_nothing_to_do_is_said_without_torch():
+    code = "import sys; from semcorr.engine import run; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_tables_fit_a_terminal():

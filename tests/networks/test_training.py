@@ -1,6 +1,7 @@
 """Losses against numpy, what an epoch sees, and training runs in one process: stopped, resumed, continued, spoilt."""
 
 import json
+import logging
 import os
 import shutil
 from itertools import permutations
@@ -455,7 +456,9 @@ def test_a_run_that_was_stopped_at_its_end_is_not_trained_again(run, monkeypatch
 
 
 def test_the_last_checkpoint_of_another_run_is_not_used(run, caplog):
+    caplog.set_level(logging.INFO)
     whole = _outputs(run(epochs=1))
+    assert "epoch 1 of 1: loss " in caplog.text  # the scores of a run are told while it runs
     for changes, message in (
         ({"epochs": 1, "learning_rate": 0.5}, "not resumed, since it belongs to a different run (tunings.last1)"),
         ({"epochs": 1}, "not resumed, since it belongs to a different run (tunings.last1)"),
