@@ -120,7 +120,9 @@ def run(engine: str, progress: Progress, show: Callable[[str], None]) -> None:
         UserError: it failed.
         KeyboardInterrupt: it was stopped; it has ended by then.
     """
-    environment, dvc = os.environ | {"PYTHONUNBUFFERED": "1"}, engine == "dvc"
+    # Jobs call `python`: this one, also where its environment is not activated.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    environment, dvc = os.environ | {"PATH": path, "PYTHONUNBUFFERED": "1"}, engine == "dvc"
     # What jobs say beside goes to the terminal: bars under DVC, results under Snakemake, whose jobs have log files.
     streams: dict[str, Any] = {"stdout": subprocess.PIPE if dvc else None, "stderr": None if dvc else subprocess.PIPE}
     process: Any = subprocess.Popen(COMMANDS[engine], env=environment, text=True, **streams)

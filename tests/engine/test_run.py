@@ -1,5 +1,6 @@
 """`semcorr run`: what it says of engines' output, what it repairs, and one run through each engine."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -136,11 +137,12 @@ PAIRS = [("frozen", "2.0"), ("last2", "**12.0**")]
 def test_run_brings_results_up_to_date(finished):
     """A change of the scores through DVC, a missing report through Snakemake; then nothing is to do."""
     finished.edit(setting("evaluate", "seed", 5))
-    output = finished.run(sys.executable, "-m", "semcorr", "run")
+    elsewhere = ["env", f"PATH={os.defpath}"]  # as without an activated environment
+    output = finished.run(*elsewhere, sys.executable, "-m", "semcorr", "run")
     assert "[1/8] evaluate dinov2_tiny" in output
     assert "PCK in percent" in output
     (finished.root / "metrics/smoke/report.html").unlink()
-    output = finished.run(sys.executable, "-m", "semcorr", "run", "--engine", "snakemake")
+    output = finished.run(*elsewhere, sys.executable, "-m", "semcorr", "run", "--engine", "snakemake")
     assert "[1/2] report" in output
     assert "[2/2] headline" in output
     assert finished.run(sys.executable, "-m", "semcorr", "run").startswith("Everything is up to date.")
