@@ -127,7 +127,9 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("preset", nargs="?", help="a name in workflow/presets, or a file; default params.yaml")
     verb.add_argument("--jobs", action="store_true", help="a line per job instead of per stage")
     verb.add_argument("--tflops", type=float, help="speed of the intended machine; default: measure this one")
-    verbs.add_parser("table", help="print the current experiment's results and the path of its report")
+    verb = verbs.add_parser("table", help="print the current experiment's results and the path of its report")
+    kinds = "text (default), or for a paper markdown or latex; bold: the best, and any not significantly worse"
+    verb.add_argument("--format", choices=("text", "markdown", "latex"), default="text", help=kinds)
     verbs.add_parser("schema", help=f"write {params.SCHEMA}, the JSON schema of params.yaml")
     for stage, row in graph.STAGES.items():
         words = STAGE_HELP[stage]
@@ -314,7 +316,7 @@ def run(options: argparse.Namespace) -> None:
             raise
     else:
         print("Everything is up to date.")
-    table(options)
+    table(argparse.Namespace(format="text"))
 
 
 def _show(line: str) -> None:
@@ -473,19 +475,24 @@ def backbones(_: argparse.Namespace) -> None:
     print(f"\nDownloads are kept in {cache()}, timm's in its hub's cache.")
 
 
-def table(_: argparse.Namespace) -> None:
+def table(options: argparse.Namespace) -> None:
     """Print the current experiment's results."""
     experiment = graph.Graph(params.load())
     job = experiment.job("report")
-    if not job.outputs["markdown"].exists():
-        raise UserError(f"{job.outputs['markdown']}: not made yet. Run: dvc repro (or snakemake --cores all)")
+    written = job.outputs["latex" if options.format == "latex" else "markdown"]
+    if not written.exists():
+        raise UserError(f"{written}: not made yet. Run: dvc repro (or snakemake --cores all)")
     expect(job.outputs["html"], job.fingerprint)
     if why := Current(experiment).stale.get(job.name):
         print(f"Not up to date: {why}; see semcorr plan", file=sys.stderr)
+    text = written.read_text(encoding="utf-8")
+    if options.format != "text":
+        print(text, end="")
+        return
     try:
-        print(plain(job.outputs["markdown"].read_text(encoding="utf-8")))
+        print(plain(text))
     except (ValueError, IndexError):
-        raise UserError(f"{job.outputs['markdown']}: damaged. Make it again: semcorr run") from None
+        raise UserError(f"{written}: damaged. Make it again: semcorr run") from None
     print(f"Report: {job.outputs['html']}")
 
 

@@ -67,6 +67,35 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], "Clone"]:
     return make
 
 
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]
+
+
+class Watched:
+    """A page in a browser, and everything that it complained of or asked for."""
+
+    def __init__(self, page):
+        self.page = page
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        page.on("console", lambda message: self.complaints.append(message.text))
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("request", lambda request: self.requests.append(request.url))
+
+
+@pytest.fixture
+def watch():
+    """A function that opens a page in headless Chromium, with no network but this machine."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on the PATH; on Debian: apt install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield lambda **options: Watched(running.new_page(**options))
+        running.close()
+
+
 def setting(*path_and_value: object) -> Callable[[dict], None]:
     """A change of nested values: keys down to the place, then what to put there."""
     *path, key, value = path_and_value

@@ -156,7 +156,7 @@ def foreign(own: Path) -> dict[str, tuple[Path, Read, bool]]:
 
     def uploaded(path: Path) -> Read:
         def read() -> object:
-            answer = client.post("/image/source", data=path.read_bytes(), content_type="application/octet-stream")
+            answer = client.post("/images", data=path.read_bytes(), content_type="application/octet-stream")
             if answer.status_code == 422:
                 raise UserError(answer.json["error"])
             assert answer.status_code == 200, answer.status

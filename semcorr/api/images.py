@@ -9,6 +9,7 @@
 Points are (x, y) in pixels of the upright image, rotated as its EXIF data say.
 """
 
+import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from semcorr.networks.backbones import build, load
 from semcorr.networks.backbones.base import Backbone
 from semcorr.networks.backbones.weights import get
 from semcorr.networks.encode import dense
-from semcorr.networks.published import DEFAULT, PUBLISHED, RULES, cache
+from semcorr.networks.published import DEFAULT, PUBLISHED, RULES, cache, is_here
 from semcorr.readouts import readout
 from semcorr.report import pictures
 from semcorr.tensors import unit
@@ -52,6 +53,29 @@ def open_image(source: AnyImage) -> PillowImage.Image:
         UserError: there is no such file, or it is not a readable image.
     """
     return decode(source, upright=True)
+
+
+def digest(image: PillowImage.Image) -> str:
+    """What tells an image from others: a hash of its pixels and size."""
+    return hashlib.sha256(image.tobytes() + repr(image.size).encode()).hexdigest()
+
+
+def available() -> dict[str, list[str]]:
+    """The networks whose tensors are here, each with its weights: a Matcher of them is made without a download."""
+    file = params.find_project()
+    found: dict[str, list[str]] = {}
+    if file is not None:
+        values = params.load(file)
+        plan, grid = graph.Graph(values), values.grid
+        for name in grid.backbones:
+            jobs = {weights: plan.job("weights", name, weights) for weights in grid.baselines}
+            jobs |= {tuning: plan.job("finetune", name, tuning) for tuning in grid.tunings}
+            if made := [one for one, job in jobs.items() if (file.parent / job.outputs["tensors"]).exists()]:
+                found[name] = made
+    for name, published in PUBLISHED.items():
+        if is_here(published):
+            found.setdefault(name, ["frozen"])
+    return found
 
 
 class Matcher:
@@ -86,11 +110,11 @@ class Matcher:
         own = [] if values is None else values.grid.backbones
         self.backbone = backbone or (own[0] if own else DEFAULT)
         one_of("backbone", self.backbone, [*own, *(name for name in PUBLISHED if name not in own)])
-        rules: dict[str, params.Rule] = RULES if values is None else values.rules
+        self.rules: dict[str, params.Rule] = RULES if values is None else values.rules
         first = "softargmax" if values is None else values.grid.rules[0]
-        self.rule_name = one_of("rule", rule or first, list(rules))
-        self.rule = rules[self.rule_name]
-        self.weights = weights
+        self.rule_name = one_of("rule", rule or first, list(self.rules))
+        self.rule = self.rules[self.rule_name]
+        self.weights, self.image_size = weights, image_size
         self.device = runtime.pick("auto" if values is None else values.runtime.device)
         if values is not None and file is not None and self.backbone in own:
             self.spec = _sized(values.backbones[self.backbone], image_size)
@@ -131,10 +155,26 @@ class Matcher:
             advice = ". The package index has a small network: --backbone demo" if blocked else ""
             raise UserError(f"{self.backbone}: {error}{advice}") from None
 
+    def under(self, rule: str) -> "Matcher":
+        """The same network, sharing its cache, under another rule.
+
+        Raises:
+            UserError: there is no such rule.
+        """
+        other = copy.copy(self)
+        other.rule_name = one_of("rule", rule, list(self.rules))
+        other.rule = self.rules[rule]
+        return other
+
     @torch.inference_mode()
-    def features(self, image: PillowImage.Image) -> tuple[Tensor, Grid]:
-        """The feature map (h, w, C) of unit length, valid cells only, and its grid; cached for the last few images."""
-        key = hashlib.sha256(image.tobytes() + repr(image.size).encode()).digest()
+    def features(self, image: PillowImage.Image, key: str | None = None) -> tuple[Tensor, Grid]:
+        """The feature map (h, w, C) of unit length, valid cells only, and its grid; cached for the last few images.
+
+        Args:
+            image: upright RGB.
+            key: stands for the image in the cache; None computes one from its pixels.
+        """
+        key = key or digest(image)
         return self._seen.get(key, lambda: self._compute(image))
 
     def _compute(self, image: PillowImage.Image) -> tuple[Tensor, Grid]:
@@ -296,24 +336,46 @@ def match_images(
         UserError: an image cannot be read, a point lies outside the source, or the weights are not made yet.
     """
     images = open_image(source), open_image(target)
-    starts = _points(points, grid, images[0])
+    starts = points_on(images[0], points, grid)
     if min_similarity is not None and not -1 <= min_similarity <= 1:
         raise UserError(f"min_similarity: {min_similarity:g}; allowed: -1 to 1, a cosine")
     matcher = matcher or Matcher(backbone, weights, rule, image_size=image_size)
-    (first, first_grid), (second, second_grid) = map(matcher.features, images)
+    return between(matcher, images, starts, mutual=mutual, min_similarity=min_similarity)
+
+
+@torch.inference_mode()
+def between(
+    matcher: Matcher,
+    images: tuple[PillowImage.Image, PillowImage.Image],
+    starts: np.ndarray | None,
+    *,
+    keys: tuple[str | None, str | None] = (None, None),
+    mutual: bool = False,
+    min_similarity: float | None = None,
+) -> ImageMatches:
+    """Find points (N, 2) of one open image in another; see match_images.
+
+    Args:
+        matcher: of the network and rule to match by.
+        images: source and target.
+        starts: points of the source, all on it; None finds all mutual nearest neighbours.
+        keys: stand for the images in the matcher's cache; None computes them.
+        mutual: see match_images.
+        min_similarity: see match_images.
+    """
+    (first, first_grid), (second, second_grid) = map(matcher.features, images, keys)
     rule_name = matcher.rule_name
-    with torch.inference_mode():
-        if starts is None:
-            rule_name = "mutual nearest neighbours"
-            first_cells, second_cells, similarity = _mutual(first, second)
-            starts, predicted = first_grid.answers(first_cells), second_grid.answers(second_cells)
-        else:
-            reading = matcher.rule.sampling, readout(matcher.rule)
-            predicted, similarity = match_points(starts, (first, first_grid), (second, second_grid), *reading)
-            if mutual:
-                back, _ = match_points(predicted, (second, second_grid), (first, first_grid), *reading)
-                away = np.abs(first_grid.pixels_to_cells(back) - first_grid.pixels_to_cells(starts)).max(axis=1)
-                starts, predicted, similarity = starts[away <= 1], predicted[away <= 1], similarity[away <= 1]
+    if starts is None:
+        rule_name = "mutual nearest neighbours"
+        first_cells, second_cells, similarity = _mutual(first, second)
+        starts, predicted = first_grid.answers(first_cells), second_grid.answers(second_cells)
+    else:
+        reading = matcher.rule.sampling, readout(matcher.rule)
+        predicted, similarity = match_points(starts, (first, first_grid), (second, second_grid), *reading)
+        if mutual:
+            back, _ = match_points(predicted, (second, second_grid), (first, first_grid), *reading)
+            away = np.abs(first_grid.pixels_to_cells(back) - first_grid.pixels_to_cells(starts)).max(axis=1)
+            starts, predicted, similarity = starts[away <= 1], predicted[away <= 1], similarity[away <= 1]
     if min_similarity is not None:
         kept = similarity >= min_similarity
         starts, predicted, similarity = starts[kept], predicted[kept], similarity[kept]
@@ -344,10 +406,14 @@ def _threshold(values: np.ndarray) -> float:
     return float(edges[1 + int(np.nan_to_num(between[:-1], nan=-1.0).argmax())])
 
 
-def _points(
-    points: Sequence[Sequence[float]] | np.ndarray | None, grid: int | None, image: PillowImage.Image
+def points_on(
+    image: PillowImage.Image, points: Sequence[Sequence[float]] | np.ndarray | None, grid: int | None = None
 ) -> np.ndarray | None:
-    """The requested points (N, 2), checked to lie on the image; None if there are none."""
+    """The requested points (N, 2), checked to lie on the image; None if there are none.
+
+    Raises:
+        UserError: they are no points, or one lies outside the image.
+    """
     width, height = image.size
     if grid is not None:
         if points is not None:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -25,9 +25,9 @@ class Recent(Generic[T]):
     """A cache of the `size` values used last."""
 
     def __init__(self, size: int):
-        self._size, self._kept = size, OrderedDict[bytes, T]()
+        self._size, self._kept = size, OrderedDict[Hashable, T]()
 
-    def get(self, key: bytes, compute: Callable[[], T]) -> T:
+    def get(self, key: Hashable, compute: Callable[[], T]) -> T:
         """The value of `key`, computed if it is not cached."""
         if key not in self._kept:
             self._kept[key] = compute()

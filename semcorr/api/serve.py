@@ -1,4 +1,8 @@
-"""A local page: a click on the left image shows the matching point on the right one, and a similarity map."""
+"""A local page to play with: points on one image, where each network finds them in another, and why.
+
+The page keeps its own state, so that every tab has its own pair; the server keeps images by a hash of their pixels, and
+the networks used last.
+"""
 
 import io
 import threading
@@ -7,22 +11,54 @@ from typing import Any
 
 import flask
 import numpy as np
+from PIL import Image as PillowImage
+from werkzeug.exceptions import HTTPException
 
-from semcorr.api.images import Matcher, match_images, open_image
+from semcorr.api.images import ImageMatches, Matcher, available, between, digest, open_image, points_on
+from semcorr.api.matcher import Recent
 from semcorr.errors import UserError
 from semcorr.report import pictures
 
-SIDES = ("source", "target")
 HOSTS = ["127.0.0.1", "localhost"]
-LARGEST = 200_000_000  # bytes of an image file
-SHOWN = 1024  # longer side, in pixels, of the images sent to the page
+LARGEST = 64_000_000  # bytes of an upload
+HELD, NETWORKS = 24, 4  # images and networks kept in memory
+MOST = 100  # points of a request
+SHOWN, MAP = 1024, 224  # longer side, in pixels, of images and of similarity maps sent to the page
+POLICY = "default-src 'self' 'unsafe-inline' data: blob:; frame-ancestors 'none'"
+
+
+class Held:
+    """The images that pages have asked for, by a hash of their pixels; the last HELD, and those it was started with."""
+
+    def __init__(self) -> None:
+        self._started: dict[str, PillowImage.Image] = {}
+        self._sent: Recent[PillowImage.Image] = Recent(HELD)
+        self._lock = threading.Lock()
+
+    def add(self, image: PillowImage.Image, *, started: bool = False) -> dict[str, Any]:
+        """Keep an image, and say what a page needs to know of it."""
+        key = digest(image)
+        with self._lock:
+            if started:
+                self._started[key] = image
+            else:
+                self._sent.get(key, lambda: image)
+        return {"id": key, "size": image.size}
+
+    def __getitem__(self, key: str) -> PillowImage.Image:
+        with self._lock:
+            return self._started[key] if key in self._started else self._sent.get(key, _gone)
+
+
+def _gone() -> PillowImage.Image:
+    flask.abort(410, "this image is no longer held; choose it again")
 
 
 def application(matcher: Matcher, images: dict[str, Path]) -> flask.Flask:
-    """The page as a WSGI application, for one user at a time.
+    """The page as a WSGI application, for one user with any number of tabs.
 
     Args:
-        matcher: matches the images.
+        matcher: the network, weights and rule that the page starts with.
         images: files to start with, by "source" and "target".
 
     Raises:
@@ -31,48 +67,90 @@ def application(matcher: Matcher, images: dict[str, Path]) -> flask.Flask:
     app = flask.Flask("semcorr", template_folder=str(Path(__file__).parent / "templates"), static_folder=None)
     # Other sites open in the browser must not reach this one through a host name of theirs.
     app.config.update(TRUSTED_HOSTS=HOSTS, MAX_CONTENT_LENGTH=LARGEST)
-    held = {side: open_image(path) for side, path in images.items()}
-    lock = threading.Lock()  # one network, one click at a time
+    held = Held()
+    first = {side: held.add(open_image(path), started=True) for side, path in images.items()}
+    matchers: Recent[Matcher] = Recent(NETWORKS)
+    lock = threading.Lock()  # one network, one question at a time
+
+    def chosen(asked: dict[str, Any]) -> Matcher:
+        names = tuple(str(asked.get(part)) for part in ("backbone", "weights"))
+        if names == (matcher.backbone, matcher.weights):
+            return matcher.under(str(asked.get("rule")))
+        size = matcher.image_size
+        made = matchers.get(names, lambda: Matcher(names[0], names[1], image_size=size))
+        return made.under(str(asked.get("rule")))
+
+    def matched(asked: Any) -> ImageMatches:
+        if not isinstance(asked, dict):
+            raise UserError("the request is not a JSON object")
+        keys = (str(asked.get("source")), str(asked.get("target")))
+        source, target = held[keys[0]], held[keys[1]]
+        points = points_on(source, asked.get("points") or [])
+        if points is None or len(points) > MOST:
+            raise UserError(f"points: at most {MOST}")
+        return between(chosen(asked), (source, target), points, keys=keys)
 
     @app.get("/")
     def page() -> str:
-        names = {"backbone": matcher.backbone, "weights": matcher.weights, "rule": matcher.rule_name}
-        sizes = {side: image.size for side, image in held.items()}
-        return flask.render_template("serve.html", names=names, sizes=sizes)
+        start = {"backbone": matcher.backbone, "weights": matcher.weights, "rule": matcher.rule_name}
+        here = available()
+        here.setdefault(matcher.backbone, [])
+        if matcher.weights not in here[matcher.backbone]:
+            here[matcher.backbone].append(matcher.weights)
+        return flask.render_template("serve.html", start=start, here=here, rules=list(matcher.rules), images=first)
 
-    @app.get("/image/<any(source, target):side>")
-    def image(side: str) -> flask.Response:
-        if side not in held:
-            flask.abort(404)
-        small = held[side] if max(held[side].size) <= SHOWN else pictures.fit(held[side], SHOWN)
-        return flask.Response(pictures.encode(small), mimetype="image/webp", headers={"Cache-Control": "no-store"})
-
-    @app.post("/image/<any(source, target):side>")
-    def upload(side: str) -> dict[str, Any]:
+    @app.post("/images")
+    def upload() -> dict[str, Any]:
         if flask.request.mimetype != "application/octet-stream":  # which another site's form cannot send
-            flask.abort(415)
-        held[side] = open_image(io.BytesIO(flask.request.get_data()))
-        return {"size": held[side].size}
+            flask.abort(415, "send the file itself, as application/octet-stream")
+        return held.add(open_image(io.BytesIO(flask.request.get_data())))
 
-    @app.get("/match")
+    @app.get("/images/<key>")
+    def image(key: str) -> flask.Response:
+        found = held[key]
+        small = found if max(found.size) <= SHOWN else pictures.fit(found, SHOWN)
+        return flask.Response(pictures.encode(small), mimetype="image/jpeg", headers={"Cache-Control": "no-store"})
+
+    @app.post("/match")
     def match() -> dict[str, Any]:
-        if missing := [side for side in SIDES if side not in held]:
-            raise UserError(f"choose a {missing[0]} image first")
-        point = [flask.request.args.get(name, type=float, default=float("nan")) for name in "xy"]
         with lock:
-            matches = match_images(held["source"], held["target"], [point], matcher=matcher)
-            heatmap = matches.heatmaps()[0]
-        target = held["target"]
-        size = pictures.fit(target, min(SHOWN, max(target.size))).size
+            return matched(flask.request.get_json()).to_dict()
+
+    @app.post("/map")
+    def similarity_map() -> dict[str, Any]:
+        with lock:
+            matches = matched(flask.request.get_json())
+            heatmap = matches.heatmaps()[-1]
+        size = pictures.fit(matches.target, min(MAP, max(matches.target.size))).size
         return {
-            "target": matches.target_points[0].tolist(),
-            "similarity": float(matches.similarity[0]),
+            "target": matches.target_points[-1].tolist(),
+            "similarity": float(matches.similarity[-1]),
             "range": [float(np.min(heatmap)), float(np.max(heatmap))],
             "map": pictures.data_uri(pictures.overlay(heatmap, matches.target_grid, size)),
         }
 
+    @app.post("/picture")
+    def picture() -> flask.Response:
+        with lock:
+            drawn = matched(flask.request.get_json()).picture()
+        buffer = io.BytesIO()
+        drawn.save(buffer, "PNG")
+        return flask.Response(buffer.getvalue(), mimetype="image/png")
+
+    @app.after_request
+    def guarded(response: flask.Response) -> flask.Response:
+        response.headers["Content-Security-Policy"] = POLICY
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        return response
+
     @app.errorhandler(UserError)
     def wrong(error: UserError) -> tuple[dict[str, str], int]:
         return {"error": str(error)}, 422
+
+    @app.errorhandler(HTTPException)
+    def refused(error: HTTPException) -> tuple[dict[str, str], int]:
+        if error.code == 413:
+            return {"error": f"the file is too large; allowed: {LARGEST / 1e6:.0f} MB"}, 413
+        return {"error": error.description or error.name}, error.code or 500
 
     return app

@@ -36,7 +36,7 @@ class Stage:
         axes: of its cells, by name, in command-line order -> the key of params.yaml that lists its values.
         keys: of params.yaml, that affect the result.
         inputs, outputs: paths by role. The first output carries the fingerprint.
-        gathers: stages whose outputs are all inputs too -> the folder that holds them.
+        gathers: folders of inputs -> the stage whose outputs they hold.
         basis: what the result depends on besides these and the stage's own code; see `basis`.
     """
 
@@ -135,21 +135,22 @@ STAGES: dict[str, Stage] = {
     ),
     "draw": Stage(
         axes=STORE_AXES,
-        keys=("evaluate", "datasets.{dataset}.format", "rules.{drawn}"),
-        inputs={
-            "matches": "matches/{backbone}/{weights}/{dataset}/{drawn}.parquet",
-            "store": STORE,
-            "images": "data/{dataset}/images.parquet",
+        keys=("evaluate", "datasets.{dataset}.format"),
+        inputs={"store": STORE, "images": "data/{dataset}/images.parquet"},
+        gathers={
+            "matches/{backbone}/{weights}/{dataset}": "match",
+            "metrics/{preset}/cells/{first_backbone}/{first_weights}/{dataset}": "evaluate",
         },
         outputs={"gallery": GALLERY},
     ),
     "report": Stage(
         keys=("grid", "evaluate"),
-        gathers={"evaluate": "metrics/{preset}/cells", "draw": "metrics/{preset}/galleries"},
+        gathers={"metrics/{preset}/cells": "evaluate", "metrics/{preset}/galleries": "draw"},
         outputs={
             "html": "metrics/{preset}/report.html",
             "summary": "metrics/{preset}/summary.json",
             "markdown": "metrics/{preset}/summary.md",
+            "latex": "metrics/{preset}/summary.tex",
             "curves": "metrics/{preset}/curves.csv",
             "categories": "metrics/{preset}/categories.csv",
         },
@@ -157,7 +158,7 @@ STAGES: dict[str, Stage] = {
     "headline": Stage(
         keys=("grid", "evaluate"),
         inputs={"page": "metrics/{preset}/report.html"},
-        gathers={"evaluate": "metrics/{preset}/cells"},
+        gathers={"metrics/{preset}/cells": "evaluate"},
         outputs={"headline": "metrics/{preset}/headline", "csv": "metrics/{preset}/summary.csv"},
     ),
 }
@@ -206,7 +207,8 @@ class Graph:
         self.values = params.to_dict()
         grid = self.values["grid"]
         self.constants = {key: str(grid[key]) for key in ("train", "validate")} | {"preset": params.preset}
-        self.constants["drawn"] = grid["rules"][0] if grid["rules"] else ""
+        for axis, key in (("backbone", "backbones"), ("weights", "weights")):
+            self.constants[f"first_{axis}"] = grid[key][0] if grid[key] else ""
         self.cells: dict[str, list[tuple[str, ...]]] = {
             stage: list(product(*[list(self.lookup(key)) for key in row.axes.values()]))
             for stage, row in STAGES.items()
@@ -254,14 +256,14 @@ class Graph:
         names = dict(zip(row.axes, cell, strict=True))
         fields = self.constants | names
         inputs = {role: Path(path.format(**fields)) for role, path in row.inputs.items()}
-        for name in row.gathers:
-            for gathered in self.cells[name]:
-                values = self.constants | dict(zip(STAGES[name].axes, gathered, strict=True))
-                for role, path in STAGES[name].outputs.items():
-                    inputs[f"{name} {role} {'/'.join(gathered)}"] = Path(path.format(**values))
+        folders = {Path(folder.format(**fields)): stage for folder, stage in row.gathers.items()}
+        for folder, gathered in folders.items():
+            for other in self.cells[gathered]:
+                for role, path in self._outputs(gathered, other).items():
+                    if path.is_relative_to(folder):
+                        inputs[f"{gathered} {role} {'/'.join(other)}"] = path
         covered = [f"code/{stage}", *(path.format(**fields) for path in row.basis)] if stage != "validate" else []
         basis = {BASIS / path: self._modules(path) for path in covered}
-        folders = [Path(folder.format(**fields)) for folder in row.gathers.values()]
         reads = [path for path in inputs.values() if not any(path.is_relative_to(folder) for folder in folders)]
         settings = {key: self.lookup(key) for key in (key.format(**fields) for key in row.keys)}
         expects = {role: fingerprints[path] for role, path in inputs.items()}
@@ -271,12 +273,17 @@ class Graph:
             cell=names,
             settings=settings,
             inputs=inputs,
-            outputs={role: Path(path.format(**fields)) for role, path in row.outputs.items()},
+            outputs=self._outputs(stage, cell),
             basis=basis,
             reads=[*reads, *folders, *basis],
             expects=expects,
             fingerprint=hashlib.sha256(canonical_json(asked).encode()).hexdigest(),
         )
+
+    def _outputs(self, stage: str, cell: tuple[str, ...]) -> dict[str, Path]:
+        row = STAGES[stage]
+        fields = self.constants | dict(zip(row.axes, cell, strict=True))
+        return {role: Path(path.format(**fields)) for role, path in row.outputs.items()}
 
     def _modules(self, basis: str) -> list[str]:
         """The modules that a file of the basis covers: a stage's own, or those imported by name."""

@@ -1,49 +1,72 @@
-"""Pictures of a category: its best, median and worst pair, and similarity maps of a few keypoints."""
+"""Which pairs a report shows, and what is drawn of each: two images, their points, and a similarity map."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image as PillowImage
 
 from semcorr.artifacts.store import Store
 from semcorr.datasets.decode import AGAIN, decode
-from semcorr.geometry import Grid
 from semcorr.report import pictures
 
-SIDE = 200  # pixels of each image in a picture
-MAPS = 2  # keypoints of the median pair whose similarity is drawn
+SIDE = 480  # most pixels of an image's longer side
+MAP_SIDE = 160  # the same of a similarity map, which is smooth
+ENOUGH = 5  # keypoints of a pair that can stand for its category: "1 of 1 right" says nothing
 
 
-def ranked(part: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The rows of a category's best, median and worst pair: by PCK, then by median error, then by name."""
-    pairs = part.groupby("pair").agg(correct=("correct", "mean"), error=("error", "median")).reset_index()
-    order = pairs.sort_values(["correct", "error", "pair"], ascending=[False, True, True])["pair"].tolist()
-    chosen = {"best": order[0], "median": order[(len(order) - 1) // 2], "worst": order[-1]}
-    return {which: part[part["pair"] == pair] for which, pair in chosen.items()}
+def best_rule(scores: dict[str, pd.DataFrame], key: str) -> str:
+    """The rule with the highest PCK per keypoint; the first of those that share it.
+
+    Args:
+        scores: rule -> its table of pairs, as the stage evaluate writes it.
+        key: of a threshold, such as "PCK@0.10".
+    """
+    return max(scores, key=lambda rule: scores[rule][key].sum() / scores[rule]["num_keypoints"].sum())
 
 
-def _pictures(rows: pd.DataFrame, files: dict[str, Path]) -> tuple[PillowImage.Image, PillowImage.Image]:
-    paths = [files[rows[f"{side}_image"].iloc[0]] for side in ("source", "target")]
-    source, target = (decode(path, upright=False, remedy=AGAIN) for path in paths)
-    return source, target
+def chosen(scores: pd.DataFrame, key: str) -> list[dict[str, str]]:
+    """The best, the median and the worst pair of each category by their own PCK.
+
+    Among pairs of at least ENOUGH keypoints, or of as many as the category's largest has. Of pairs alike, the one with
+    more keypoints, then the first by name. A category with fewer than three such pairs has fewer of them.
+
+    Returns:
+        Rows with `category`, `which` and `pair`.
+    """
+    rows = []
+    for category, part in scores.groupby("category"):
+        part = part[part["num_keypoints"] >= min(ENOUGH, part["num_keypoints"].max())]
+        part = part.assign(rate=part[key] / part["num_keypoints"])
+        falling, rising = (
+            part.sort_values(["rate", "num_keypoints", "pair"], ascending=[rises, False, True])["pair"].tolist()
+            for rises in (False, True)
+        )
+        picked = {"median": falling[(len(falling) - 1) // 2], "best": falling[0], "worst": rising[0]}
+        shown = {pair: which for which, pair in reversed(picked.items())}  # of a pair that is two of them, the first
+        rows += [
+            {"category": str(category), "which": which, "pair": picked[which]}
+            for which in ("best", "median", "worst")
+            if shown[picked[which]] == which
+        ]
+    return rows
 
 
-def pair_picture(which: str, rows: pd.DataFrame, files: dict[str, Path]) -> dict[str, Any]:
-    """One pair's picture and the facts for its caption."""
-    source, predicted, true = (rows[[f"{name}_x", f"{name}_y"]].to_numpy() for name in ("source", "predicted", "true"))
-    correct = rows["correct"].tolist()
-    picture = pictures.matches(*_pictures(rows, files), source, predicted, side=SIDE, true=true, correct=correct)
-    return {
-        "which": which,
-        "pair": rows["pair"].iloc[0],
-        "right": sum(correct),
-        "keypoints": len(rows),
-        "width": picture.width,
-        "height": picture.height,
-        "picture": pictures.data_uri(picture),
-    }
+def drawn_pair(rows: pd.DataFrame, files: dict[str, Path]) -> dict[str, Any]:
+    """The images of a pair, and its keypoints in their pixels."""
+    sides, points = {}, {}
+    for side, names in (("source", ("source",)), ("target", ("predicted", "true"))):
+        image = decode(files[rows[f"{side}_image"].iloc[0]], upright=False, remedy=AGAIN)
+        small = pictures.fit(image, min(SIDE, max(image.size)))
+        sides[side] = {"width": small.width, "height": small.height, "picture": pictures.data_uri(small)}
+        for name in names:
+            points[name] = pictures.move(rows[[f"{name}_x", f"{name}_y"]].to_numpy(), image, small).round(1).tolist()
+    keypoints = [
+        {"name": row.keypoint, "correct": bool(row.correct), "error": round(float(row.error), 3)}
+        | {name: points[name][index] for name in points}
+        for index, row in enumerate(rows.itertuples())
+    ]
+    return {**sides, "keypoints": keypoints}
 
 
 def heatmap(source: np.ndarray, cell: np.ndarray, target: np.ndarray, sampling: str) -> np.ndarray:
@@ -72,35 +95,17 @@ def heatmap(source: np.ndarray, cell: np.ndarray, target: np.ndarray, sampling: 
     return maps[1] @ (descriptor / max(np.linalg.norm(descriptor), 1e-12))
 
 
-def similarity_maps(rows: pd.DataFrame, files: dict[str, Path], store: Store, sampling: str) -> list[dict[str, Any]]:
-    """The similarity maps of a pair's first and middle keypoint."""
+def similarity_map(rows: pd.DataFrame, files: dict[str, Path], store: Store, sampling: str) -> dict[str, Any]:
+    """How similar a pair's target is to its middle keypoint, as a picture that covers the target."""
     source, target = rows["source_image"].iloc[0], rows["target_image"].iloc[0]
-    grids: dict[str, Grid] = {name: store.grid(name) for name in (source, target)}
-    features = {name: store.array(name).astype(np.float32) for name in grids}
-    images = _pictures(rows, files)
-    drawn = rows.iloc[sorted({0, len(rows) // MAPS})]
-    points = drawn[["source_x", "source_y"]].to_numpy()
-    cells = grids[source].pixels_to_cells(points)
-    heatmaps = [heatmap(features[source], cell, features[target], sampling) for cell in cells]
-    maps = []
-    for row, point, similar in zip(drawn.itertuples(), points, heatmaps, strict=True):
-        picture = pictures.similarity(
-            *images,
-            point,
-            similar,
-            grids[target],
-            side=SIDE,
-            predicted=np.array([row.predicted_x, row.predicted_y]),
-            true=np.array([row.true_x, row.true_y]),
-        )
-        maps.append(
-            {
-                "keypoint": row.keypoint,
-                "low": float(similar.min()),
-                "high": float(similar.max()),
-                "width": picture.width,
-                "height": picture.height,
-                "picture": pictures.data_uri(picture),
-            }
-        )
-    return maps
+    features = {name: store.array(name).astype(np.float32) for name in (source, target)}
+    index = len(rows) // 2
+    cell = store.grid(source).pixels_to_cells(rows[["source_x", "source_y"]].to_numpy()[index : index + 1])[0]
+    similar = heatmap(features[source], cell, features[target], sampling)
+    size = pictures.fit(decode(files[target], upright=False, remedy=AGAIN), MAP_SIDE).size
+    return {
+        "keypoint": index,
+        "low": float(similar.min()),
+        "high": float(similar.max()),
+        "picture": pictures.data_uri(pictures.overlay(similar, store.grid(target), size)),
+    }

@@ -1,20 +1,17 @@
 """The report as one self-contained HTML page: no external script, style, font or picture."""
 
 import html
-import io
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jinja2
-import matplotlib
 
 from semcorr.artifacts.provenance import KEY, dumps
 from semcorr.params import Params
 from semcorr.pck import headline_key, threshold_key
+from semcorr.report.charts import chart, colours
+from semcorr.report.tables import AXES, latex, markdown
 
-INK = "#7f7f7e"  # replaced by the page's text colour in charts
-DASHES = ("-", "--", ":", "-.")
 LEVELS = {
     "viewpoint_variation": {"0": "easy", "1": "medium", "2": "hard"},
     "scale_variation": {"0": "easy", "1": "medium", "2": "hard"},
@@ -22,6 +19,8 @@ LEVELS = {
     "occlusion": {"0": "none", "1": "source", "2": "target", "3": "both"},
     "mirror": {"0": "same way", "1": "mirrored"},
 }
+WIDE = 10  # columns of a table; more stand upright
+GAP = 8  # between the two images of a pair, in their pixels
 
 
 def page(
@@ -44,71 +43,106 @@ def page(
         loader=jinja2.PackageLoader("semcorr.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     key = headline_key(params.evaluate.thresholds)
+    shown = [axis for axis in AXES if axis != "dataset" and len({_axis(cell, axis) for cell in cells}) > 1]
+    names = {name: label(name, shown) for name in cells}
+    weights = list(dict.fromkeys(label(name, _but_rule(shown)) for name in cells))
     return environment.get_template("report.html").render(
         meta=f'<meta name="{KEY}" content="{html.escape(dumps(record))}">',
         preset=params.preset,
-        datasets=[_dataset(name, board, cells, galleries, params, key) for name, board in boards.items()],
-        trainings=_trainings(cells),
+        axes=shown,
+        same={axis: _axis(next(iter(cells)), axis) for axis in AXES if axis not in (*shown, "dataset")},
+        colours=dict(zip(weights, colours(len(weights)), strict=True)),
+        datasets=[_dataset(name, board, cells, galleries, params, names, shown) for name, board in boards.items()],
+        trainings=_trainings(cells, shown, weights),
         thresholds=list(map(threshold_key, params.evaluate.thresholds)),
         headline=key,
         evaluate=params.evaluate,
-        rule=params.grid.rules[0],
+        gap=GAP,
+        wide=WIDE,
     )
 
 
+def _axis(name: str, axis: str) -> str:
+    return name.split("/")[AXES.index(axis)]
+
+
+def label(name: str, axes: Sequence[str]) -> str:
+    """A cell's name by some of its axes; all the same in every cell, it is the weights' name.
+
+    >>> label("b/frozen/d/argmax", ["weights", "rule"])
+    'frozen argmax'
+    >>> label("b/frozen/d/argmax", [])
+    'frozen'
+    """
+    return " ".join(_axis(name, axis) for axis in AXES if axis in axes) or _axis(name, "weights")
+
+
 def _dataset(
-    name: str, board: list[dict[str, Any]], cells: dict[str, Any], galleries: dict[str, Any], params: Params, key: str
+    name: str,
+    board: list[dict[str, Any]],
+    cells: dict[str, Any],
+    galleries: dict[str, Any],
+    params: Params,
+    names: dict[str, str],
+    axes: list[str],
 ) -> dict[str, Any]:
     """The page's section on one dataset."""
+    key = headline_key(params.evaluate.thresholds)
     listed = {row["name"]: cells[row["name"]] for row in board}
     first = listed[board[0]["name"]]
     groups = {"category": {name: cell["per_category_keypoint"] for name, cell in listed.items()}}
     if len(first["per_subset"]) > 1:
         groups["sub-set"] = {name: cell["per_subset"] for name, cell in listed.items()}
-    for what in first["per_difficulty"]:
+    for what in (what for what, levels in first["per_difficulty"].items() if len(levels) > 1):
         groups[what.replace("_", " ")] = {
             name: {LEVELS[what].get(level, level): row for level, row in cell["per_difficulty"][what].items()}
             for name, cell in listed.items()
         }
-    curves = {label(row): listed[row["name"]]["error_distribution"] for row in board}
+    ordered = [cell for cell in cells if cell in listed]  # as the grid has them
+    curves = [(names[cell], listed[cell]["error_distribution"]) for cell in ordered]
+    kinds = [label(cell, _but_rule(axes)) for cell in ordered]
     return {
         "name": name,
-        "board": board,
+        "board": [row | {"label": names[row["name"]], "kind": label(row["name"], _but_rule(axes))} for row in board],
         "cell": first,
-        "verdict": verdict(board, key),
-        "heatmaps": [_heatmap(what, values, board, key) for what, values in groups.items()],
+        "verdict": verdict(board, key, names),
+        "heatmaps": [_heatmap(what, values, board, key, names) for what, values in groups.items()],
         "curves": chart(
-            [(label, curve["threshold"], [100 * value for value in curve["pck"]]) for label, curve in curves.items()],
+            [(label, curve["threshold"], [100 * value for value in curve["pck"]]) for label, curve in curves],
             "threshold, as a fraction of the reference",
             "PCK per keypoint, %",
-            [row["rule"] for row in board],
+            kinds,
+            [_axis(cell, "rule") for cell in ordered],
         ),
-        "galleries": [
-            {"title": f"{backbone} {weights}", **galleries[f"{backbone}/{weights}/{name}"]}
-            for backbone, weights in dict.fromkeys((row["backbone"], row["weights"]) for row in board)
-        ],
-        "provenance": [{"name": label(row), "rows": facts(listed[row["name"]])} for row in board],
+        **_gallery(name, first["per_category_keypoint"], galleries, key, axes),
+        "paper": {"LaTeX": latex({name: board}, cells, params), "Markdown": markdown({name: board}, cells, params)},
+        "provenance": [{"name": names[row["name"]], "rows": facts(listed[row["name"]])} for row in board],
     }
 
 
-def label(row: dict[str, Any]) -> str:
-    """A row's name without its dataset."""
-    return f"{row['backbone']} {row['weights']} {row['rule']}"
+def _but_rule(axes: Sequence[str]) -> list[str]:
+    return [axis for axis in axes if axis != "rule"]
 
 
-def verdict(board: list[dict[str, Any]], key: str) -> str:
-    """Say in a sentence or two which row is best and whether the difference is real."""
+def verdict(board: list[dict[str, Any]], key: str, names: dict[str, str]) -> str:
+    """Say in a sentence or two which row is best and whether the difference is real.
+
+    Args:
+        board: the rows, best first.
+        key: of the headline threshold.
+        names: what each row is called.
+    """
     best, *others = board
-    winner = f"{label(best)} has the highest {key}, {best['headline']:.1f} % ({_span(best['interval'])})."
+    winner = f"{names[best['name']]} has the highest {key}, {best['headline']:.1f} % ({_span(best['interval'])})."
     if not others:
         return winner
     if ties := [row for row in others if row["best"]]:
-        names = ", ".join(label(row) for row in ties[:3]) + (f" and {len(ties) - 3} more" if len(ties) > 3 else "")
-        return f"{winner} Its lead over {names} may be chance."
+        tied = ", ".join(names[row["name"]] for row in ties[:3])
+        return f"{winner} Its lead over {tied}{f' and {len(ties) - 3} more' if len(ties) > 3 else ''} may be chance."
     behind = others[0]["behind"]
     lead = [-bound for bound in reversed(behind["interval"])]
     margin = f"{-behind['difference']:.1f} points ({_span(lead)}, p {_p(behind['p'])})"
-    return f"{winner} The difference is real: it leads the next, {label(others[0])}, by {margin}."
+    return f"{winner} The difference is real: it leads the next, {names[others[0]['name']]}, by {margin}."
 
 
 def _span(interval: Sequence[float]) -> str:
@@ -119,26 +153,63 @@ def _p(value: float) -> str:
     return f"{value:.3f}" if value > 0.001 else "at most 0.001"
 
 
-def _heatmap(what: str, values: dict[str, Any], board: list[dict[str, Any]], key: str) -> dict[str, Any]:
-    """A table of rows by groups, in percent; None where a row lacks a group."""
+def _heatmap(
+    what: str, values: dict[str, Any], board: list[dict[str, Any]], key: str, names: dict[str, str]
+) -> dict[str, Any]:
+    """A table of groups by rows of the board, in percent; None where a row lacks a group."""
     counts: dict[str, int] = {}
     for column, group in (item for groups in values.values() for item in groups.items()):
         counts.setdefault(column, group["num_keypoints"])
-    rows = []
-    for row in board:
-        groups = values[row["name"]]
-        rows.append({"label": label(row), "values": [100 * groups[c][key] if c in groups else None for c in counts]})
-    return {"what": what, "columns": counts, "rows": rows}
+    cells = [row["name"] for row in board]
+    rows = [
+        {
+            "label": group,
+            "count": count,
+            "values": [100 * values[cell][group][key] if group in values[cell] else None for cell in cells],
+        }
+        for group, count in counts.items()
+    ]
+    return {"what": what, "columns": [names[cell] for cell in cells], "rows": rows}
 
 
-def _trainings(cells: dict[str, Any]) -> dict[str, str] | None:
+def _gallery(
+    dataset: str, categories: dict[str, Any], galleries: dict[str, Any], key: str, axes: list[str]
+) -> dict[str, Any]:
+    """The pairs of a dataset, each with what every backbone and weights make of it; and one that is typical.
+
+    Typical is the median pair of the category that is in the middle for the best row.
+    """
+    shown = {
+        label(f"{name}/", _but_rule(axes)): gallery
+        for name, gallery in galleries.items()
+        if name.endswith(f"/{dataset}")
+    }
+    first = next(iter(shown.values()))
+    pairs = [
+        {
+            **{part: pair[part] for part in ("category", "which", "pair", "source", "target")},
+            "number": number,
+            "columns": [
+                {"name": name, "keypoints": (own := gallery["pairs"][number])["keypoints"], "map": own["map"]}
+                | {"right": sum(keypoint["correct"] for keypoint in own["keypoints"])}
+                for name, gallery in shown.items()
+            ],
+        }
+        for number, pair in enumerate(first["pairs"])
+    ]
+    ranked = sorted(categories, key=lambda name: categories[name][key])
+    middle = ranked[(len(ranked) - 1) // 2]
+    typical = next(pair for pair in pairs if (pair["category"], pair["which"]) == (middle, "median"))
+    return {"pairs": pairs, "typical": typical, "drawn": first["rule"], "chosen_by": next(iter(shown))}
+
+
+def _trainings(cells: dict[str, Any], axes: list[str], weights: list[str]) -> dict[str, str] | None:
     """Charts of the validation PCK and training loss of every tuning behind the cells."""
     curves: dict[str, list[dict[str, Any]]] = {}
     for name, cell in cells.items():
-        backbone, weights, _, _ = name.split("/")
         for record in _records(cell["provenance"]):
             if record["stage"] == "finetune":
-                curves[f"{backbone} {weights}"] = record["curve"]
+                curves[label(name, _but_rule(axes))] = record["curve"]
     if not curves:
         return None
     steps = {label: [row for row in curve if row["loss"] is not None] for label, curve in curves.items()}
@@ -147,11 +218,15 @@ def _trainings(cells: dict[str, Any]) -> dict[str, str] | None:
             [(label, [r["step"] for r in rows], [100 * r["pck"] for r in rows]) for label, rows in curves.items()],
             "step",
             "validation PCK@0.10, %",
+            list(curves),
+            among=weights,
         ),
         "loss": chart(
             [(label, [r["step"] for r in rows], [r["loss"] for r in rows]) for label, rows in steps.items()],
             "step",
             "mean training loss",
+            list(steps),
+            among=weights,
         ),
     }
 
@@ -179,55 +254,3 @@ def facts(cell: dict[str, Any]) -> dict[str, str]:
     for record in _records(cell["provenance"]):
         settings |= record["settings"]
     return {key: str(value) for key, value in (known | dict(sorted(settings.items()))).items()}
-
-
-def chart(
-    series: Sequence[tuple[str, Sequence[float], Sequence[float]]], x: str, y: str, dashes: Sequence[str] | None = None
-) -> str:
-    """A line chart as SVG that adopts the page's colours and width; deterministic.
-
-    Args:
-        series: name, x values and y values of each line.
-        x: label of the horizontal axis.
-        y: label of the vertical axis.
-        dashes: a word for each line. Lines with the same word share a dash pattern; lines whose names differ only in
-            that word share a colour.
-    """
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    dashes = dashes or [""] * len(series)
-    words = list(dict.fromkeys(dashes))
-    kinds = [name.removesuffix(f" {word}") for (name, *_), word in zip(series, dashes, strict=True)]
-    colours = {kind: index for index, kind in enumerate(dict.fromkeys(kinds))}
-    palette = matplotlib.colormaps["tab10" if len(colours) <= 10 else "turbo"]
-    style: dict[Any, Any] = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "semcorr",
-        "font.family": "sans-serif",
-        **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
-        "grid.color": INK,
-        "grid.alpha": 0.25,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    }
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(7, 3.6 + 0.22 * len(series)), layout="constrained")
-        FigureCanvasSVG(figure)
-        axes = figure.subplots()
-        for (name, xs, ys), kind, word in zip(series, kinds, dashes, strict=True):
-            index = colours[kind]
-            colour = palette(index) if len(colours) <= 10 else palette(index / (len(colours) - 1))
-            axes.plot(xs, ys, label=name, color=colour, linestyle=DASHES[words.index(word) % len(DASHES)])
-        axes.set_xlabel(x)
-        axes.set_ylabel(y)
-        axes.grid(True)
-        figure.legend(loc="outside lower left", frameon=False, ncols=1)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
-    svg = re.sub(r' width="[\d.]+pt"| height="[\d.]+pt"', "", svg[svg.index("<svg") :], count=2)
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    title = f"{y} over {x}: {', '.join(name for name, *_ in series)}"
-    svg = svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(title)}"', 1)
-    return svg.replace(INK, "currentColor")

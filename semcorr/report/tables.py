@@ -1,5 +1,6 @@
 """Tables of all cells: the leaderboard, with a paired bootstrap, and the rows of the exported files."""
 
+import re
 from typing import Any
 
 import pandas as pd
@@ -104,33 +105,81 @@ def categories(cells: dict[str, Any], params: Params) -> list[dict[str, Any]]:
 
 def markdown(boards: dict[str, list[dict[str, Any]]], cells: dict[str, Any], params: Params) -> str:
     """One table per dataset, in the order of the grid."""
-    key = pck.headline_key(params.evaluate.thresholds)
-    lead = params.evaluate.thresholds.index(pck.headline(params.evaluate.thresholds))
-    parts, names = [], list(cells)
+    parts = []
     for dataset, board in boards.items():
-        example = cells[board[0]["name"]]
-        rows = sorted(board, key=lambda row: names.index(row["name"]))
-        heads = ["backbone", "weights", "rule", *(pck.threshold_key(t) for t in params.evaluate.thresholds)]
-        heads += [f"95 % interval of {key}", f"{key} per image", f"{key} per category"]
-        heads += [f"{key}, reference {name}" for name in rows[0]["others"]]
+        heads, rows = _written(board, list(cells), params)
+        lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * 3 + "---:|" * (len(heads) - 3)]
+        for row in rows:
+            cell = [f"**{value}**" if best else value for value, best in row]
+            lines.append("| " + " | ".join(cell) + " |")
+        about = f"{_about(cells[board[0]['name']])}. Bold: the best, and those not significantly worse."
+        parts.append("\n".join([f"### {dataset}", "", about, "", *lines]) + "\n")
+    return "\n".join(parts)
+
+
+def latex(boards: dict[str, list[dict[str, Any]]], cells: dict[str, Any], params: Params) -> str:
+    """One table per dataset, in the order of the grid, for a paper that uses the package booktabs."""
+    parts = []
+    for dataset, board in boards.items():
+        heads, rows = _written(board, list(cells), params)
+        settings = params.evaluate
+        about = (
+            f"{dataset}. {_about(cells[board[0]['name']])}. Bold: the best, and those not significantly worse (paired "
+            f"bootstrap over pairs, {settings.bootstrap:,} samples, p at least {SIGNIFICANT})."
+        )
         lines = [
-            f"### {dataset}",
-            "",
-            f"PCK in percent, per keypoint unless named otherwise; reference {example['protocol']['reference']}; "
-            f"{example['num_pairs']:,} pairs, {example['num_keypoints']:,} keypoints. Bold: the best, and those not "
-            f"significantly worse.",
-            "",
-            "| " + " | ".join(heads) + " |",
-            "|" + "---|" * 3 + "---:|" * (len(heads) - 3),
+            r"\begin{table}",
+            r"  \centering",
+            rf"  \caption{{{_escaped(about)}}}",
+            rf"  \label{{tab:{dataset}}}",
+            rf"  \begin{{tabular}}{{lll{'r' * (len(heads) - 3)}}}",
+            r"    \toprule",
+            f"    {' & '.join(map(_escaped, heads))} \\\\",
+            r"    \midrule",
         ]
         for row in rows:
-            values = [f"{value:.1f}" for value in row["values"]]
-            values[lead] = f"**{values[lead]}**" if row["best"] else values[lead]
-            values += ["{:.1f} to {:.1f}".format(*row["interval"]), f"{row['image']:.1f}", f"{row['category']:.1f}"]
-            values += [f"{value:.1f}" for value in row["others"].values()]
-            lines.append("| " + " | ".join([row["backbone"], row["weights"], row["rule"], *values]) + " |")
+            cell = [rf"\textbf{{{_escaped(value)}}}" if best else _escaped(value) for value, best in row]
+            lines.append(f"    {' & '.join(cell)} \\\\")
+        lines += [r"    \bottomrule", r"  \end{tabular}", r"\end{table}"]
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
+
+
+def _about(cell: dict[str, Any]) -> str:
+    """What the numbers of a table are, and of how much data."""
+    return (
+        f"PCK in percent, per keypoint unless named otherwise; reference {cell['protocol']['reference']}; "
+        f"{cell['num_pairs']:,} pairs, {cell['num_keypoints']:,} keypoints"
+    )
+
+
+def _written(
+    board: list[dict[str, Any]], names: list[str], params: Params
+) -> tuple[list[str], list[list[tuple[str, bool]]]]:
+    """A board's heads, and its rows in the order of `names`: each value as text, and whether it is marked as best."""
+    thresholds = params.evaluate.thresholds
+    key, lead = pck.headline_key(thresholds), thresholds.index(pck.headline(thresholds))
+    heads = ["backbone", "weights", "rule", *map(pck.threshold_key, thresholds)]
+    heads += [f"95 % interval of {key}", f"{key} per image", f"{key} per category"]
+    heads += [f"{key}, reference {name}" for name in board[0]["others"]]
+    rows = []
+    for row in sorted(board, key=lambda row: names.index(row["name"])):
+        values = [(f"{value:.1f}", at == lead and row["best"]) for at, value in enumerate(row["values"])]
+        more = [f"{row['image']:.1f}", f"{row['category']:.1f}", *(f"{value:.1f}" for value in row["others"].values())]
+        plain = ["{:.1f} to {:.1f}".format(*row["interval"]), *more]
+        axes = [(row[axis], False) for axis in ("backbone", "weights", "rule")]
+        rows.append([*axes, *values, *((value, False) for value in plain)])
+    return heads, rows
+
+
+def _escaped(text: str) -> str:
+    r"""A text as LaTeX prints it.
+
+    >>> print(_escaped("dinov2_s14, 95 %"))
+    dinov2\_s14, 95 \%
+    """
+    marks = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return re.sub(r"[\\~^&%$#_{}]", lambda found: marks.get(found[0], rf"\{found[0]}"), text)
 
 
 def headline_row(cell: dict[str, Any], key: str) -> dict[str, float]:

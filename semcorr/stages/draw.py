@@ -1,4 +1,8 @@
-"""draw: pictures of a few pairs of each category, best, median and worst, and similarity maps of a few keypoints."""
+"""draw: a few pairs of each category as one backbone with one set of weights matches them, and similarity maps.
+
+All weights show the same pairs, under the same rule, so that they can be laid side by side. Both are chosen by the
+scores of the grid's first backbone with its first weights.
+"""
 
 from semcorr import pck
 from semcorr.artifacts.progress import progress
@@ -7,34 +11,39 @@ from semcorr.artifacts.store import Store
 from semcorr.datasets.base import read_images
 from semcorr.engine.graph import Job
 from semcorr.params import Params
-from semcorr.report.gallery import pair_picture, ranked, similarity_maps
+from semcorr.report.gallery import best_rule, chosen, drawn_pair, similarity_map
 
 
 def draw(job: Job, params: Params) -> str:
-    """Write the pictures of one backbone, weights and dataset under the grid's first rule, as one JSON file."""
-    inputs = {role: expect(job.inputs[role], job.expects[role]) for role in ("matches", "images")}
-    matches = read_table(job.inputs["matches"]).to_pandas()
+    """Write the pictures of one backbone, weights and dataset as one JSON file."""
+    inputs = {role: expect(path, job.expects[role]) for role, path in job.inputs.items() if role != "store"}
     settings = params.evaluate
-    reference = settings.references[params.datasets[job.cell["dataset"]].format][0]
     threshold = pck.headline(settings.thresholds)
-    distance, lengths = pck.errors(matches, reference, job.inputs["matches"])
+    key = pck.threshold_key(threshold)
+    scores = {
+        role.split("/")[-1]: read_table(path).to_pandas()
+        for role, path in job.inputs.items()
+        if role.startswith("evaluate pairs ")
+    }
+    rule = best_rule(scores, key)
+    role = f"match matches {'/'.join(job.cell.values())}/{rule}"
+    matches = read_table(job.inputs[role]).to_pandas()
+    reference = settings.references[params.datasets[job.cell["dataset"]].format][0]
+    distance, lengths = pck.errors(matches, reference, job.inputs[role])
     matches = matches.assign(correct=pck.is_correct(distance, lengths, [threshold])[:, 0], error=distance / lengths)
     folder = job.inputs["images"].parent / "images"
     files = {image.id: folder / image.file for image in read_images(job.inputs["images"])}
-    shown = {category: ranked(part) for category, part in matches.groupby("category")}
+    pairs = chosen(scores[rule], key)
     with Store(job.inputs["store"], job.expects["store"]) as store:
         inputs["store"] = store.provenance
-        [rule] = params.rules.values()  # the job's parameters hold only this one
-        categories = [
-            {
-                "category": category,
-                "pairs": [pair_picture(rank, rows, files) for rank, rows in pairs.items()],
-                "maps": similarity_maps(pairs["median"], files, store, rule.sampling),
-            }
-            for category, pairs in progress(shown.items(), unit="category", desc=job.title)
-        ]
+        sampling = inputs[role]["settings"][f"rules.{rule}"]["sampling"]
+        drawn = []
+        for pair in progress(pairs, unit="pair", desc=job.title):
+            rows = matches[matches["pair"] == pair["pair"]]
+            extra = similarity_map(rows, files, store, sampling) if pair["which"] == "median" else None
+            drawn.append({**pair, **drawn_pair(rows, files), "map": extra})
     write_result(
         job.outputs["gallery"],
-        {"threshold": pck.threshold_key(threshold), "categories": categories, "provenance": provenance(job, inputs)},
+        {"threshold": key, "reference": reference, "rule": rule, "pairs": drawn, "provenance": provenance(job, inputs)},
     )
-    return f"{' '.join(job.cell.values())}: {3 * len(categories)} pairs"
+    return f"{' '.join(job.cell.values())}: {len(drawn)} pairs by {rule}"

@@ -1,4 +1,4 @@
-"""report: all cells as tables (JSON, Markdown, DVC's plots) and as one self-contained HTML page."""
+"""report: all cells as tables (JSON, Markdown, LaTeX, DVC's plots) and as one self-contained HTML page."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from semcorr.artifacts.provenance import expect, provenance, read_result, read_t
 from semcorr.engine.graph import Job
 from semcorr.params import Params
 from semcorr.report.page import page
-from semcorr.report.tables import categories, curves, leaderboard, markdown, summary
+from semcorr.report.tables import categories, curves, latex, leaderboard, markdown, summary
 
 
 def report(job: Job, params: Params) -> str:
@@ -27,5 +27,6 @@ def report(job: Job, params: Params) -> str:
         with replacing(job.outputs[role]) as partial:
             pd.DataFrame(rows).to_csv(partial, index=False)
     write_text(job.outputs["markdown"], markdown(boards, cells, params))
+    write_text(job.outputs["latex"], latex(boards, cells, params))
     write_text(job.outputs["html"], page(boards, cells, results["gallery"], params, provenance(job)))
     return f"{len(cells)} cells: {job.outputs['markdown']}, {job.outputs['html']}"

@@ -1,8 +1,7 @@
 """The report: what it calls best, and what a browser makes of it; and the page where people click."""
 
-import shutil
+import colorsys
 import sys
-import threading
 
 import numpy as np
 import pandas as pd
@@ -10,35 +9,8 @@ import pytest
 
 from semcorr import params
 from semcorr.errors import UserError
-from semcorr.report import page
+from semcorr.report import charts, gallery, page
 from semcorr.report import tables as report_tables
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH; on Debian: apt install chromium")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]
-
-
-@pytest.fixture
-def browser():
-    """Headless Chromium, with no network but this machine."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield running
-        running.close()
-
-
-class Watched:
-    """A page of a browser, and everything that it complained of or asked for."""
-
-    def __init__(self, browser, **options):
-        self.page = browser.new_page(**options)
-        self.complaints: list[str] = []
-        self.requests: list[str] = []
-        self.page.on("console", lambda message: self.complaints.append(message.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("request", lambda request: self.requests.append(request.url))
 
 
 def _pairs(rates: np.ndarray, seed: int) -> pd.DataFrame:
@@ -73,11 +45,12 @@ def test_best_is_marked_where_the_difference_is_real(settings):
     assert {row["weights"] for row in board if row["best"]} == {"one", "other"}
     assert board[2]["weights"] == "worse"
     assert board[2]["behind"]["interval"][1] < -15
-    assert "may be chance" in page.verdict(board, "PCK@0.10")
+    names = {name: page.label(name, ["backbone", "weights", "rule"]) for name in tables}
+    assert "may be chance" in page.verdict(board, "PCK@0.10", names)
     del tables[board[1]["name"]]
     board = report_tables.leaderboard(_cells(tables), tables, "d", settings)
     assert [row["best"] for row in board] == [True, False]
-    assert "The difference is real: it leads the next, b worse r, by" in page.verdict(board, "PCK@0.10")
+    assert "The difference is real: it leads the next, b worse r, by" in page.verdict(board, "PCK@0.10", names)
 
 
 def test_rows_on_different_pairs_are_refused(settings):
@@ -88,11 +61,22 @@ def test_rows_on_different_pairs_are_refused(settings):
 
 def test_a_chart_has_the_same_bytes_each_time_and_no_colour_of_its_own_for_text():
     series = [("a <b>", [0, 1], [0, 100]), ("c", [0, 1], [50, 20])]
-    first = page.chart(series, "x & y", "y")
-    assert first == page.chart(series, "x & y", "y")
-    assert page.INK not in first
+    first = charts.chart(series, "x & y", "y", ["a", "c"])
+    assert first == charts.chart(series, "x & y", "y", ["a", "c"])
+    assert charts.INK not in first
     assert "currentColor" in first
     assert "<b>" not in first
+
+
+def test_colours_of_weights_are_never_those_of_right_and_wrong():
+    """Hue: none within 35 degrees of green or red, and none is given twice."""
+    for count in (1, 3, 6, 12):
+        found = charts.colours(count)
+        assert len(set(found)) == count
+        for colour in found:
+            red, green, blue = (int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5))
+            hue, saturation, _ = colorsys.rgb_to_hsv(red, green, blue)
+            assert saturation < 0.3 or 20 < 360 * hue < 85 or 160 < 360 * hue < 345, colour
 
 
 @pytest.mark.parametrize("sampling", ["bilinear", "nearest"])
@@ -112,27 +96,36 @@ def test_a_drawn_map_is_the_one_that_is_matched_by(sampling):
 
 
 @pytest.mark.pipeline
-@needs_browser
-def test_the_report_in_a_browser(finished, browser):
+def test_the_report_in_a_browser(finished, watch):
     path = finished.root / "metrics/smoke/report.html"
-    watched = Watched(browser, viewport={"width": 1280, "height": 900}, color_scheme="light")
+    watched = watch(viewport={"width": 1280, "height": 900}, color_scheme="light")
     seen = watched.page
     seen.goto(path.as_uri())
-    seen.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
-    pictures = seen.evaluate(
-        """Promise.all([...document.images].map(async (image) => {
-            image.loading = 'eager'; await image.decode(); return image.naturalWidth; }))"""
+    widths = seen.evaluate(
+        """Promise.all([...document.querySelectorAll("svg image")].map(async (one) => {
+            const image = new Image(); image.src = one.getAttribute("href");
+            await image.decode(); return image.naturalWidth; }))"""
     )
-    assert len(pictures) == 2 * 8 * 5  # weights, categories, three pairs and two maps
-    assert min(pictures) > 100
-    assert seen.locator("section svg[role=img]").count() == 1 + 2  # PCK over thresholds, and two of training
+    categories, weights = 8, 2
+    pairs = seen.locator("h4").count()
+    assert pairs > 2 * categories
+    assert len(widths) == 2 * pairs + weights * categories  # each image once; a map of each median pair
+    assert min(widths) > 50
+    assert seen.locator("svg.pair").count() == weights * (1 + pairs + categories)  # also of the typical pair, above
+    assert seen.locator("section svg[role=img]:not(.pair)").count() == 1 + 2  # PCK over thresholds, and two of training
     assert "PCK@0.10" in seen.locator(".verdict").inner_text()
+    assert seen.evaluate("document.documentElement.scrollWidth") == 1280
+    bars = seen.locator("td.bar span").all()
+    assert len({bar.bounding_box()["x"] for bar in bars}) == 1
+    assert seen.locator("table.board th", has_text="backbone").count() == 0  # there is one, said above
+
+    seen.locator(".zoom").nth(3).click()
+    assert seen.locator("dialog svg.pair").bounding_box()["width"] > 900
+    seen.keyboard.press("Escape")
+    assert not seen.locator("dialog").is_visible()
 
     def column(name: str) -> list[float]:
-        heads = seen.locator("table.sortable th").all_inner_texts()
-        index = next(i for i, head in enumerate(heads) if head.startswith(name))
-        cells = seen.locator(f"table.sortable tbody td:nth-child({index + 1})")
-        return [float(cell.get_attribute("data-value")) for cell in cells.all()]
+        return [float(cell.get_attribute("data-value")) for cell in seen.locator(f"td[data-head='{name}']").all()]
 
     assert column("PCK@0.10") == sorted(column("PCK@0.10"), reverse=True)
     seen.get_by_role("button", name="per image").click()
@@ -145,9 +138,63 @@ def test_the_report_in_a_browser(finished, browser):
     seen.emulate_media(color_scheme="dark")
     assert seen.evaluate(background) != light
     seen.set_viewport_size({"width": 390, "height": 800})
-    assert seen.evaluate("document.documentElement.scrollWidth") == 390  # wide tables scroll by themselves
+    assert seen.evaluate("document.documentElement.scrollWidth") == 390
+    assert seen.locator("table.board").bounding_box()["width"] <= 390  # cards, nothing to scroll
     assert watched.complaints == []
     assert {url.split(":")[0] for url in watched.requests} <= {"file", "data"}
+
+
+def _scores(rates: list[tuple[str, int, int]]) -> pd.DataFrame:
+    """Pairs of one category: name, correct and all keypoints."""
+    return pd.DataFrame(rates, columns=["pair", "PCK@0.10", "num_keypoints"]).assign(category="cat")
+
+
+def test_pairs_that_stand_for_a_category_have_enough_keypoints():
+    """By hand: of those with five or more, rates 1, 5/6, 3/5, 1/5 and 0; more keypoints come first among equals."""
+    scores = _scores(
+        [
+            ("a", 1, 1),
+            ("b", 0, 2),
+            ("c", 5, 5),
+            ("d", 8, 8),
+            ("e", 5, 6),
+            ("f", 3, 5),
+            ("g", 1, 5),
+            ("h", 0, 5),
+            ("i", 0, 9),
+        ]
+    )
+    rows = gallery.chosen(scores, "PCK@0.10")
+    assert [(row["which"], row["pair"]) for row in rows] == [("best", "d"), ("median", "f"), ("worst", "i")]
+    few = gallery.chosen(_scores([("a", 1, 1), ("b", 1, 2)]), "PCK@0.10")
+    assert [(row["which"], row["pair"]) for row in few] == [("median", "b")]
+    assert (
+        gallery.best_rule({"r": scores, "s": scores.assign(**{"PCK@0.10": scores["num_keypoints"]})}, "PCK@0.10") == "s"
+    )
+
+
+def test_tables_for_a_paper_say_what_the_cells_say(settings):
+    """LaTeX and Markdown have the same cells; every row has as many as the head; the best and its ties are bold."""
+    rates = np.random.default_rng(0).uniform(0.3, 0.8, 200)
+    tables = {"b_1/one/d/r": _pairs(rates, 7), "b_1/worse/d/r": _pairs(rates - 0.2, 8)}
+    cells = _cells(tables)
+    for cell in cells.values():
+        cell.update(protocol={"reference": "bbox"}, num_pairs=200, num_keypoints=2000)
+    boards = {"d": report_tables.leaderboard(cells, tables, "d", settings)}
+    marked = report_tables.markdown(boards, cells, settings)
+    written = report_tables.latex(boards, cells, settings)
+    rows = [line.strip("| \n").split(" | ") for line in marked.splitlines() if line.startswith("| ")]
+    typeset = [line.strip().removesuffix(r" \\").split(" & ") for line in written.splitlines() if line.endswith(r"\\")]
+    assert [len(row) for row in typeset] == [len(row) for row in rows]
+
+    def plain(text: str) -> str:
+        return text.replace("**", "").replace(r"\textbf{", "").replace("}", "").replace("\\", "")
+
+    assert [[plain(cell) for cell in row] for row in typeset] == [[plain(cell) for cell in row] for row in rows]
+    assert r"b\_1" in written
+    assert written.count("{") == written.count("}")
+    bold = f"{100 * cells['b_1/one/d/r']['overall_keypoint']['PCK@0.10']['mean']:.1f}"
+    assert (written.count(r"\textbf"), rf"\textbf{{{bold}}}" in written) == (1, True)
 
 
 @pytest.mark.pipeline
@@ -156,66 +203,3 @@ def test_the_notebook_runs(finished):
     assert "median error" in output
     assert " against " in output.splitlines()[0]
     assert output.splitlines()[1].startswith("PCK@0.10")
-
-
-@needs_browser
-def test_a_click_finds_the_match(smoke, tmp_path, monkeypatch, browser):
-    """Both images are the same one, so the answer is the point itself, to half a cell."""
-    from PIL import Image as PillowImage
-    from werkzeug.serving import make_server
-
-    from semcorr import cli
-    from semcorr.api.images import Matcher
-    from semcorr.api.serve import application
-    from semcorr.artifacts.files import write_json
-
-    monkeypatch.chdir(tmp_path)
-    write_json(tmp_path / "params.yaml", {**smoke, "grid": {**smoke["grid"], "backbones": ["dinov2_tiny"]}})
-    cli.run_stage(cli.parser().parse_args(["weights", "dinov2_tiny", "frozen"]))
-    colours = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
-    PillowImage.fromarray(colours).resize((120, 90), PillowImage.Resampling.NEAREST).save("a.png")
-    (tmp_path / "text.png").write_text("no image")
-    matcher = Matcher()
-    app = application(matcher, {"source": tmp_path / "a.png"})
-    server = make_server("127.0.0.1", 0, app, threaded=True)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        watched = Watched(browser, viewport={"width": 1000, "height": 700})
-        seen = watched.page
-        seen.goto(f"http://127.0.0.1:{server.server_port}/")
-        stage = seen.locator("#source-image")
-        stage.click(position={"x": 20, "y": 20})
-        seen.wait_for_function("document.querySelector('#answer.error')")
-        assert "choose a target image first" in seen.locator("#answer").inner_text()
-        assert len(watched.complaints) == 1  # the browser logs an answer of 422
-        watched.complaints.clear()
-
-        seen.set_input_files("#target-file", tmp_path / "a.png")
-        seen.wait_for_function("document.querySelector('#target-image').naturalWidth === 120")
-        box = stage.bounding_box()
-        stage.click(position={"x": box["width"] * 0.7, "y": box["height"] * 0.4})
-        seen.wait_for_function(
-            "document.querySelector('#map').naturalWidth > 0 && !document.querySelector('#map').hidden"
-        )
-        there = [
-            float(seen.locator("#target-dot").evaluate(f"(dot) => parseFloat(dot.style.{side})"))
-            for side in ("left", "top")
-        ]
-        grid = matcher.features(PillowImage.open("a.png").convert("RGB"))[1]
-        half = [50 * grid.stride / side for side in grid.resized_size[::-1]]
-        assert abs(there[0] - 70) <= half[0] + 0.5
-        assert abs(there[1] - 40) <= half[1] + 0.5
-        assert "cosine similarity" in seen.locator("#answer").inner_text()
-        assert watched.complaints == []
-
-        seen.set_input_files("#target-file", tmp_path / "text.png")
-        seen.wait_for_function("document.querySelector('#answer.error')")
-        assert "not a readable image" in seen.locator("#answer").inner_text()
-        assert all(url.startswith(("http://127.0.0.1:", "data:")) for url in watched.requests)
-    finally:
-        server.shutdown()
-    client = app.test_client()
-    assert client.get("/", headers={"Host": "elsewhere.example"}).status_code == 400
-    assert client.post("/image/source", data=b"x", content_type="text/plain").status_code == 415
-    assert client.get("/match?x=500&y=1").status_code == 422
-    assert client.get("/match").status_code == 422

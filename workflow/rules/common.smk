@@ -66,7 +66,7 @@ def known(paths):
     """An input function for files of other jobs: the times of those not remade in this run are ignored."""
 
     def of(wildcards):
-        filled = expand(paths, **wildcards) if isinstance(paths, str) else paths
+        filled = expand(paths, **wildcards)
         return [path if path in SYNC.remade else ancient(path) for path in filled]
 
     return of

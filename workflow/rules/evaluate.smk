@@ -7,7 +7,7 @@ OUTPUTS
     matches/{backbone}/{weights}/{dataset}/{rule}.parquet
     metrics/<preset>/cells/{backbone}/{weights}/{dataset}/{rule}.{json, parquet}
     metrics/<preset>/galleries/{backbone}/{weights}/{dataset}.json
-    metrics/<preset>/{headline/, report.html, summary.json, summary.csv, summary.md, curves.csv, categories.csv}
+    metrics/<preset>/{headline/, report.html, summary.json, summary.csv, summary.md, summary.tex, curves.csv, categories.csv}
 """
 
 
@@ -43,9 +43,16 @@ rule evaluate:
 
 
 rule draw:
-    """Pictures of a few pairs under the first rule."""
+    """Pictures of a few pairs of each category, the same for all weights."""
     input:
-        matches=known(f"matches/{{backbone}}/{{weights}}/{{dataset}}/{GRID['rules'][0]}.parquet"),
+        matches=known([f"matches/{{backbone}}/{{weights}}/{{dataset}}/{rule}.parquet" for rule in GRID["rules"]]),
+        cells=known(
+            [
+                f"metrics/{PRESET}/cells/{GRID['backbones'][0]}/{GRID['weights'][0]}/{{dataset}}/{rule}.{kind}"
+                for rule in GRID["rules"]
+                for kind in ("json", "parquet")
+            ]
+        ),
         store=known("features/{backbone}/{weights}/{dataset}.h5"),
         images=known("data/{dataset}/images.parquet"),
         marker=marker("draw"),
@@ -67,6 +74,7 @@ rule report:
         html=f"metrics/{PRESET}/report.html",
         summary=f"metrics/{PRESET}/summary.json",
         markdown=f"metrics/{PRESET}/summary.md",
+        latex=f"metrics/{PRESET}/summary.tex",
         curves=f"metrics/{PRESET}/curves.csv",
         categories=f"metrics/{PRESET}/categories.csv",
     log:
