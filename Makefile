@@ -1,4 +1,5 @@
 # make demo: set up, run the demo experiment, print its table.   make test: set up, run the tests.   make bench: measure.
+# make notebook: run workflow/notebooks/explore.ipynb on the finished experiment.
 # requirements.lock pins all versions with hashes; make lock updates it.
 
 PYTHON ?= python3.11
@@ -15,7 +16,7 @@ ifneq ($(ALIVE),yes)
 $(shell rm -f $(INSTALLED))
 endif
 
-.PHONY: setup demo test bench check format lock clean
+.PHONY: setup demo test bench notebook check format lock clean
 
 setup: $(INSTALLED)
 
@@ -39,6 +40,9 @@ test: setup
 
 bench: setup
 	@for name in extract match evaluate willow finetune spair_counts noop; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+
+notebook: setup
+	@cd workflow/notebooks && $(CURDIR)/$(BIN)/jupyter execute --inplace --NotebookClient.record_timing=False explore.ipynb
 
 check: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

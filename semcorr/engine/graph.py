@@ -135,7 +135,7 @@ STAGES: dict[str, Stage] = {
     ),
     "draw": Stage(
         axes=STORE_AXES,
-        keys=("evaluate", "datasets.{dataset}.format"),
+        keys=("grid.rules", "evaluate", "datasets.{dataset}.format"),
         inputs={"store": STORE, "images": "data/{dataset}/images.parquet"},
         gathers={
             "matches/{backbone}/{weights}/{dataset}": "match",

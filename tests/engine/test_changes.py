@@ -44,13 +44,13 @@ def cells(
 # What a change sets off, from the end of the graph to its beginning.
 REPORT = {"report", "headline"}
 DRAW = {f"draw@{B}-{weights}-{TEST}" for weights in ("frozen", "last1")} | REPORT
-SCORE = cells("evaluate") | REPORT
+SCORE = cells("evaluate") | DRAW  # which pairs are drawn depends on the scores of the first weights
 MATCH = cells("match") | SCORE | DRAW
 TUNED = {f"{s}@{B}-last1-{TEST}-{rule}" for s in ("match", "evaluate") for rule in ("argmax", "softargmax")}
 TUNED |= {f"draw@{B}-last1-{TEST}", f"adapt@{B}-last1-{TEST}"} | REPORT
 FINETUNE = {f"finetune@{B}-last1"} | TUNED
 EXTRACT = {f"extract@{B}-frozen-{TEST}"} | cells("match", ("frozen",)) | cells("evaluate", ("frozen",))
-EXTRACT |= {f"draw@{B}-frozen-{TEST}"} | REPORT
+EXTRACT |= DRAW
 TRUNK = {f"trunk@{B}-{name}" for name in (TRN, VAL, TEST)} | FINETUNE
 ENCODE = EXTRACT | TRUNK
 WEIGHTS = {f"weights@{B}-frozen"} | ENCODE
@@ -58,7 +58,7 @@ FETCH_TRN = {f"fetch@{TRN}", f"trunk@{B}-{TRN}"} | FINETUNE
 FETCH_VAL = {f"fetch@{VAL}", f"trunk@{B}-{VAL}"} | FINETUNE
 FETCH_TEST = {f"fetch@{TEST}", f"trunk@{B}-{TEST}"} | EXTRACT | TUNED
 FETCH = {TRN: FETCH_TRN, VAL: FETCH_VAL, TEST: FETCH_TEST}
-SOFT = cells("match", rules=("softargmax",)) | cells("evaluate", rules=("softargmax",)) | REPORT
+SOFT = cells("match", rules=("softargmax",)) | cells("evaluate", rules=("softargmax",)) | DRAW
 ARG = cells("match", rules=("argmax",)) | cells("evaluate", rules=("argmax",)) | DRAW
 THREADS = ENCODE | MATCH
 NOTHING: set[str] = set()
@@ -66,7 +66,7 @@ NOTHING: set[str] = set()
 # Leaf of params.yaml -> another value, and what re-runs. `validate` is left out: DVC runs it on any change.
 LEAVES: dict[str, tuple[object, set[str]]] = {
     "preset": ("other", SCORE | DRAW),
-    "grid.rules": (["argmax"], REPORT),
+    "grid.rules": (["argmax"], DRAW),
     "grid.trunks": ([TEST, VAL, TRN], REPORT),
     **{
         f"datasets.{name}.{leaf}": (value, FETCH[name])
@@ -166,7 +166,7 @@ MODULES: dict[str, set[str]] = {
     "stages/match.py": MATCH,
     "stages/evaluate.py": SCORE,
     **dict.fromkeys(("stages/draw.py", "report/__init__.py", "report/gallery.py", "report/pictures.py"), DRAW),
-    **dict.fromkeys(("stages/report.py", "report/page.py", "report/templates/report.html"), REPORT),
+    **dict.fromkeys(("stages/report.py", "report/page.py", "report/charts.py", "report/templates/report.html"), REPORT),
     "report/tables.py": REPORT,
     "stages/headline.py": {"headline"},
     # What no cell of the small experiment uses.
@@ -323,7 +323,7 @@ def _edited(path: Path, text: str) -> Iterator[None]:
 CELL = f"metrics/smoke/cells/{B}/frozen/{TEST}/argmax.json"
 GALLERY = f"metrics/smoke/galleries/{B}/frozen/{TEST}.json"
 MATCHES = f"matches/{B}/frozen/{TEST}"
-ONE = {f"evaluate@{B}-frozen-{TEST}-argmax"} | REPORT
+ONE = {f"evaluate@{B}-frozen-{TEST}-argmax"} | DRAW
 EMPTY_MODULE = '"""Something new."""\n'
 
 
@@ -394,7 +394,7 @@ SITUATIONS: dict[str, tuple[Callable[[], contextlib.AbstractContextManager], set
     "no gallery": (lambda: _outputs(remove, GALLERY), {f"draw@{B}-frozen-{TEST}"} | REPORT),
     "matches of another rule": (
         lambda: _outputs(lambda path: shutil.copy(f"{MATCHES}/argmax.parquet", path), f"{MATCHES}/softargmax.parquet"),
-        {f"{stage}@{B}-frozen-{TEST}-softargmax" for stage in ("match", "evaluate")} | REPORT,
+        {f"{stage}@{B}-frozen-{TEST}-softargmax" for stage in ("match", "evaluate")} | DRAW,
     ),
     "a number that git keeps": (
         lambda: _outputs(lambda path: path.write_text("x"), "metrics/smoke/summary.csv"),
