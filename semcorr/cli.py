@@ -23,6 +23,7 @@ from semcorr.engine.current import Current, noted
 from semcorr.engine.dvc_sync import forget_links
 from semcorr.errors import UserError
 from semcorr.networks.published import DEFAULT, PUBLISHED, cache, is_here
+from semcorr.report import keys
 from semcorr.report.plain import plain
 
 PROJECT_VERBS = ("fix", "plan", "table", "compare", "verify", "schema")  # concern the project around this folder
@@ -42,6 +43,7 @@ STAGE_HELP = {
     "report": "write the tables and the HTML page of all cells",
     "headline": "write the numbers kept in git: a file per cell, and summary.csv",
 }
+KEYS = Path("docs/keys.md")
 AXIS_HELP = {
     "backbone": "a name under `backbones`",
     "weights": "frozen, random, or a tuning",
@@ -502,6 +504,9 @@ def schema(_: argparse.Namespace) -> None:
         raise UserError(f"{params.SCHEMA.parent}: no such folder; run this in a project")
     write_text(params.SCHEMA, json.dumps(params.Params.model_json_schema(), indent=2) + "\n")
     print(params.SCHEMA)
+    if KEYS.exists():  # in semcorr's own repository
+        write_text(KEYS, keys.reference())
+        print(KEYS)
 
 
 FUNCTIONS = (init, preset, run, check, store, compare, verify, match_images, serve, backbones, fix, plan, table, schema)
