@@ -8,8 +8,8 @@ from semcorr.params import Params
 
 INTRODUCTION = """# Every key of params.yaml
 
-Made from the schema by `semcorr schema`; a test holds it to it. All keys are required; a mistake stops everything before
-any work starts, with the key's path and what is allowed. `<name>` is a name of your own: a-z, 0-9 and _.
+Made from the schema by `semcorr schema`; a test compares the two. Every key is required; a mistake stops everything
+before any work starts, with the path of the key and what is allowed. `<name>` is a name of your own: a-z, 0-9 and _.
 """
 
 
@@ -29,11 +29,11 @@ def reference() -> str:
 def _once(rows: Iterator[tuple[str, str, str]]) -> Iterator[tuple[str, str, str]]:
     """The rows, with what all variants of a mapping have in their lists said once, without the variant's name."""
     seen = set()
-    for path, *rest in rows:
+    for path, allowed, meaning in rows:
         if "[]" in path:
             path = re.sub(r" \([^)]*\)(?=[^(]*\[\])", "", path)
         if path not in seen:
-            yield path, *rest
+            yield path, allowed, meaning
         seen.add(path)
 
 

@@ -2,6 +2,8 @@
 
 import copy
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import jsonschema
@@ -11,6 +13,7 @@ from conftest import setting
 
 from semcorr import params
 from semcorr.errors import UserError
+from semcorr.report import keys
 
 ROOT = Path(__file__).parents[2]
 PRESETS = sorted((ROOT / "workflow/presets").glob("*.yaml"))
@@ -278,3 +281,23 @@ def test_whatever_stands_anywhere_is_valid_or_told(smoke):
             except UserError as error:
                 told += all(line.startswith("here: ") for line in str(error).splitlines())
     assert told > 2000
+
+
+def test_the_page_of_keys_is_the_schemas():
+    """docs/keys.md is what `semcorr schema` writes, and has every key of every preset."""
+    page = (ROOT / "docs/keys.md").read_text()
+    assert page == keys.reference()
+    named = {re.sub(r" \([^)]*\)|\[\]", "", line.split("`")[1]) for line in page.splitlines() if line.startswith("| `")}
+
+    def leaves(values: object, path: str) -> Iterator[str]:
+        for key, value in values.items() if isinstance(values, dict) else ():
+            yield f"{path}{key}"
+            yield from leaves(value, f"{path}{key}.")
+        for value in values if isinstance(values, list) else ():
+            yield from leaves(value, path)
+
+    for preset in sorted((ROOT / "workflow/presets").glob("*.yaml")):
+        for leaf in leaves(params.load(preset).to_dict(), ""):
+            free = re.sub(r"^(datasets|backbones|baselines|tunings|rules)\.[^.]+", r"\1.<name>", leaf)
+            free = re.sub(r"(\.images|overrides|references)\..*", r"\1", free)
+            assert free in named or "." not in free or free.endswith("<name>"), (preset.name, leaf)
