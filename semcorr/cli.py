@@ -78,6 +78,7 @@ def parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("check", help="verify a dataset: every file, every split, all counts")
     verb.add_argument("dataset", help="a name under `datasets`, or the path of a folder or archive in a known format")
     verb.add_argument("--expect", default="any", help="for a path: spair71k, pfwillow, pfpascal or any (default)")
+    verb.add_argument("--categories", nargs="+", metavar="NAME", help="count only pairs of these categories")
     verb = verbs.add_parser("store", help="describe a feature store and verify it")
     verb.add_argument("path", type=Path, help="features/<backbone>/<weights>/<dataset>.h5")
     verb = verbs.add_parser(
@@ -105,7 +106,11 @@ def parser() -> argparse.ArgumentParser:
     match.add_argument("--points", nargs="+", type=_point, metavar="X,Y", help=points)
     match.add_argument("--grid", type=int, metavar="N", help="N x N points spread evenly over SRC")
     match.add_argument("--mutual", action="store_true", help="keep only matches that map back to within a cell")
-    match.add_argument("--min-similarity", type=float, metavar="COSINE", help="lowest similarity to keep, -1 to 1")
+    lowest = (
+        "lowest similarity to keep, -1 to 1; default: all asked points, and of those found by themselves the ones from "
+        "the cosine on that had the best F1 where the network was evaluated, if it was"
+    )
+    match.add_argument("--min-similarity", type=float, metavar="COSINE", help=lowest)
     match.add_argument("--out", type=Path, help="write a picture of the matches: .png, .jpg or .webp")
     dense = "make --out show the two objects instead, with similar features in similar colours"
     match.add_argument("--dense", action="store_true", help=dense)
@@ -343,6 +348,8 @@ def check(options: argparse.Namespace) -> None:
             raise UserError(f"{options.dataset}: neither a path nor a name under `datasets`: {known}")
         spec = datasets[options.dataset]
         folder = provide(spec, options.dataset)
+    if options.categories:
+        spec = spec.model_copy(update={"categories": options.categories})
     print("\n".join(verify.check(spec, folder)))
     print(verify.conclusion(spec, folder))
 
@@ -408,21 +415,33 @@ def match_images(options: argparse.Namespace) -> None:
         raise UserError("--dense: needs --out, the picture to write")
     from semcorr.api import images
 
+    source, target = map(images.open_image, (options.source, options.target))
+    images.points_on(source, options.points, options.grid)  # a mistake is said before a network is loaded
+    matcher = images.Matcher(options.backbone, options.weights, options.rule, image_size=options.image_size)
+    asked = options.points is not None or options.grid is not None
+    lowest = options.min_similarity
+    if lowest is None and not asked:
+        lowest = matcher.min_similarity
     matches = images.match_images(
-        options.source,
-        options.target,
+        source,
+        target,
         options.points,
         grid=options.grid,
-        backbone=options.backbone,
-        weights=options.weights,
-        rule=options.rule,
-        image_size=options.image_size,
         mutual=options.mutual,
-        min_similarity=options.min_similarity,
+        min_similarity=lowest,
+        matcher=matcher,
     )
+    if options.min_similarity is None and matcher.min_similarity is not None:
+        few = int((matches.similarity < matcher.min_similarity).sum())
+        if not asked:
+            said = f"only matches of cosine {lowest:.3f} or more, as measured; --min-similarity -1 keeps all"
+            print(said, file=sys.stderr)
+        elif few:
+            said = f"{few} of {len(matches.similarity)} points are less similar than {matcher.min_similarity:.3f}"
+            print(f"{said}, the cosine that was measured: they may not be there", file=sys.stderr)
     rows = zip(matches.source_points, matches.target_points, matches.similarity, strict=True)
-    for source, target, similarity in () if printed else rows:
-        print("{:.1f},{:.1f} -> {:.1f},{:.1f} {:.3f}".format(*source, *target, similarity))
+    for start, end, similarity in () if printed else rows:
+        print("{:.1f},{:.1f} -> {:.1f},{:.1f} {:.3f}".format(*start, *end, similarity))
     if not len(matches.source_points):
         print("no match was kept: see --min-similarity and --mutual", file=sys.stderr)
     if options.out:

@@ -130,6 +130,9 @@ Source = Annotated[ToySource | PathSource | UrlSource, Field(discriminator="kind
 Sources = Annotated[list[Source], Field(min_length=1)]
 
 
+CATEGORIES = Field(description="only pairs of these categories; null takes all", examples=[["cat", "dog"]])
+
+
 class SPairSpec(Model):
     """One split of SPair-71k, or of a folder in its format (`expect: any`)."""
 
@@ -138,6 +141,7 @@ class SPairSpec(Model):
     expect: Literal["spair71k", "any"] = Field(description="which dataset this must be; `any` for your own data")
     split: Literal["trn", "val", "test"] = Field(description="which split")
     layout: Literal["large", "small"] = Field(description="which list of pairs")
+    categories: Distinct | None = CATEGORIES
     limit: Count | None = Field(description="this many pairs from the start of the list; null takes all")
 
 
@@ -152,6 +156,7 @@ class PFWillowSpec(Model):
         examples=["/data/test_pairs_pf.csv"],
     )
     subsets: Distinct | None = Field(description="folders; null takes all", examples=[["car(G)", "duck(S)"]])
+    categories: Distinct | None = CATEGORIES
     limit: Count | None = Field(description="this many pairs from the start of the list; null takes all")
 
 
@@ -162,6 +167,7 @@ class PFPascalSpec(Model):
     sources: Sources = Field(description="sources of the data; the first available one is used")
     expect: Literal["pfpascal", "any"] = Field(description="which dataset this must be; `any` for your own data")
     split: Literal["trn", "val", "test"] = Field(description="which split")
+    categories: Distinct | None = CATEGORIES
     limit: Count | None = Field(description="this many pairs from the start of the list; null takes all")
 
 
@@ -173,6 +179,7 @@ class AP10KSpec(Model):
     expect: Literal["any"] = Field(description="which dataset this must be")
     split: Literal["trn", "val", "test"] = Field(description="which split")
     subset: Literal["intra_species", "cross_species", "cross_family"] = Field(description="which animals form pairs")
+    categories: Distinct | None = CATEGORIES
     limit: Count | None = Field(description="this many pairs from the start of the list; null takes all")
 
 
@@ -439,7 +446,10 @@ class Evaluate(Model):
     """How PCK is computed."""
 
     thresholds: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1), AfterValidator(_distinct)] = (
-        Field(description="fractions of the reference; the second is the headline", examples=[[0.05, 0.1, 0.15, 0.2]])
+        Field(description="fractions of the reference", examples=[[0.05, 0.1, 0.15, 0.2]])
+    )
+    headline: Annotated[float, Field(gt=0, le=1)] = Field(
+        description="the threshold of intervals, comparisons and breakdowns; one of `thresholds`", examples=[0.1]
     )
     references: dict[
         Literal["spair", "pfwillow", "pfpascal", "ap10k"],
@@ -448,8 +458,20 @@ class Evaluate(Model):
         description="by dataset format, the lengths that a threshold multiplies; the first is the headline",
         examples=[{"spair": ["bbox"], "pfwillow": ["bbox_kp", "image"]}],
     )
+    sides: dict[Literal["spair", "pfwillow", "pfpascal", "ap10k"], Literal["spair71k", "ap10k", "toy"]] = Field(
+        description="by dataset format, whose keypoint numbers say which parts exist on another side; a format that is "
+        "not named has no geometry-aware subset",
+        examples=[{"spair": "spair71k"}],
+    )
     bootstrap: Annotated[int, Field(ge=100)] = Field(description="resamples for confidence intervals", examples=[1000])
     seed: Seed = Field(description="seed of the bootstrap")
+
+    @model_validator(mode="after")
+    def _headline_is_a_threshold(self) -> Self:
+        if self.headline not in self.thresholds:
+            known = ", ".join(f"{value:g}" for value in self.thresholds)
+            raise BadKey("headline", f"{self.headline:g} is not among thresholds; allowed: {known}")
+        return self
 
 
 class Runtime(Model):

@@ -9,6 +9,7 @@ pixels of the original target image. All fractions are in [0, 1]; papers multipl
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -26,16 +27,6 @@ def threshold_key(threshold: float) -> str:
     'PCK@0.10'
     """
     return f"PCK@{threshold:.2f}" if round(threshold, 2) == threshold else f"PCK@{threshold}"
-
-
-def headline(thresholds: list[float]) -> float:
-    """The main threshold of tables: the second, usually 0.10."""
-    return thresholds[min(1, len(thresholds) - 1)]
-
-
-def headline_key(thresholds: list[float]) -> str:
-    """The name of the main threshold of tables."""
-    return threshold_key(headline(thresholds))
 
 
 def distances(predicted: np.ndarray, true: np.ndarray) -> np.ndarray:
@@ -156,7 +147,7 @@ def scores(correct: np.ndarray, pair: np.ndarray, category: np.ndarray, *, sampl
     """
     hits, counts = by_pair(correct, pair)
     onehot = (category[:, None] == np.unique(category)).astype(float)  # (P, K)
-    drawn = _resamples(len(category), samples, seed)
+    drawn = resamples(len(category), samples, seed)
     values = {
         "keypoint": correct.astype(float),
         "image": hits / counts[:, None],
@@ -202,16 +193,19 @@ def compare(first: np.ndarray, second: np.ndarray, counts: np.ndarray, *, sample
         seed: of the bootstrap.
     """
     gained = second - first
-    drawn = _resamples(len(counts), samples, seed)
+    drawn = resamples(len(counts), samples, seed)
     sampled = (drawn @ gained) / (drawn @ counts)[:, None]
     low, high = np.percentile(sampled, (2.5, 97.5), axis=0)
     p = np.clip(2 * np.minimum((sampled <= 0).mean(axis=0), (sampled >= 0).mean(axis=0)), 1 / samples, 1.0)
     return Difference(mean=gained.sum(axis=0) / counts.sum(), low=low, high=high, p=p)
 
 
-def _resamples(pairs: int, samples: int, seed: int) -> np.ndarray:
-    """How often each pair is drawn in each sample (samples, pairs)."""
-    return np.random.default_rng(seed).multinomial(pairs, np.full(pairs, 1 / pairs), size=samples).astype(float)
+@lru_cache(maxsize=1)
+def resamples(pairs: int, samples: int, seed: int) -> np.ndarray:
+    """How often each pair is drawn in each sample (samples, pairs); not to be written to."""
+    drawn = np.random.default_rng(seed).multinomial(pairs, np.full(pairs, 1 / pairs), size=samples).astype(float)
+    drawn.flags.writeable = False
+    return drawn
 
 
 def _category_means(drawn: np.ndarray, hits: np.ndarray, counts: np.ndarray, onehot: np.ndarray) -> np.ndarray:

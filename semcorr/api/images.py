@@ -9,6 +9,7 @@
 Points are (x, y) in pixels of the upright image, rotated as its EXIF data say.
 """
 
+import contextlib
 import copy
 import hashlib
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from semcorr import params
 from semcorr.api.matcher import Recent
-from semcorr.artifacts.provenance import expect
+from semcorr.artifacts.provenance import expect, read_result
 from semcorr.datasets.decode import AnyImage, decode
 from semcorr.engine import graph
 from semcorr.errors import UserError, one_of
@@ -93,6 +94,9 @@ class Matcher:
         path: of params.yaml; None looks for it in this folder and those above.
         image_size: longer side of the network's input, in pixels; None uses the backbone's own.
 
+    Attributes:
+        min_similarity: the cosine that a match of this network should have; None if it was not measured.
+
     Raises:
         UserError: there is no such entry; the tensors are unavailable, or were made under other parameters.
     """
@@ -116,16 +120,31 @@ class Matcher:
         self.rule = self.rules[self.rule_name]
         self.weights, self.image_size = weights, image_size
         self.device = runtime.pick("auto" if values is None else values.runtime.device)
+        self.min_similarity: float | None = None
         if values is not None and file is not None and self.backbone in own:
+            self.min_similarity = self._measured(values, file.parent)
             self.spec = _sized(values.backbones[self.backbone], image_size)
             one_of("weights", weights, [*values.grid.baselines, *values.grid.tunings])
             self.network = self._of_project(values, file.parent)
         else:
             one_of("weights", weights, ["frozen"])
             self.spec = _sized(PUBLISHED[self.backbone].spec, image_size)
+            self.min_similarity = PUBLISHED[self.backbone].min_similarity
             self.network = self._fetched(self.spec.weights)
         self.network.to(self.device)
         self._seen: Recent[tuple[Tensor, Grid]] = Recent(KEPT)
+
+    def _measured(self, values: params.Params, root: Path) -> float | None:
+        """The cosine from which on matches are kept with the best F1, on the first dataset that was evaluated."""
+        plan = graph.Graph(values)
+        for cell in plan.cells["evaluate"]:
+            named = dict(zip(graph.STAGES["evaluate"].axes, cell, strict=True))
+            if (named["backbone"], named["weights"], named["rule"]) == (self.backbone, self.weights, self.rule_name):
+                job = plan.job("evaluate", *cell)
+                with contextlib.suppress(UserError, FileNotFoundError):  # not made yet, or under other parameters
+                    expect(root / job.outputs["cell"], job.fingerprint)
+                    return float(read_result(root / job.outputs["cell"])["confidence"]["min_similarity"])
+        return None
 
     def _of_project(self, values: params.Params, root: Path) -> Backbone:
         """The network with the tensors made by the project's stages; a missing baseline is fetched."""

@@ -14,13 +14,23 @@ from typing import Any
 
 from semcorr.artifacts.files import read_json
 from semcorr.datasets.annotations import COLONS, understood
-from semcorr.datasets.base import Benchmark, Image, Pair, check_pair, common_keypoints, image_files, in_any_case, named
+from semcorr.datasets.base import (
+    Benchmark,
+    Image,
+    Pair,
+    check_image,
+    check_pair,
+    common_keypoints,
+    image_files,
+    in_any_case,
+    named,
+)
 from semcorr.datasets.decode import image_size, other_size
 from semcorr.datasets.formats import Files
 from semcorr.errors import UserError
 from semcorr.params import AP10KSpec
 
-WHOLE = {"split": "test", "subset": "intra_species", "limit": None}
+WHOLE = {"split": "test", "subset": "intra_species", "categories": None, "limit": None}
 KEYPOINTS = 17
 SUFFIXES = {"intra_species": "", "cross_species": "_cross_species", "cross_family": "_cross_family"}
 SPLITS = ("trn", "val", "test")
@@ -42,7 +52,14 @@ def listed(files: Files, spec: AP10KSpec) -> list[tuple[str, str]]:
     """The images of each pair, by the name of its file."""
     images = {PurePosixPath(name).stem: name for name in files.names("JPEGImages/*/*/*")}
     names = map(PAIR_FILE.fullmatch, files.names(f"PairAnnotation/{spec.split}{SUFFIXES[spec.subset]}/*.json"))
-    return [(images.get(name[1], name[1]), images.get(name[2], name[2])) for name in names if name]
+    pairs = [(images.get(name[1], name[1]), images.get(name[2], name[2])) for name in names if name]
+    return [both for both in pairs if spec.categories is None or _listed_group(both[0], spec.subset) in spec.categories]
+
+
+def _listed_group(image: str, subset: str) -> str:
+    """What `_group` says of a pair, by its source's path."""
+    family, species = PurePosixPath(image).parts[-3:-1] if image.count("/") > 1 else ("", "")
+    return {"intra_species": species, "cross_species": family, "cross_family": "all"}[subset]
 
 
 def parts(root: Path, spec: AP10KSpec) -> list[AP10KSpec]:
@@ -170,8 +187,16 @@ def _read_annotation(root: Path, relative: str) -> tuple[Image, dict[str, list[f
         x, y, width, height = map(float, values["bbox"])
     if annotated != size:
         raise other_size(path, file, annotated, size)
-    image = Image(id=id_, file=f"{id_}{file.suffix}", category=id_.split("/")[1], height=size[0], width=size[1])
-    return image, points, [x, y, x + width, y + height]
+    image = Image(
+        id=id_,
+        file=f"{id_}{file.suffix}",
+        category=id_.split("/")[1],
+        height=size[0],
+        width=size[1],
+        keypoint_ids=list(points),
+        keypoints=list(points.values()),
+    )
+    return check_image(image, path), points, [x, y, x + width, y + height]
 
 
 def _visible(values: list[Any]) -> dict[str, list[float]]:

@@ -32,6 +32,8 @@ class Image:
         height, width: pixels.
         pose: the object's, in the benchmark's words; None if unknown.
         azimuth: the object's, as numbered by the benchmark.
+        keypoint_ids: names of all its annotated keypoints, also of those that it shares with no other image.
+        keypoints: (N, 2), x y.
         sha256: of the file's bytes; set when it is fetched.
     """
 
@@ -42,6 +44,8 @@ class Image:
     width: int
     pose: str | None = None
     azimuth: int | None = None
+    keypoint_ids: list[str] = field(default_factory=list)
+    keypoints: list[list[float]] = field(default_factory=list)
     sha256: str = ""
 
 
@@ -98,10 +102,28 @@ class Benchmark:
         """The first `limit` pairs and the images they use; all if `limit` is None."""
         if limit is None or limit >= len(self.pairs):
             return self
-        pairs = self.pairs[:limit]
-        left_out = self.left_out | {"pairs beyond `limit`": len(self.pairs) - limit}
+        return self._with(self.pairs[:limit], "pairs beyond `limit`")
+
+    def only(self, categories: Sequence[str] | None) -> "Benchmark":
+        """The pairs of these categories and the images they use; all if `categories` is None.
+
+        Raises:
+            UserError: there is no such category.
+        """
+        if categories is None:
+            return self
+        known = {pair.category for pair in self.pairs}
+        if strangers := [name for name in categories if name not in known]:
+            has = ", ".join(sorted(known))
+            raise UserError(f"{self.root}: holds no pairs of category {strangers[0]}; it has {has}")
+        return self._with([pair for pair in self.pairs if pair.category in categories], "pairs of other categories")
+
+    def _with(self, pairs: list[Pair], why: str) -> "Benchmark":
+        """These pairs and the images they use; the others are counted as left out."""
         used = {pair.source for pair in pairs} | {pair.target for pair in pairs}
         images = [image for image in self.images if image.id in used]
+        rest = len(self.pairs) - len(pairs)
+        left_out = self.left_out | ({why: rest} if rest else {})
         return Benchmark(root=self.root, images=images, pairs=pairs, left_out=left_out)
 
 
@@ -219,6 +241,35 @@ def common_keypoints(first: dict[str, list[float]], second: dict[str, list[float
     }
 
 
+def shared_keypoints(pairs: Sequence[Pair]) -> dict[str, dict[str, Any]]:
+    """The fields of Image for each image's keypoints, as far as pairs list them."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for pair in pairs:
+        for id_, points in ((pair.source, pair.source_keypoints), (pair.target, pair.target_keypoints)):
+            found.setdefault(id_, {}).update(zip(pair.keypoint_ids, points, strict=True))
+    return {id_: {"keypoint_ids": list(points), "keypoints": list(points.values())} for id_, points in found.items()}
+
+
+def check_image(image: Image, where: Path | str) -> Image:
+    """Return `image` if its keypoints are valid.
+
+    Raises:
+        UserError: a name occurs twice, or a point lies outside the image; `where` names the annotation.
+    """
+    if len(set(image.keypoint_ids)) < len(image.keypoint_ids):
+        raise UserError(f"{where}: a keypoint is annotated twice: {image.keypoint_ids}")
+    _check_points(image.keypoints, (image.height, image.width), where, "")
+    return image
+
+
+def _check_points(points: list[list[float]], size: tuple[int, int], where: Path | str, side: str) -> None:
+    height, width = size
+    for x, y in points:
+        # Annotations count from 0 or from 1, so a point may lie on the image's far edge. NaN is outside too.
+        if not (0 <= x <= width and 0 <= y <= height):
+            raise UserError(f"{where}: {side}keypoint {[x, y]} is outside the image of {width} x {height} pixels")
+
+
 def check_pair(pair: Pair, sizes: dict[str, tuple[int, int]], where: Path | str) -> Pair:
     """Return `pair` if its keypoints and boxes are valid for images of these sizes.
 
@@ -235,11 +286,7 @@ def check_pair(pair: Pair, sizes: dict[str, tuple[int, int]], where: Path | str)
         ("target", pair.target, pair.target_keypoints, pair.target_bbox),
     )
     for side, image_id, points, bbox in sides:
-        height, width = sizes[image_id]
-        for x, y in points:
-            # Annotations count from 0 or from 1, so a point may lie on the image's far edge. NaN is outside too.
-            if not (0 <= x <= width and 0 <= y <= height):
-                raise UserError(f"{where}: {side} keypoint {[x, y]} is outside the image of {width} x {height} pixels")
+        _check_points(points, sizes[image_id], where, f"{side} ")
         if bbox is not None and not all(map(math.isfinite, bbox)):
             raise UserError(f"{where}: {side} box {bbox} has values that are not finite (x0, y0, x1, y1)")
         if bbox is not None and not (bbox[2] > bbox[0] and bbox[3] > bbox[1]):

@@ -15,13 +15,22 @@ from pathlib import Path
 import numpy as np
 
 from semcorr.datasets.annotations import read_list, read_mat
-from semcorr.datasets.base import Benchmark, Image, Pair, check_pair, common_keypoints, image_files, in_any_case
+from semcorr.datasets.base import (
+    Benchmark,
+    Image,
+    Pair,
+    check_image,
+    check_pair,
+    common_keypoints,
+    image_files,
+    in_any_case,
+)
 from semcorr.datasets.decode import image_size
 from semcorr.datasets.formats import Files
 from semcorr.errors import UserError
 from semcorr.params import PFPascalSpec
 
-WHOLE = {"split": "test", "limit": None}
+WHOLE = {"split": "test", "categories": None, "limit": None}
 CATEGORIES = [
     "aeroplane",
     "bicycle",
@@ -65,8 +74,9 @@ def listed(files: Files, spec: PFPascalSpec) -> list[tuple[str, str]]:
     pairs = []
     for row in csv.reader("\n".join(map(files.text, LISTS[spec.split])).splitlines()):
         with contextlib.suppress(UserError):  # the header
-            source, target, _, further = _parse(row, "")
-            if not (spec.split == "trn" and len(further) == 1 and _is_one(further[0])):
+            source, target, category, further = _parse(row, "")
+            mirrored = spec.split == "trn" and len(further) == 1 and _is_one(further[0])
+            if not mirrored and (spec.categories is None or category in spec.categories):
                 pairs.append((f"JPEGImages/{source}.jpg", f"JPEGImages/{target}.jpg"))
     return pairs
 
@@ -126,7 +136,7 @@ def read(root: Path, split: str) -> Benchmark:
     """
     path = _list(root, split)
     sizes: dict[str, tuple[int, int]] = {}
-    categories: dict[str, str] = {}
+    categories: dict[str, set[str]] = {}
     files: dict[str, Path] = {}
     pairs: dict[tuple[str, str, str], Pair] = {}
     mirrored = 0
@@ -145,7 +155,7 @@ def read(root: Path, split: str) -> Benchmark:
             if name not in sizes:
                 files[name] = in_any_case(root / "JPEGImages" / f"{name}.jpg")
                 sizes[name] = image_size(files[name])
-                categories[name] = category
+            categories.setdefault(name, set()).add(category)
         (first, source_bbox), (second, target_bbox) = annotation(category, source), annotation(category, target)
         pair = Pair(
             id=f"{source}-{target}:{category}",
@@ -161,10 +171,20 @@ def read(root: Path, split: str) -> Benchmark:
         if len(further) == 4:
             _compare(where, further, pair)
         pairs[source, target, category] = check_pair(pair, sizes, where)
-    images = [
-        Image(id=name, file=files[name].name, category=categories[name], height=sizes[name][0], width=sizes[name][1])
-        for name in sorted(sizes)
-    ]
+    images = []
+    for name, (height, width) in sorted(sizes.items()):
+        # What an image with objects of two categories shows depends on the pair, so nothing is said of it.
+        points = annotation(*categories[name], name)[0] if len(categories[name]) == 1 else {}
+        image = Image(
+            id=name,
+            file=files[name].name,
+            category=min(categories[name]),
+            height=height,
+            width=width,
+            keypoint_ids=list(points),
+            keypoints=list(points.values()),
+        )
+        images.append(check_image(image, files[name]))
     left_out = {"mirrored copies": mirrored} if mirrored else {}
     return Benchmark(root=root / "JPEGImages", images=images, pairs=list(pairs.values()), left_out=left_out)
 

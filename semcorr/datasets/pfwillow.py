@@ -12,14 +12,15 @@ import numpy as np
 
 from semcorr.artifacts.files import project_path
 from semcorr.datasets.annotations import read_list, read_mat
-from semcorr.datasets.base import Benchmark, Image, Pair, check_pair, image_files, in_any_case, named
+from semcorr.datasets.base import Benchmark, Image, Pair, check_image, check_pair, image_files, in_any_case, named
 from semcorr.datasets.decode import image_size
 from semcorr.datasets.formats import Files
 from semcorr.errors import UserError
 from semcorr.params import PFWillowSpec
 
-WHOLE = {"pairs": None, "subsets": None, "limit": None}
+WHOLE = {"pairs": None, "subsets": None, "categories": None, "limit": None}
 KEYPOINTS = 10
+NUMBERS = [str(number) for number in range(KEYPOINTS)]
 SUBSETS, IMAGES_PER_SUBSET = 10, 10
 LIST_TOLERANCE = 1.0  # pixels: lists count from 0 or from 1, and round
 
@@ -56,7 +57,12 @@ def listed(files: Files, spec: PFWillowSpec) -> list[tuple[str, str]]:
         known, rows = set(pairs), read_list(project_path(spec.pairs))
         pairs = [("/".join(row[0].split("/")[-2:]), "/".join(row[1].split("/")[-2:])) for _, row in rows]
         pairs = [both for both in pairs if both in known]
-    return [both for both in pairs if spec.subsets is None or _subset(both[0]) in spec.subsets]
+    return [
+        both
+        for both in pairs
+        if (spec.subsets is None or _subset(both[0]) in spec.subsets)
+        and (spec.categories is None or _subset(both[0]).split("(")[0] in spec.categories)
+    ]
 
 
 def _subset(name: str) -> str:
@@ -120,7 +126,16 @@ def read(root: Path, pairs: Path | None = None) -> Benchmark:
             keypoints[id_] = read_keypoints(root / f"{id_}.mat")
             height, width = sizes[id_]
             category = folder.name.split("(")[0]
-            images.append(Image(id=id_, file=f"{id_}{file.suffix}", category=category, height=height, width=width))
+            image = Image(
+                id=id_,
+                file=f"{id_}{file.suffix}",
+                category=category,
+                height=height,
+                width=width,
+                keypoint_ids=NUMBERS,
+                keypoints=keypoints[id_],
+            )
+            images.append(check_image(image, root / f"{id_}.mat"))
     if pairs is None:
         ids = [image.id for image in images]
         listed = [both for both in permutations(ids, 2) if both[0].split("/")[0] == both[1].split("/")[0]]
@@ -134,7 +149,7 @@ def read(root: Path, pairs: Path | None = None) -> Benchmark:
             category=subset.split("(")[0],
             source=source,
             target=target,
-            keypoint_ids=[str(number) for number in range(KEYPOINTS)],
+            keypoint_ids=NUMBERS,
             source_keypoints=keypoints[source],
             target_keypoints=keypoints[target],
             subset=subset,

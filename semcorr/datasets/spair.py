@@ -6,6 +6,7 @@ Segmentation/<category>/<image>.png, Layout/<large|small>/<split>.txt. Only this
 
 import re
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,23 @@ from PIL import Image as PillowImage
 
 from semcorr.artifacts.files import read_json
 from semcorr.datasets.annotations import COLONS, code, understood
-from semcorr.datasets.base import Benchmark, Image, Pair, check_pair, image_files, in_any_case
+from semcorr.datasets.base import (
+    Benchmark,
+    Image,
+    Pair,
+    check_image,
+    check_pair,
+    image_files,
+    in_any_case,
+    shared_keypoints,
+)
 from semcorr.datasets.decode import decode_labels, image_size, other_size
 from semcorr.datasets.formats import Files
 from semcorr.errors import UserError
 from semcorr.params import SPairSpec
 
 LAYOUT_LINE = re.compile(r"(\d+)-([^:/\\-]+)-([^:/\\-]+):([^:/\\.][^:/\\]*)")
-WHOLE = {"split": "test", "layout": "large", "limit": None}
+WHOLE = {"split": "test", "layout": "large", "categories": None, "limit": None}
 SPLITS = ("trn", "val", "test")
 AZIMUTHS = 7  # the last of eight directions
 LAYOUTS = ("large", "small")
@@ -45,7 +55,11 @@ def load(root: Path, spec: SPairSpec) -> Benchmark:
 def listed(files: Files, spec: SPairSpec) -> list[tuple[str, str]]:
     """The images of each pair in the list that params.yaml names."""
     names = map(LAYOUT_LINE.fullmatch, files.text(f"Layout/{spec.layout}/{spec.split}.txt").split())
-    return [(f"JPEGImages/{name[4]}/{name[2]}.jpg", f"JPEGImages/{name[4]}/{name[3]}.jpg") for name in names if name]
+    return [
+        (f"JPEGImages/{name[4]}/{name[2]}.jpg", f"JPEGImages/{name[4]}/{name[3]}.jpg")
+        for name in names
+        if name and (spec.categories is None or name[4] in spec.categories)
+    ]
 
 
 def parts(root: Path, spec: SPairSpec) -> list[SPairSpec]:
@@ -185,6 +199,9 @@ def read(root: Path, split: str, layout: str) -> Benchmark:
     sizes: dict[str, tuple[int, int]] = {}
     pairs = [read_pair(root, split, line, sizes) for line in lines]
     images = [read_image(root, id_, sizes[id_]) for id_ in sorted(sizes)]
+    if not all(image.keypoint_ids for image in images):  # without ImageAnnotation, what pairs know of an image
+        known = shared_keypoints(pairs)
+        images = [image if image.keypoint_ids else replace(image, **known[image.id]) for image in images]
     return Benchmark(root=root / "JPEGImages", images=images, pairs=pairs)
 
 
@@ -197,16 +214,29 @@ def read_image(root: Path, image_id: str, size: tuple[int, int]) -> Image:
     annotation = read_image_annotation(root, image_id)
     path = root / "ImageAnnotation" / f"{image_id}.json"
     pose = azimuth = None
+    keypoints: dict[str, list[float]] = {}
     if annotation is not None:
         with understood(path, "an image annotation of SPair-71k"):
             annotated = (int(annotation["image_height"]), int(annotation["image_width"]))
             pose, azimuth = str(annotation["pose"]), code(annotation["azimuth_id"], AZIMUTHS)
+            keypoints = {key: _points([point])[0] for key, point in annotation["kps"].items() if point is not None}
         if annotated != size:
             raise other_size(path, _image_file(root, image_id), annotated, size)
     category = image_id.split("/")[0]
     height, width = size
     file = _image_file(root, image_id).relative_to(root / "JPEGImages").as_posix()
-    return Image(id=image_id, file=file, category=category, height=height, width=width, pose=pose, azimuth=azimuth)
+    image = Image(
+        id=image_id,
+        file=file,
+        category=category,
+        height=height,
+        width=width,
+        pose=pose,
+        azimuth=azimuth,
+        keypoint_ids=list(keypoints),
+        keypoints=list(keypoints.values()),
+    )
+    return check_image(image, path)
 
 
 def read_layout(root: Path, split: str, layout: str) -> list[str]:

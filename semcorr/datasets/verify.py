@@ -74,10 +74,20 @@ def check(spec: DatasetSpec, folder: Path) -> list[str]:
     root = root_of(folder, spec.format)
     module = reader(spec.format)
     lines = module.verify(root, spec)
+    wanted = set(spec.categories or ())
     for part in module.parts(root, spec):
         benchmark = module.load(root, part)
         require_tables(benchmark)
+        has = {pair.category for pair in benchmark.pairs}
+        if spec.categories and (kept := [name for name in spec.categories if name in has]):
+            benchmark = benchmark.only(kept)
+            wanted -= set(kept)
+        elif spec.categories:
+            lines.append(f"{getattr(part, 'split', 'all')}: holds none of {', '.join(spec.categories)}")
+            continue
         lines.append(f"{getattr(part, 'split', 'all')}: {summary(benchmark)}")
+    if wanted:
+        raise UserError(f"{root}: holds no pairs of category {min(wanted)}, in no split")
     files = module.rest(root)
 
     def turned(path: Path) -> bool:

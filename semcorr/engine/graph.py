@@ -52,6 +52,7 @@ STORE = "features/{backbone}/{weights}/{dataset}.h5"
 TRUNK = "features/{backbone}/trunk/{dataset}.h5"
 WEIGHTS = "data/weights/{backbone}/{weights}.safetensors"
 MATCHES = "matches/{backbone}/{weights}/{dataset}/{rule}.parquet"
+ABSENT = "matches/{backbone}/{weights}/{dataset}/{rule}.absent.parquet"
 CELL = "metrics/{preset}/cells/{backbone}/{weights}/{dataset}/{rule}.json"
 PAIR_SCORES = "metrics/{preset}/cells/{backbone}/{weights}/{dataset}/{rule}.parquet"
 GALLERY = "metrics/{preset}/galleries/{backbone}/{weights}/{dataset}.json"
@@ -123,14 +124,14 @@ STAGES: dict[str, Stage] = {
     "match": Stage(
         axes={**STORE_AXES, "rule": "grid.rules"},
         keys=("rules.{rule}", "threads"),
-        inputs={"store": STORE, "pairs": "data/{dataset}/pairs.parquet"},
-        outputs={"matches": MATCHES},
+        inputs={"store": STORE, "pairs": "data/{dataset}/pairs.parquet", "images": "data/{dataset}/images.parquet"},
+        outputs={"matches": MATCHES, "absent": ABSENT},
         basis=("rules/{rule}",),
     ),
     "evaluate": Stage(
         axes={**STORE_AXES, "rule": "grid.rules"},
         keys=("evaluate", "datasets.{dataset}.format"),
-        inputs={"matches": MATCHES},
+        inputs={"matches": MATCHES, "absent": ABSENT, "images": "data/{dataset}/images.parquet"},
         outputs={"cell": CELL, "pairs": PAIR_SCORES},
     ),
     "draw": Stage(

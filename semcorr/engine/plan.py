@@ -44,6 +44,7 @@ CACHED = "from cache (dvc repro)"
 BACKWARD = 2.0  # cost of a backward pass relative to a forward one
 KEYPOINT_BYTES = 150  # per row of matches
 SPAIR = {"trn": (990, 53_340, 10_652), "val": (324, 5_384, 1_070), "test": (486, 12_234, 2_438)}  # images, large, small
+WILLOW = {"car": 3, "duck": 1, "motorbike": 3, "winebottle": 3}  # sub-sets
 PFPASCAL = {"trn": 1_470, "val": 308, "test": 299}  # pairs, without mirrored copies
 KEYPOINTS = {"spair": 7.2, "pfwillow": 10, "pfpascal": 7, "ap10k": 11}  # per pair, as usual
 
@@ -129,12 +130,16 @@ def _published(dataset: DatasetSpec) -> Size | None:
     match dataset:
         case SPairSpec():
             images, large, small = SPAIR[dataset.split]
-            return _estimate(dataset, images, large if dataset.layout == "large" else small, (375, 500))
+            share = len(dataset.categories) / 18 if dataset.categories else 1
+            pairs = share * (large if dataset.layout == "large" else small)
+            return _estimate(dataset, round(share * images), round(pairs), (375, 500))
         case PFWillowSpec():
-            subsets = len(dataset.subsets) if dataset.subsets else 10
+            subsets = sum(WILLOW.get(name, 0) for name in dataset.categories or WILLOW)
+            subsets = min(subsets, len(dataset.subsets)) if dataset.subsets else subsets
             return _estimate(dataset, 10 * subsets, 90 * subsets, (225, 300))
         case PFPascalSpec():
-            return _estimate(dataset, 2 * PFPASCAL[dataset.split], PFPASCAL[dataset.split], (375, 500))
+            pairs = PFPASCAL[dataset.split] * (len(dataset.categories) / 20 if dataset.categories else 1)
+            return _estimate(dataset, round(2 * pairs), round(pairs), (375, 500))
     return None
 
 
@@ -148,7 +153,8 @@ def _limited(whole: Size | None, limit: int | None) -> Size | None:
 
 def _toy(dataset: DatasetSpec, source: ToySource) -> Size:
     """The estimated size of a drawn dataset: nearly every pair of a category shares enough keypoints."""
-    kinds = len(toy.CATEGORIES if dataset.format == "spair" else toy.WILLOW)
+    drawn = [name.split("(")[0] for name in (toy.CATEGORIES if dataset.format == "spair" else toy.WILLOW)]
+    kinds = sum(dataset.categories is None or name in dataset.categories for name in drawn)
     each = source.images.get(dataset.split if dataset.format == "spair" else "all", 0)
     if isinstance(dataset, PFWillowSpec) and dataset.subsets:
         kinds = len(dataset.subsets)

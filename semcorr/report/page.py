@@ -8,7 +8,7 @@ import jinja2
 
 from semcorr.artifacts.provenance import KEY, dumps
 from semcorr.params import Params
-from semcorr.pck import headline_key, threshold_key
+from semcorr.pck import threshold_key
 from semcorr.report.charts import chart, colours
 from semcorr.report.tables import AXES, latex, markdown
 
@@ -42,7 +42,7 @@ def page(
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("semcorr.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    key = headline_key(params.evaluate.thresholds)
+    key = threshold_key(params.evaluate.headline)
     shown = [axis for axis in AXES if axis != "dataset" and len({_axis(cell, axis) for cell in cells}) > 1]
     names = {name: label(name, shown) for name in cells}
     weights = list(dict.fromkeys(label(name, _but_rule(shown)) for name in cells))
@@ -87,7 +87,7 @@ def _dataset(
     axes: list[str],
 ) -> dict[str, Any]:
     """The page's section on one dataset."""
-    key = headline_key(params.evaluate.thresholds)
+    key = threshold_key(params.evaluate.headline)
     listed = {row["name"]: cells[row["name"]] for row in board}
     first = listed[board[0]["name"]]
     groups = {"category": {name: cell["per_category_keypoint"] for name, cell in listed.items()}}
@@ -114,6 +114,18 @@ def _dataset(
             kinds,
             [_axis(cell, "rule") for cell in ordered],
         ),
+        "confidence": chart(
+            [
+                (names[cell], *(listed[cell]["confidence"][part] for part in ("coverage", "risk_at")))
+                for cell in ordered
+            ],
+            "coverage: fraction of answers kept, the most similar first",
+            "risk: fraction of them that are wrong",
+            kinds,
+            [_axis(cell, "rule") for cell in ordered],
+        ),
+        "errors": _errors(board, listed, names),
+        "keypoints": _keypoints(board, listed, names),
         **_gallery(name, first["per_category_keypoint"], galleries, key, axes),
         "paper": {"LaTeX": latex({name: board}, cells, params), "Markdown": markdown({name: board}, cells, params)},
         "provenance": [{"name": names[row["name"]], "rows": facts(listed[row["name"]])} for row in board],
@@ -170,6 +182,33 @@ def _heatmap(
         for group, count in counts.items()
     ]
     return {"what": what, "columns": [names[cell] for cell in cells], "rows": rows}
+
+
+def _errors(board: list[dict[str, Any]], cells: dict[str, Any], names: dict[str, str]) -> list[dict[str, Any]]:
+    """Of each row the shares of its wrong answers by what they hit, in percent with intervals."""
+    return [
+        {
+            "label": names[row["name"]],
+            "shares": {
+                kind: None if share["mean"] is None else [100 * value for value in (share["mean"], *share["ci95"])]
+                for kind, share in cells[row["name"]]["errors"].items()
+            },
+        }
+        for row in board
+    ]
+
+
+def _keypoints(board: list[dict[str, Any]], cells: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """PCK of every keypoint by name: categories -> rows of the keypoint, how often it is asked for, and the values."""
+    found = {}
+    for category, keypoints in cells[board[0]["name"]]["per_keypoint"].items():
+        rows = []
+        for keypoint, first in keypoints.items():
+            each = [cells[row["name"]]["per_keypoint"][category][keypoint] for row in board]
+            values = [[100 * value for value in (one["mean"], *one["ci95"])] for one in each]
+            rows.append({"keypoint": keypoint, "count": first["num_keypoints"], "values": values})
+        found[category] = rows
+    return {"columns": [names[row["name"]] for row in board], "categories": found}
 
 
 def _gallery(

@@ -144,7 +144,7 @@ def _own(cells: dict[str, dict[str, Any]], params: Params, references: Reference
     if not measured:
         presets = ", ".join(sorted({known.preset for known in references.measured})) or "no preset"
         return [f"No results of our own are known for preset {params.preset}; they are for: {presets}"], True
-    key = pck.headline_key(params.evaluate.thresholds)
+    key = pck.threshold_key(params.evaluate.headline)
     rows = {name: row for known in measured for name, row in known.cells.items()}
     wide = max(map(len, rows))
     lines = [

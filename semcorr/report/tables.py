@@ -21,10 +21,11 @@ def leaderboard(
 
     Returns:
         Rows with `name`, the axes' values, `values` (percent at each threshold), `headline`, `interval`, `image`,
-        `category`, `others` (under other references), and `behind`: the difference from the best row, its interval and
+        `category`, `others` (under other references), `geometry_aware`, `dagger` and `kap` (each a mean with its
+        interval, or None), and `behind`: the difference from the best row, its interval and
         p, None for the best row itself. `best` is True for that row and those not significantly worse.
     """
-    key = pck.headline_key(params.evaluate.thresholds)
+    key = pck.threshold_key(params.evaluate.headline)
     rows = []
     for name, cell in cells.items():
         known = _named(name)
@@ -41,6 +42,9 @@ def leaderboard(
                 "image": 100 * cell["overall_image"][key]["mean"],
                 "category": 100 * cell["overall_category"][key]["mean"],
                 "others": {other: 100 * cell["references"][other]["overall_keypoint"][key]["mean"] for other in others},
+                "geometry_aware": _percent(cell["geometry_aware"] and cell["geometry_aware"][key]),
+                "dagger": _percent(cell["dagger"][key]),
+                "kap": _percent(cell["confidence"]["kap"]),
             }
         )
     rows.sort(key=lambda row: -row["headline"])
@@ -62,6 +66,11 @@ def leaderboard(
             }
         row["best"] = row is rows[0] or row["behind"]["p"] >= SIGNIFICANT
     return rows
+
+
+def _percent(row: dict[str, Any] | None) -> list[float] | None:
+    """A mean and its interval in percent; None if nothing was counted."""
+    return None if not row or row["mean"] is None else [100 * row["mean"], *(100 * bound for bound in row["ci95"])]
 
 
 def summary(cells: dict[str, Any]) -> dict[str, Any]:
@@ -95,7 +104,7 @@ def curves(cells: dict[str, Any]) -> list[dict[str, Any]]:
 
 def categories(cells: dict[str, Any], params: Params) -> list[dict[str, Any]]:
     """The rows of categories.csv: the headline PCK of each category."""
-    key = pck.headline_key(params.evaluate.thresholds)
+    key = pck.threshold_key(params.evaluate.headline)
     return [
         {"dataset": known["dataset"], "cell": known["cell"], "category": category, "pck": values[key]}
         for known, cell in ((_named(name), cell) for name, cell in cells.items())
@@ -158,7 +167,7 @@ def _written(
 ) -> tuple[list[str], list[list[tuple[str, bool]]]]:
     """A board's heads, and its rows in the order of `names`: each value as text, and whether it is marked as best."""
     thresholds = params.evaluate.thresholds
-    key, lead = pck.headline_key(thresholds), thresholds.index(pck.headline(thresholds))
+    key, lead = pck.threshold_key(params.evaluate.headline), thresholds.index(params.evaluate.headline)
     heads = ["backbone", "weights", "rule", *map(pck.threshold_key, thresholds)]
     heads += [f"95 % interval of {key}", f"{key} per image", f"{key} per category"]
     heads += [f"{key}, reference {name}" for name in board[0]["others"]]
@@ -191,7 +200,17 @@ def headline_row(cell: dict[str, Any], key: str) -> dict[str, float]:
     row[f"{key.lower()}_per_image"] = cell["overall_image"][key]["mean"]
     for other in list(cell["references"])[1:]:
         row[f"{key.lower()}_reference_{other}"] = cell["references"][other]["overall_keypoint"][key]["mean"]
+    for name, found in further(cell, key).items():
+        row[f"{key.lower()}_{name}"] = found["mean"]
     return row
+
+
+def further(cell: dict[str, Any], key: str) -> dict[str, dict[str, Any]]:
+    """The measures beside PCK that are one number, each with `mean` and `ci95`; without those that count nothing."""
+    found = {"dagger": cell["dagger"][key], "kap": cell["confidence"]["kap"], "risk": cell["confidence"]["risk"]}
+    if cell["geometry_aware"]:
+        found["geometry_aware"] = cell["geometry_aware"][key]
+    return found
 
 
 def numbers_row(name: str, cell: dict[str, Any], key: str) -> dict[str, Any]:
@@ -205,4 +224,7 @@ def numbers_row(name: str, cell: dict[str, Any], key: str) -> dict[str, Any]:
             column = f"per_{average}_{threshold}"
             row[column] = value["mean"]
             row[f"{column}_low"], row[f"{column}_high"] = value["ci95"]
+    for name, found in further(cell, key).items():
+        row[name] = found["mean"]
+        row[f"{name}_low"], row[f"{name}_high"] = found["ci95"]
     return row

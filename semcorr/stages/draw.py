@@ -18,7 +18,7 @@ def draw(job: Job, params: Params) -> str:
     """Write the pictures of one backbone, weights and dataset as one JSON file."""
     inputs = {role: expect(path, job.expects[role]) for role, path in job.inputs.items() if role != "store"}
     settings = params.evaluate
-    threshold = pck.headline(settings.thresholds)
+    threshold = settings.headline
     key = pck.threshold_key(threshold)
     scores = {
         role.split("/")[-1]: read_table(path).to_pandas()

@@ -1,4 +1,4 @@
-"""evaluate: PCK of one cell from its matches, as one JSON file and a table of its pairs."""
+"""evaluate: PCK and further measures of one cell from its matches, as one JSON file and a table of its pairs."""
 
 from typing import Any
 
@@ -6,8 +6,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from semcorr import pck
+from semcorr import measures, pck
 from semcorr.artifacts.provenance import expect, provenance, read_table, write_result, write_table
+from semcorr.datasets.base import read_images
+from semcorr.datasets.sides import groups
 from semcorr.engine.graph import Job
 from semcorr.errors import UserError
 from semcorr.params import Params
@@ -16,12 +18,14 @@ DIFFICULTIES = ("viewpoint_variation", "scale_variation", "truncation", "occlusi
 
 
 def evaluate(job: Job, params: Params) -> str:
-    """Write PCK for each reference, per category, subset and difficulty, and the error distribution.
+    """Write PCK for each reference, per category, subset, difficulty and keypoint, the error distribution, and more.
+
+    More: PCK of keypoints that only geometry tells apart, PCK-dagger, what errors hit, and similarity as a confidence.
 
     The table has one row per pair: its keypoints, and how many are correct at each threshold.
     """
     path = job.inputs["matches"]
-    inputs = {"matches": expect(path, job.expects["matches"])}
+    inputs = {role: expect(file, job.expects[role]) for role, file in job.inputs.items()}
     matches = read_table(path).to_pandas()
     if matches.empty:
         raise UserError(f"{path}: no pair of this dataset has a keypoint, so there is nothing to score")
@@ -57,15 +61,92 @@ def evaluate(job: Job, params: Params) -> str:
             if matches[name].notna().any()
         },
         "per_subset": _per_group(headline, matches["subset"], settings.thresholds),
+        **_further(job, params, matches, pair, headline),
         "error_distribution": _distribution(*pck.errors(matches, names[0], path)),
         "references": scores,
         "provenance": record,
     }
     write_table(job.outputs["pairs"], _pair_table(headline, pair, pairs, settings.thresholds), record)
     write_result(job.outputs["cell"], cell)
-    key = pck.headline_key(settings.thresholds)
+    key = pck.threshold_key(settings.headline)
     mean = 100 * cell["overall_keypoint"][key]["mean"]
     return f"{' '.join(job.cell.values())}: {key} {mean:.1f} per keypoint ({names[0]}), {cell['num_pairs']:,} pairs"
+
+
+def _further(job: Job, params: Params, matches: pd.DataFrame, pair: np.ndarray, correct: np.ndarray) -> dict[str, Any]:
+    """The measures beside PCK, of the first reference.
+
+    Args:
+        job: names the inputs.
+        params: of the job.
+        matches: a row per keypoint.
+        pair: (N,) int, the pair of each.
+        correct: (N, T) bool, at each threshold.
+    """
+    settings, format_ = params.evaluate, params.datasets[job.cell["dataset"]].format
+    bootstrap = {"samples": settings.bootstrap, "seed": settings.seed}
+    keys = list(map(pck.threshold_key, settings.thresholds))
+    lead = settings.thresholds.index(settings.headline)
+    distance, lengths = pck.errors(matches, settings.references[format_][0], job.inputs["matches"])
+    around = _surroundings(job, matches, settings.sides.get(format_))
+    geometric = around.twins >= 2
+    undisputed = distance <= around.other
+    kind = measures.kinds_of_error(distance, settings.headline * lengths, around)
+    wrong = kind >= 0
+    number, known = pd.MultiIndex.from_frame(matches[["category", "keypoint"]]).factorize(sort=True)
+    each = number[:, None] == np.arange(len(known))
+    columns = [
+        (correct & geometric[:, None], np.broadcast_to(geometric[:, None], correct.shape)),
+        (correct & undisputed[:, None], np.ones_like(correct)),
+        (kind[:, None] == np.arange(len(measures.KINDS)), np.repeat(wrong[:, None], len(measures.KINDS), axis=1)),
+        (each & correct[:, lead, None], each),
+    ]
+    hits, counted = (np.concatenate(parts, axis=1) for parts in zip(*columns, strict=True))
+    found = iter(measures.rates(hits, counted, pair, **bootstrap))
+    geometry_aware, dagger, errors = ({name: next(found) for name in part} for part in (keys, keys, measures.KINDS))
+    per_keypoint: dict[str, dict[str, Any]] = {}
+    for (category, name), row in zip(known, found, strict=True):
+        per_keypoint.setdefault(category, {})[name] = row
+    absent = read_table(job.inputs["absent"]).to_pandas()
+    every = pd.concat([matches[["pair", "similarity"]], absent[["pair", "similarity"]]])
+    there = np.arange(len(every)) < len(matches)
+    right = np.concatenate([correct[:, lead], np.zeros(len(absent), bool)])
+    return {
+        "geometry_aware": geometry_aware if geometric.any() else None,
+        "dagger": dagger,
+        "errors": errors,
+        "per_keypoint": per_keypoint,
+        "confidence": measures.confidence(
+            every["similarity"].to_numpy(), right, there, pd.factorize(every["pair"])[0], **bootstrap
+        ),
+    }
+
+
+def _surroundings(job: Job, matches: pd.DataFrame, table: str | None) -> measures.Surroundings:
+    """The other keypoints around each prediction: all that the target's annotation has, or else the pair's own."""
+    shown = {image.id: (image.keypoint_ids, np.array(image.keypoints)) for image in read_images(job.inputs["images"])}
+    target = matches["target_image"].to_numpy(object)
+    unknown = np.array([not shown[id_][0] for id_ in target], bool)
+    if unknown.any():
+        target = np.where(unknown, "pair " + matches["pair"].to_numpy(object), target)
+        for name, rows in matches[unknown].groupby("pair"):
+            shown[f"pair {name}"] = (rows["keypoint"].tolist(), rows[["true_x", "true_y"]].to_numpy())
+    number, known = pd.factorize(target)
+    in_group = {
+        (category, name): group
+        for category in matches["category"].unique()
+        for group in (groups(table, category) if table else [])
+        for name in group
+    }
+    keypoint = matches["keypoint"].tolist()
+    empty: frozenset[str] = frozenset()
+    return measures.surroundings(
+        matches[["predicted_x", "predicted_y"]].to_numpy(),
+        keypoint,
+        number,
+        [shown[id_] for id_ in known],
+        [in_group.get(row, empty) for row in zip(matches["category"], keypoint, strict=True)],
+    )
 
 
 def _pairs(matches: pd.DataFrame) -> tuple[np.ndarray, pd.DataFrame]:

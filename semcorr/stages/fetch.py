@@ -19,7 +19,7 @@ def fetch(job: Job, params: Params) -> str:
     root = provide(spec, name)
     format_ = reader(spec.format)
     format_.verify(root, spec)
-    benchmark = format_.load(root, spec).first(spec.limit)
+    benchmark = format_.load(root, spec).only(spec.categories).first(spec.limit)
     require_tables(benchmark)
     with replacing(job.outputs["folder"]) as folder:
         images = verified_images(benchmark, folder)

@@ -21,7 +21,7 @@ def headline(job: Job, params: Params) -> str:
         expect(path, job.expects[role])
         if role.startswith("evaluate cell "):
             cells[role.split(" ")[2]] = read_result(path)
-    key = pck.headline_key(params.evaluate.thresholds)
+    key = pck.threshold_key(params.evaluate.headline)
     with replacing(job.outputs["headline"]) as folder:
         for name, cell in cells.items():
             backbone, weights, dataset, rule = name.split("/")

@@ -2,9 +2,9 @@
 
 INPUTS
     features/{backbone}/{weights}/{dataset}.h5
-    data/{dataset}/pairs.parquet
+    data/{dataset}/{pairs, images}.parquet
 OUTPUTS
-    matches/{backbone}/{weights}/{dataset}/{rule}.parquet
+    matches/{backbone}/{weights}/{dataset}/{rule}{, .absent}.parquet
     metrics/<preset>/cells/{backbone}/{weights}/{dataset}/{rule}.{json, parquet}
     metrics/<preset>/galleries/{backbone}/{weights}/{dataset}.json
     metrics/<preset>/{headline/, report.html, summary.json, summary.csv, summary.md, summary.tex, curves.csv, categories.csv}
@@ -16,9 +16,11 @@ rule match:
     input:
         store=known("features/{backbone}/{weights}/{dataset}.h5"),
         pairs=known("data/{dataset}/pairs.parquet"),
+        images=known("data/{dataset}/images.parquet"),
         marker=marker("match"),
     output:
         matches="matches/{backbone}/{weights}/{dataset}/{rule}.parquet",
+        absent="matches/{backbone}/{weights}/{dataset}/{rule}.absent.parquet",
     log:
         "logs/match/{backbone}/{weights}/{dataset}/{rule}.log",
     threads: config["threads"]
@@ -32,6 +34,8 @@ rule evaluate:
     """PCK of one cell."""
     input:
         matches=known("matches/{backbone}/{weights}/{dataset}/{rule}.parquet"),
+        absent=known("matches/{backbone}/{weights}/{dataset}/{rule}.absent.parquet"),
+        images=known("data/{dataset}/images.parquet"),
         marker=marker("evaluate"),
     output:
         cell=f"metrics/{PRESET}/cells/{{backbone}}/{{weights}}/{{dataset}}/{{rule}}.json",
@@ -45,7 +49,13 @@ rule evaluate:
 rule draw:
     """Pictures of a few pairs of each category, the same for all weights."""
     input:
-        matches=known([f"matches/{{backbone}}/{{weights}}/{{dataset}}/{rule}.parquet" for rule in GRID["rules"]]),
+        matches=known(
+            [
+                f"matches/{{backbone}}/{{weights}}/{{dataset}}/{rule}{kind}.parquet"
+                for rule in GRID["rules"]
+                for kind in ("", ".absent")
+            ]
+        ),
         cells=known(
             [
                 f"metrics/{PRESET}/cells/{GRID['backbones'][0]}/{GRID['weights'][0]}/{{dataset}}/{rule}.{kind}"
