@@ -130,7 +130,9 @@ Source = Annotated[ToySource | PathSource | UrlSource, Field(discriminator="kind
 Sources = Annotated[list[Source], Field(min_length=1)]
 
 
-CATEGORIES = Field(description="only pairs of these categories; null takes all", examples=[["cat", "dog"]])
+CATEGORIES = Field(
+    None, description="only pairs of these categories; null, or left out, takes all", examples=[["cat", "dog"]]
+)
 
 
 class SPairSpec(Model):
@@ -459,8 +461,9 @@ class Evaluate(Model):
         examples=[{"spair": ["bbox"], "pfwillow": ["bbox_kp", "image"]}],
     )
     sides: dict[Literal["spair", "pfwillow", "pfpascal", "ap10k"], Literal["spair71k", "ap10k", "toy"]] = Field(
+        default_factory=dict,
         description="by dataset format, whose keypoint numbers say which parts exist on another side; a format that is "
-        "not named has no geometry-aware subset",
+        "not named has no geometry-aware subset; may be left out",
         examples=[{"spair": "spair71k"}],
     )
     bootstrap: Annotated[int, Field(ge=100)] = Field(description="resamples for confidence intervals", examples=[1000])
@@ -483,7 +486,7 @@ class Runtime(Model):
     compile: bool = Field(description="use torch.compile: pays off on large datasets")
     checkpointing: bool = Field(description="recompute activations in training: less memory, more time")
     processes: Count = Field(description="processes of finetune, one per GPU", examples=[1])
-    record: bool = Field(True, description="record Snakemake's outputs in dvc.lock and DVC's cache")
+    record: bool = Field(True, description="record Snakemake's outputs in dvc.lock and DVC's cache; true if left out")
 
 
 FIX = "; `semcorr fix` sets it"

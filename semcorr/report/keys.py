@@ -8,8 +8,9 @@ from semcorr.params import Params
 
 INTRODUCTION = """# Every key of params.yaml
 
-Made from the schema by `semcorr schema`; a test compares the two. Every key is required; a mistake stops everything
-before any work starts, with the path of the key and what is allowed. `<name>` is a name of your own: a-z, 0-9 and _.
+Made from the schema by `semcorr schema`; a test compares the two. Keys are required unless their meaning says what they
+are if left out. A mistake stops everything before any work starts, with the path of the key and what is allowed.
+`<name>` is a name of your own: a-z, 0-9 and _.
 """
 
 

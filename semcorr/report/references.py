@@ -297,6 +297,7 @@ def _chosen(dataset: DatasetSpec) -> str:
     values = dataset.model_dump()
     parts = [f"the first {dataset.limit}"] if dataset.limit else []
     parts += ["the small list"] if values.get("layout") == "small" else []
+    parts += [f"categories {', '.join(dataset.categories)}"] if dataset.categories else []
     parts += ["a list"] if values.get("pairs") else []
     parts += [", ".join(values["subsets"])] if values.get("subsets") else []
     return " of ".join(parts) or "all"

@@ -200,8 +200,6 @@ def headline_row(cell: dict[str, Any], key: str) -> dict[str, float]:
     row[f"{key.lower()}_per_image"] = cell["overall_image"][key]["mean"]
     for other in list(cell["references"])[1:]:
         row[f"{key.lower()}_reference_{other}"] = cell["references"][other]["overall_keypoint"][key]["mean"]
-    for name, found in further(cell, key).items():
-        row[f"{key.lower()}_{name}"] = found["mean"]
     return row
 
 

@@ -1,5 +1,6 @@
 """Two images of one's own: any format, mode and size; what is matched is known by construction."""
 
+import dataclasses
 import hashlib
 import json
 
@@ -285,6 +286,29 @@ def test_a_published_network_in_any_folder(tiny_published, tmp_path, monkeypatch
     assert sorted(path.name for path in folder.iterdir()) == ["a.png"]
     found = images.match_images("a.png", "a.png", [(52, 37)], backbone="tiny")
     assert found.made_by == {"backbone": "tiny", "weights": "frozen", "rule": "softargmax"}
+
+
+def test_the_least_similarity_that_was_measured(tiny_published, tmp_path, monkeypatch, picture, capsys):
+    """It leaves out what was found by itself, never a point that was asked for; the user's own number wins."""
+    monkeypatch.chdir(tmp_path)
+    picture.save("a.png")
+    picture.rotate(90).save("b.png")
+    every = images.match_images("a.png", "b.png", backbone="tiny")
+    middle = float(np.median(every.similarity))
+    known = published.PUBLISHED["tiny"]
+    monkeypatch.setitem(published.PUBLISHED, "tiny", dataclasses.replace(known, min_similarity=middle))
+    command = ["match-images", "a.png", "b.png", "--backbone", "tiny"]
+    cli.main(command)
+    printed = capsys.readouterr()
+    assert len(printed.out.splitlines()) == (every.similarity >= middle).sum() < len(every.similarity)
+    assert f"only matches of cosine {middle:.3f} or more" in printed.err
+    cli.main([*command, "--min-similarity", "-1"])
+    assert len(capsys.readouterr().out.splitlines()) == len(every.similarity)
+    monkeypatch.setitem(published.PUBLISHED, "tiny", dataclasses.replace(known, min_similarity=1.0))
+    cli.main([*command, "--points", "52,37", "10,10"])
+    printed = capsys.readouterr()
+    assert len(printed.out.splitlines()) == 2
+    assert "2 of 2 points are less similar than 1.000" in printed.err
 
 
 def test_no_hub_is_one_line_that_names_another_way(tiny_published, tmp_path, monkeypatch, picture, capsys):

@@ -375,6 +375,36 @@ def test_check_on_the_command_line(spair_root, capsys, monkeypatch):
         assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+def test_only_some_categories(toy_root, capsys):
+    """Pairs and images of others are left out and counted; an unknown one is an error that says what there is."""
+    whole = spair.read(toy_root / "spair", "test", "large")
+    kept = whole.only(["dog", "car"])
+    assert {pair.category for pair in kept.pairs} == {image.category for image in kept.images} == {"dog", "car"}
+    assert kept.pairs == [pair for pair in whole.pairs if pair.category in ("dog", "car")]
+    assert kept.left_out == {"pairs of other categories": len(whole.pairs) - len(kept.pairs)}
+    assert whole.only(None) is whole
+    with pytest.raises(UserError, match="holds no pairs of category zebra; it has bicycle, bird, car"):
+        whole.only(["dog", "zebra"])
+    cli.main(["check", str(toy_root / "spair"), "--categories", "dog", "car"])
+    assert f"test: {len(kept.images)} images, {len(kept.pairs)} pairs, " in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        cli.main(["check", str(toy_root / "spair"), "--categories", "zebra"])
+    assert "holds no pairs of category zebra, in no split" in capsys.readouterr().err
+
+
+def test_an_image_knows_all_its_keypoints(toy_root, spair_root):
+    """From its annotation; without one, from its pairs."""
+    for image in spair.read(toy_root / "spair", "test", "large").images:
+        points = spair.read_image_annotation(toy_root / "spair", image.id)["kps"]
+        assert dict(zip(image.keypoint_ids, image.keypoints, strict=True)) == {k: v for k, v in points.items() if v}
+    shutil.rmtree(spair_root / "ImageAnnotation")
+    benchmark = spair.read(spair_root, "test", "large")
+    known = {image.id: dict(zip(image.keypoint_ids, image.keypoints, strict=True)) for image in benchmark.images}
+    for pair in benchmark.pairs:
+        for id_, point in zip(pair.keypoint_ids, pair.target_keypoints, strict=True):
+            assert known[pair.target][id_] == point
+
+
 def test_spair_image_annotations(toy_root):
     benchmark = spair.read(toy_root / "spair", "test", "large")
     for image in benchmark.images:

@@ -428,6 +428,8 @@ def test_no_room(smoke, tmp_path, monkeypatch, capsys):
         ("extract", *cell),
         ("match", *cell, "argmax"),
         ("evaluate", *cell, "argmax"),
+        ("match", *cell, "softargmax"),
+        ("evaluate", *cell, "softargmax"),
         ("draw", *cell),
     ):
         job = graph.Graph(params.load()).job(*words)

@@ -91,7 +91,7 @@ def test_sizes_of_drawn_data_before_they_are_drawn(experiment):
 
 
 def _dataset(format_: str, path: Path, **keys: object) -> params.DatasetSpec:
-    common = {"expect": "any", "limit": None, "sources": [{"kind": "path", "path": str(path)}]}
+    common = {"expect": "any", "categories": None, "limit": None, "sources": [{"kind": "path", "path": str(path)}]}
     return params.validate_dataset({"format": format_, **common, **keys})
 
 
@@ -113,6 +113,9 @@ def test_spair_is_counted_where_it_lies(tmp_path):
             assert found[:2] == (len(whole.images), len(whole.pairs)), path
             for side, name in zip(found[2], ("height", "width"), strict=True):
                 assert side == pytest.approx(np.median([getattr(image, name) for image in whole.images]), abs=1)
+        kept = spair.read(tmp_path / "SPair-71k", "trn", "large").only(["dog", "car"])
+        found = count(path, _dataset("spair", path, split="trn", layout="large", categories=["dog", "car"]))
+        assert found[:2] == (len(kept.images), len(kept.pairs))
         assert count(path, _dataset("pfpascal", path, split="trn")) is None
 
 
@@ -134,6 +137,8 @@ def test_pf_willow_is_counted_where_it_lies(tmp_path):
             ({}, (9, 4 * 3 + 3 * 2 + 2)),
             ({"subsets": ["car(S)", "duck(S)"]}, (5, 3 * 2 + 2)),
             ({"limit": 2}, (3, 2)),
+            ({"categories": ["duck"]}, (2, 2)),
+            ({"categories": ["car"], "subsets": ["car(S)", "duck(S)"]}, (3, 3 * 2)),
             ({"pairs": str(tmp_path / "pairs.csv")}, (2, 1)),
         ):
             spec = _dataset("pfwillow", path, **{"pairs": None, "subsets": None} | keys)
@@ -149,6 +154,7 @@ def test_pf_pascal_is_counted_where_it_lies(tmp_path):
         csv.writer(file).writerows([*rows, ["JPEGImages/b.jpg", "JPEGImages/c.jpg", "7", "0"]])
     for path in _packed(root):
         assert count(path, _dataset("pfpascal", path, split="trn")) == (3, 2, (30, 40))
+        assert count(path, _dataset("pfpascal", path, split="trn", categories=["bird"])) == (2, 1, (30, 40))
         assert count(path, _dataset("pfpascal", path, split="val")) is None
 
 
@@ -164,6 +170,9 @@ def test_ap10k_is_counted_where_it_lies(tmp_path):
         spec = _dataset("ap10k", path, split="test", subset="intra_species")
         assert count(path, spec) == (2, 2, (30, 40))
         assert count(path, _dataset("ap10k", path, split="test", subset="cross_species")) == (2, 1, (30, 40))
+        for group, pairs in {"Bovidae": 1, "cow": 0}.items():
+            found = count(path, _dataset("ap10k", path, split="test", subset="cross_species", categories=[group]))
+            assert (found[1] if found else 0) == pairs
         assert count(path, _dataset("ap10k", path, split="val", subset="intra_species")) is None
 
 
@@ -179,15 +188,18 @@ def test_sizes_of_data_on_the_disk_and_of_benchmarks(experiment, tmp_path):
     """The plan counts the former, writing nothing, and knows the latter, which may not even be downloaded yet."""
     shutil.make_archive(str(tmp_path / "mine"), "zip", _drawn(tmp_path))
     url = {"kind": "url", "urls": ["https://example.org/x.zip"], "sha256": None}
-    willow = {"format": "pfwillow", "pairs": None, "subsets": None, "limit": None, "expect": "pfwillow"}
+    willow = {"format": "pfwillow", "pairs": None, "subsets": None, "categories": None, "limit": None}
+    willow |= {"expect": "pfwillow"}
     drawn = experiment["datasets"]["toy_willow"] | {"sources": [{"kind": "path", "path": "mine.zip"}, url]}
     large = {"format": "spair", "sources": [url], "expect": "spair71k", "split": "test", "layout": "large"}
     experiment["datasets"] |= {
         "toy_willow": drawn,
-        "large": large | {"limit": None},
-        "first": large | {"limit": 100},
+        "large": large | {"categories": None, "limit": None},
+        "first": large | {"categories": None, "limit": 100},
+        "two_of_18": large | {"categories": ["cat", "dog"], "limit": None},
         "willow": willow | {"sources": [{"kind": "path", "path": "not here"}, url], "subsets": ["car(G)", "car(M)"]},
-        "pascal": {"format": "pfpascal", "sources": [url], "expect": "pfpascal", "split": "val", "limit": None},
+        "pascal": {"format": "pfpascal", "sources": [url], "expect": "pfpascal", "split": "val"}
+        | {"categories": None, "limit": None},
         "other": willow | {"sources": [url], "expect": "any"},
     }
     write_json(tmp_path / "params.yaml", experiment)
@@ -198,6 +210,7 @@ def test_sizes_of_data_on_the_disk_and_of_benchmarks(experiment, tmp_path):
     kinds = len(toy.WILLOW)
     assert found["toy_willow"] == (3 * kinds, 6 * kinds)
     assert found["large"] == (486, spair.PAIRS["large"]["test"])
+    assert found["two_of_18"] == (54, round(spair.PAIRS["large"]["test"] / 9))
     assert found["first"] == (200, 100)
     assert found["willow"] == (20, 180)
     assert found["pascal"][1] == 308

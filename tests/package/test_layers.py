@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[2] / "semcorr"
 FLOORS = [
     {"errors"},
     {"geometry", "pck", "tensors"},
-    {"params", "artifacts"},
+    {"params", "artifacts", "measures"},
     {"datasets", "readouts"},
     {"matching"},
     {"networks"},
