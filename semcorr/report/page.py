@@ -120,7 +120,7 @@ def _dataset(
                 for cell in ordered
             ],
             "coverage: fraction of answers kept, the most similar first",
-            "risk: fraction of them that are wrong",
+            "risk: fraction wrong",
             kinds,
             [_axis(cell, "rule") for cell in ordered],
         ),

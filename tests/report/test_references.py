@@ -233,13 +233,13 @@ def test_ours_are_what_is_published():
         dataset, backbone, weights, rule = path.with_suffix("").parts[-4:]
         row = {key: float(f"{100 * value:.1f}") for key, value in json.loads(path.read_text()).items()}
         assert demo.cells[f"{backbone}/{weights}/{dataset}/{rule}"] == row
-    table = (ROOT / "docs/results.md").read_text()
+    table = (ROOT / "docs/results.md").read_text().replace("**", "")
     for name, row in willow.cells.items():
         backbone, weights, _, rule = name.split("/")
         *thresholds, per_image, image = (f"{value:.1f}" for value in row.values())
         start = " | ".join(["", backbone, weights, rule, *thresholds]).strip()
         [line] = [line for line in table.splitlines() if line.startswith(start)]
-        assert [line.split(" | ")[8], line.strip(" |").split(" | ")[-1]] == [per_image, image]
+        assert [line.split(" | ")[len(thresholds) + 4], line.strip(" |").split(" | ")[-1]] == [per_image, image]
 
 
 # PCK@0.10 unless said, per average, as published.

@@ -114,7 +114,7 @@ def test_the_report_in_a_browser(finished, watch):
     assert len(widths) == 2 * pairs + weights * categories  # each image once; a map of each median pair
     assert min(widths) > 50
     assert seen.locator("svg.pair").count() == weights * (1 + pairs + categories)  # also of the typical pair, above
-    assert seen.locator("section svg[role=img]:not(.pair)").count() == 1 + 2  # PCK over thresholds, and two of training
+    assert seen.locator("section svg[role=img]:not(.pair)").count() == 2 + 2  # PCK, risk, and two of training
     assert "PCK@0.10" in seen.locator(".verdict").inner_text()
     assert seen.evaluate("document.documentElement.scrollWidth") == 1280
     bars = seen.locator("td.bar span").all()
