@@ -90,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
     )
     verb.add_argument("first", help="[<git revision>:]<parts>; in full, <backbone>/<weights>/<dataset>/<rule>")
     verb.add_argument("second", help="the cell to compare it with, likewise")
-    verb.add_argument("--threshold", default="PCK@0.10", help="shown in the table; default PCK@0.10")
+    verb.add_argument("--threshold", help="shown in the table; default evaluate.headline, such as PCK@0.10")
     verb.add_argument("--json", type=Path, help="also write all thresholds to this file")
     verb = verbs.add_parser("verify", help="hold the current results against known ones: ours, and the literature's")
     verb.add_argument("--all", action="store_true", help="show the literature beside results on drawn images too")
@@ -103,7 +103,7 @@ def parser() -> argparse.ArgumentParser:
     match.add_argument("source", type=Path, metavar="SRC", help="an image of any common format and size")
     match.add_argument("target", type=Path, metavar="TGT", help="the image to search")
     points = "points of SRC, such as 120,80 64.5,30; after SRC and TGT"
-    match.add_argument("--points", nargs="+", type=_point, metavar="X,Y", help=points)
+    match.add_argument("--points", nargs="+", action="extend", type=_point, metavar="X,Y", help=points)
     match.add_argument("--grid", type=int, metavar="N", help="N x N points spread evenly over SRC")
     match.add_argument("--mutual", action="store_true", help="keep only matches that map back to within a cell")
     lowest = (
@@ -370,14 +370,15 @@ def compare(options: argparse.Namespace) -> None:
         raise UserError(f"--json {options.json}: give the name of a file in a folder that exists")
     values = params.load()
     known = [pck.threshold_key(threshold) for threshold in values.evaluate.thresholds]
-    if options.threshold not in known:
+    shown = options.threshold or pck.threshold_key(values.evaluate.headline)
+    if shown not in known:
         raise UserError(f"--threshold {options.threshold}: not among evaluate.thresholds; allowed: {', '.join(known)}")
     rows = compare.compare(options.first, options.second, values)
     result = {"first": options.first, "second": options.second, "rows": rows}
     if options.json == Path("-"):
         print(json.dumps(result, indent=2))
         return
-    print(compare.table(rows, options.threshold))
+    print(compare.table(rows, shown))
     print(compare.method(values.evaluate))
     if options.json:
         write_json(options.json, result)
@@ -437,7 +438,7 @@ def match_images(options: argparse.Namespace) -> None:
             said = f"only matches of cosine {lowest:.3f} or more, as measured; --min-similarity -1 keeps all"
             print(said, file=sys.stderr)
         elif few:
-            said = f"{few} of {len(matches.similarity)} points are less similar than {matcher.min_similarity:.3f}"
+            said = f"{few} of {len(matches.similarity)} points: less similar than {matcher.min_similarity:.3f}"
             print(f"{said}, the cosine that was measured: they may not be there", file=sys.stderr)
     rows = zip(matches.source_points, matches.target_points, matches.similarity, strict=True)
     for start, end, similarity in () if printed else rows:
@@ -463,13 +464,13 @@ def serve(options: argparse.Namespace) -> None:
     from werkzeug.serving import make_server
 
     from semcorr.api.images import Matcher
-    from semcorr.api.serve import application
+    from semcorr.api.serve import Patient, application
 
     files = {side: path for side in ("source", "target") if (path := getattr(options, side))}
     matcher = Matcher(options.backbone, options.weights, options.rule, image_size=options.image_size)
     app = application(matcher, files)
     try:
-        server = make_server("127.0.0.1", options.port, app, threaded=True)
+        server = make_server("127.0.0.1", options.port, app, threaded=True, request_handler=Patient)
     except (OSError, SystemExit):  # werkzeug exits if the port is taken
         raise UserError(f"--port {options.port}: in use or not permitted. Choose another") from None
     print(f"http://127.0.0.1:{server.server_port}/ (Ctrl+C to stop)", flush=True)

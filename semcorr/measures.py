@@ -14,7 +14,7 @@ from semcorr.pck import resamples
 
 KINDS = ("mirrored part", "other part", "background")
 STEPS = 1000  # of the ranking, in intervals of confidence measures
-COVERAGES = np.arange(1, 101) / 100
+PERCENT = np.arange(1, 101)  # of all answers, in the risk-coverage curve
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +135,8 @@ def confidence(
 
     Returns:
         `num_there`, `num_absent`, `kap` and `risk` (area under the risk-coverage curve) with `ci95`, the curve
-        (`coverage`, `risk_at`), and `min_similarity`: keeping what is at least that similar has the best F1.
+        (`coverage`, `risk_at`), and `min_similarity`: keeping what is at least that similar has the best F1;
+        None if no answer is right.
     """
     _, step = np.unique(-similarity, return_inverse=True)
     sums = [np.bincount(step, weights=values) for values in (np.ones(len(step)), right, there)]
@@ -153,7 +154,7 @@ def confidence(
     ]
     spans = np.percentile([_areas(*tables)], (2.5, 97.5), axis=2)[:, 0]
     kap, risk = (float(area[0]) for area in _areas(*(one[:, None] for one in sums)))
-    at = np.searchsorted(kept, np.ceil(COVERAGES * kept[-1]))
+    at = np.searchsorted(kept, -(-PERCENT * len(step) // 100))
     return {
         "num_there": int(total),
         "num_absent": int(len(step) - total),
@@ -161,7 +162,7 @@ def confidence(
         "risk": {"mean": risk, "ci95": spans[:, 1].tolist()},
         "coverage": (kept[at] / kept[-1]).tolist(),
         "risk_at": (1 - found[at] / kept[at]).tolist(),
-        "min_similarity": float(ranked[best]),
+        "min_similarity": float(ranked[best]) if found[-1] else None,
     }
 
 

@@ -451,7 +451,9 @@ class Evaluate(Model):
         Field(description="fractions of the reference", examples=[[0.05, 0.1, 0.15, 0.2]])
     )
     headline: Annotated[float, Field(gt=0, le=1)] = Field(
-        description="the threshold of intervals, comparisons and breakdowns; one of `thresholds`", examples=[0.1]
+        0.1,
+        description="the threshold of intervals, comparisons and breakdowns, one of `thresholds`; 0.1 if left out",
+        examples=[0.1],
     )
     references: dict[
         Literal["spair", "pfwillow", "pfpascal", "ap10k"],
@@ -468,6 +470,15 @@ class Evaluate(Model):
     )
     bootstrap: Annotated[int, Field(ge=100)] = Field(description="resamples for confidence intervals", examples=[1000])
     seed: Seed = Field(description="seed of the bootstrap")
+
+    @model_validator(mode="after")
+    def _tables_fit_formats(self) -> Self:
+        for format_, table in self.sides.items():
+            known = {"spair": ["spair71k", "toy"], "ap10k": ["ap10k"]}.get(format_, [])
+            if table not in known:
+                allowed = ", ".join(known) or "none, so leave it out"
+                raise BadKey("sides", f"{table} does not number the keypoints of {format_}; allowed: {allowed}")
+        return self
 
     @model_validator(mode="after")
     def _headline_is_a_threshold(self) -> Self:

@@ -131,6 +131,8 @@ class Matcher:
             self.spec = _sized(PUBLISHED[self.backbone].spec, image_size)
             self.min_similarity = PUBLISHED[self.backbone].min_similarity
             self.network = self._fetched(self.spec.weights)
+        if image_size is not None:
+            self.min_similarity = None  # it was measured at another size
         self.network.to(self.device)
         self._seen: Recent[tuple[Tensor, Grid]] = Recent(KEPT)
 
@@ -143,7 +145,7 @@ class Matcher:
                 job = plan.job("evaluate", *cell)
                 with contextlib.suppress(UserError, FileNotFoundError):  # not made yet, or under other parameters
                     expect(root / job.outputs["cell"], job.fingerprint)
-                    return float(read_result(root / job.outputs["cell"])["confidence"]["min_similarity"])
+                    return read_result(root / job.outputs["cell"])["confidence"]["min_similarity"]
         return None
 
     def _of_project(self, values: params.Params, root: Path) -> Backbone:
@@ -446,8 +448,8 @@ def points_on(
         return None
     try:
         starts = np.asarray(points, float)
-    except (ValueError, TypeError):
-        raise UserError(f"points: {points!r}, expected (N, 2) numbers, x y") from None
+    except (ValueError, TypeError, OverflowError):
+        raise UserError(f"points: {str(points)[:200]}, expected (N, 2) numbers, x y") from None
     if starts.ndim != 2 or starts.shape[1] != 2 or not len(starts):
         raise UserError(f"points: shape {starts.shape}, expected (N, 2), x y")
     for x, y in starts:

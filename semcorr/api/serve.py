@@ -13,6 +13,7 @@ import flask
 import numpy as np
 from PIL import Image as PillowImage
 from werkzeug.exceptions import HTTPException
+from werkzeug.serving import WSGIRequestHandler
 
 from semcorr.api.images import ImageMatches, Matcher, available, between, digest, open_image, points_on
 from semcorr.api.matcher import Recent
@@ -20,11 +21,17 @@ from semcorr.errors import UserError
 from semcorr.report import pictures
 
 HOSTS = ["127.0.0.1", "localhost"]
-LARGEST = 64_000_000  # bytes of an upload
+LARGEST, QUESTION = 64_000_000, 100_000  # bytes of an upload, and of a question about it
 HELD, NETWORKS = 24, 4  # images and networks kept in memory
 MOST = 100  # points of a request
 SHOWN, MAP = 1024, 224  # longer side, in pixels, of images and of similarity maps sent to the page
 POLICY = "default-src 'self' 'unsafe-inline' data: blob:; frame-ancestors 'none'"
+
+
+class Patient(WSGIRequestHandler):
+    """A handler that gives up on a client that sends nothing for a while."""
+
+    timeout = 30
 
 
 class Held:
@@ -80,9 +87,17 @@ def application(matcher: Matcher, images: dict[str, Path]) -> flask.Flask:
         made = matchers.get(names, lambda: Matcher(names[0], names[1], image_size=size))
         return made.under(str(asked.get("rule")))
 
-    def matched(asked: Any) -> ImageMatches:
-        if not isinstance(asked, dict):
+    def asked() -> dict[str, Any]:
+        flask.request.max_content_length = QUESTION
+        try:
+            values = flask.request.get_json()
+        except RecursionError:
+            raise UserError("the request is nested too deeply") from None
+        if not isinstance(values, dict):
             raise UserError("the request is not a JSON object")
+        return values
+
+    def matched(asked: dict[str, Any]) -> ImageMatches:
         keys = (str(asked.get("source")), str(asked.get("target")))
         source, target = held[keys[0]], held[keys[1]]
         points = points_on(source, asked.get("points") or [])
@@ -113,13 +128,15 @@ def application(matcher: Matcher, images: dict[str, Path]) -> flask.Flask:
 
     @app.post("/match")
     def match() -> dict[str, Any]:
+        question = asked()  # read before the lock is taken, so that a slow client holds up nobody
         with lock:
-            return matched(flask.request.get_json()).to_dict()
+            return matched(question).to_dict()
 
     @app.post("/map")
     def similarity_map() -> dict[str, Any]:
+        question = asked()
         with lock:
-            matches = matched(flask.request.get_json())
+            matches = matched(question)
             heatmap = matches.heatmaps()[-1]
         size = pictures.fit(matches.target, min(MAP, max(matches.target.size))).size
         return {
@@ -131,8 +148,9 @@ def application(matcher: Matcher, images: dict[str, Path]) -> flask.Flask:
 
     @app.post("/picture")
     def picture() -> flask.Response:
+        question = asked()
         with lock:
-            drawn = matched(flask.request.get_json()).picture()
+            drawn = matched(question).picture()
         buffer = io.BytesIO()
         drawn.save(buffer, "PNG")
         return flask.Response(buffer.getvalue(), mimetype="image/png")
@@ -150,7 +168,8 @@ def application(matcher: Matcher, images: dict[str, Path]) -> flask.Flask:
     @app.errorhandler(HTTPException)
     def refused(error: HTTPException) -> tuple[dict[str, str], int]:
         if error.code == 413:
-            return {"error": f"the file is too large; allowed: {LARGEST / 1e6:.0f} MB"}, 413
+            most = flask.request.max_content_length or LARGEST
+            return {"error": f"the request is too large; allowed: {most / 1e6:g} MB"}, 413
         return {"error": error.description or error.name}, error.code or 500
 
     return app

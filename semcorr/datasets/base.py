@@ -85,6 +85,10 @@ class Pair:
         return np.array(getattr(self, f"{side}_keypoints"), float).reshape(-1, 2)
 
 
+class NoSuchCategory(UserError):
+    """A benchmark holds no pairs of a category."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
     """Images and pairs, in the benchmark's own order, below `root`.
@@ -108,14 +112,14 @@ class Benchmark:
         """The pairs of these categories and the images they use; all if `categories` is None.
 
         Raises:
-            UserError: there is no such category.
+            NoSuchCategory: it holds none of one of them.
         """
         if categories is None:
             return self
         known = {pair.category for pair in self.pairs}
         if strangers := [name for name in categories if name not in known]:
             has = ", ".join(sorted(known))
-            raise UserError(f"{self.root}: holds no pairs of category {strangers[0]}; it has {has}")
+            raise NoSuchCategory(f"{self.root}: holds no pairs of category {strangers[0]}; it has {has}")
         return self._with([pair for pair in self.pairs if pair.category in categories], "pairs of other categories")
 
     def _with(self, pairs: list[Pair], why: str) -> "Benchmark":

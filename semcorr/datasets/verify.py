@@ -74,11 +74,12 @@ def check(spec: DatasetSpec, folder: Path) -> list[str]:
     root = root_of(folder, spec.format)
     module = reader(spec.format)
     lines = module.verify(root, spec)
-    wanted = set(spec.categories or ())
+    wanted, known = set(spec.categories or ()), set()
     for part in module.parts(root, spec):
         benchmark = module.load(root, part)
         require_tables(benchmark)
         has = {pair.category for pair in benchmark.pairs}
+        known |= has
         if spec.categories and (kept := [name for name in spec.categories if name in has]):
             benchmark = benchmark.only(kept)
             wanted -= set(kept)
@@ -87,7 +88,7 @@ def check(spec: DatasetSpec, folder: Path) -> list[str]:
             continue
         lines.append(f"{getattr(part, 'split', 'all')}: {summary(benchmark)}")
     if wanted:
-        raise UserError(f"{root}: holds no pairs of category {min(wanted)}, in no split")
+        raise UserError(f"{root}: no split holds pairs of category {min(wanted)}; allowed: {', '.join(sorted(known))}")
     files = module.rest(root)
 
     def turned(path: Path) -> bool:

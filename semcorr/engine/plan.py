@@ -134,8 +134,8 @@ def _published(dataset: DatasetSpec) -> Size | None:
             pairs = share * (large if dataset.layout == "large" else small)
             return _estimate(dataset, round(share * images), round(pairs), (375, 500))
         case PFWillowSpec():
-            subsets = sum(WILLOW.get(name, 0) for name in dataset.categories or WILLOW)
-            subsets = min(subsets, len(dataset.subsets)) if dataset.subsets else subsets
+            names = dataset.subsets or [f"{name}({part})" for name, parts in WILLOW.items() for part in range(parts)]
+            subsets = sum(not dataset.categories or name.split("(")[0] in dataset.categories for name in names)
             return _estimate(dataset, 10 * subsets, 90 * subsets, (225, 300))
         case PFPascalSpec():
             pairs = PFPASCAL[dataset.split] * (len(dataset.categories) / 20 if dataset.categories else 1)
@@ -157,7 +157,8 @@ def _toy(dataset: DatasetSpec, source: ToySource) -> Size:
     kinds = sum(dataset.categories is None or name in dataset.categories for name in drawn)
     each = source.images.get(dataset.split if dataset.format == "spair" else "all", 0)
     if isinstance(dataset, PFWillowSpec) and dataset.subsets:
-        kinds = len(dataset.subsets)
+        chosen = [name.split("(")[0] for name in dataset.subsets]
+        kinds = sum(dataset.categories is None or name in dataset.categories for name in chosen)
     pairs = kinds * each * (each - 1)
     return Size(images=kinds * each, pairs=pairs, keypoints=10 * pairs, shape=toy.SIZES[-1], known=False)
 

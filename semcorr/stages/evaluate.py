@@ -104,6 +104,8 @@ def _further(job: Job, params: Params, matches: pd.DataFrame, pair: np.ndarray, 
     hits, counted = (np.concatenate(parts, axis=1) for parts in zip(*columns, strict=True))
     found = iter(measures.rates(hits, counted, pair, **bootstrap))
     geometry_aware, dagger, errors = ({name: next(found) for name in part} for part in (keys, keys, measures.KINDS))
+    if format_ not in settings.sides:  # which parts are mirrored is not known
+        errors[measures.KINDS[0]] = {"num_keypoints": int(wrong.sum()), "mean": None, "ci95": None}
     per_keypoint: dict[str, dict[str, Any]] = {}
     for (category, name), row in zip(known, found, strict=True):
         per_keypoint.setdefault(category, {})[name] = row

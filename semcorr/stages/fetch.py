@@ -2,12 +2,13 @@
 
 from semcorr.artifacts.files import replacing
 from semcorr.artifacts.provenance import provenance
-from semcorr.datasets.base import IMAGE_SCHEMA, PAIR_SCHEMA, write_index
+from semcorr.datasets.base import IMAGE_SCHEMA, PAIR_SCHEMA, NoSuchCategory, write_index
 from semcorr.datasets.formats import reader
 from semcorr.datasets.sources import provide
 from semcorr.datasets.verify import require_tables, summary, verified_images
 from semcorr.engine.basis import require_sources
 from semcorr.engine.graph import BASIS, Job
+from semcorr.errors import UserError
 from semcorr.params import Params
 
 
@@ -19,7 +20,10 @@ def fetch(job: Job, params: Params) -> str:
     root = provide(spec, name)
     format_ = reader(spec.format)
     format_.verify(root, spec)
-    benchmark = format_.load(root, spec).only(spec.categories).first(spec.limit)
+    try:
+        benchmark = format_.load(root, spec).only(spec.categories).first(spec.limit)
+    except NoSuchCategory as error:
+        raise UserError(f"params.yaml: datasets.{name}.categories: {error}") from None
     require_tables(benchmark)
     with replacing(job.outputs["folder"]) as folder:
         images = verified_images(benchmark, folder)

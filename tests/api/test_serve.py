@@ -213,7 +213,7 @@ def test_what_the_server_refuses(project):
     assert client.get("/", headers={"Host": "localhost:8000"}).status_code == 200
     assert client.post("/images", data=b"x", content_type="text/plain").status_code == 415
     large = client.post("/images", data=io.BytesIO(bytes(LARGEST + 1)), content_type="application/octet-stream")
-    assert (large.status_code, large.json["error"]) == (413, "the file is too large; allowed: 64 MB")
+    assert (large.status_code, large.json["error"]) == (413, "the request is too large; allowed: 64 MB")
     sent = [
         client.post("/images", data=Path(name).read_bytes(), content_type="application/octet-stream").json["id"]
         for name in ("a.png", "b.png")
@@ -233,5 +233,14 @@ def test_what_the_server_refuses(project):
         assert said.status_code == 422, word
         assert word in said.json["error"]
     assert client.post("/match", json=[1]).status_code == 422
+    assert client.post("/match", json={**asked, "points": [[1, 1]] * 50_000}).status_code == 413
+    huge = json.dumps({**asked, "points": [[1, 1]]}).replace("[[1, 1]]", f"[[1{'0' * 400}, 1]]")
+    for body, word in {
+        huge: "expected (N, 2) numbers",
+        "[" * 40_000 + "]" * 40_000: "nested too deeply",
+    }.items():
+        said = client.post("/match", data=body, content_type="application/json")
+        assert said.status_code == 422, word
+        assert word in said.json["error"]
     assert client.post("/match", data="{}", content_type="text/plain").status_code == 415
     assert client.post("/match", json={**asked, "source": "gone", "points": [[1, 1]]}).status_code == 410

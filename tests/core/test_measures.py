@@ -103,6 +103,8 @@ def test_confidence_by_hand():
     assert (found["num_there"], found["num_absent"], found["min_similarity"]) == (3, 1, 0.7)
     assert found["risk_at"][24] == 0
     assert found["risk_at"][99] == pytest.approx(0.5)
+    most = _confidence(np.linspace(1, 0, 100), [1] * 7 + [0] * 93, [1] * 100)
+    assert (most["coverage"][6], most["risk_at"][6], most["risk_at"][7]) == (0.07, 0, 1 / 8)
     # What is alike shares a rank: two right of three at once.
     assert _confidence([0.5, 0.5, 0.5], [1, 0, 1], [1, 1, 1])["kap"]["mean"] == pytest.approx(2 / 3 * 2 / 3)
 
@@ -123,8 +125,11 @@ def test_confidence_is_that_of_a_plain_loop(rows):
         kap += sum(kept) / len(kept) * sum(here)
         risk += (1 - sum(kept) / len(kept)) * len(here)
         best = max(best, 2 * sum(kept) / (len(kept) + sum(there)))
-    kept = [one for one, other in zip(right, similarity, strict=True) if other >= found["min_similarity"]]
-    assert 2 * sum(kept) / (len(kept) + sum(there)) == pytest.approx(best)
+    if any(right):
+        kept = [one for one, other in zip(right, similarity, strict=True) if other >= found["min_similarity"]]
+        assert 2 * sum(kept) / (len(kept) + sum(there)) == pytest.approx(best)
+    else:
+        assert found["min_similarity"] is None
     assert found["kap"]["mean"] == pytest.approx(kap / max(sum(there), 1e-12))
     assert found["risk"]["mean"] == pytest.approx(risk / len(rows))
     for name in ("kap", "risk"):
