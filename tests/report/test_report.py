@@ -109,7 +109,8 @@ def test_the_report_in_a_browser(finished, watch):
             const image = new Image(); image.src = one.getAttribute("href");
             await image.decode(); return image.naturalWidth; }))"""
     )
-    pairs, categories, weights = seen.locator("h4").count(), seen.locator("h4", has_text="median").count(), 2
+    heads, weights = seen.locator(".together h4"), 2
+    pairs, categories = heads.count(), heads.filter(has_text="median").count()
     assert pairs > categories == seen.locator("table.heat").first.locator("tbody tr").count()
     assert len(widths) == 2 * pairs + weights * categories  # each image once; a map of each median pair
     assert min(widths) > 50
