@@ -149,3 +149,17 @@ def test_groups_of_drawn_objects_follow_from_their_names():
     assert sides.groups("toy", "unheard of") == sides.groups("spair71k", "unheard of") == []
     assert frozenset({"9", "10", "11", "12"}) in sides.groups("spair71k", "cat")
     assert sides.groups("ap10k", "zebra") == sides.groups("ap10k", "cat")
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.booleans(), st.booleans(), st.booleans()), min_size=1, max_size=30))
+def test_rates_are_those_of_a_plain_count(rows):
+    """Per keypoint, dagger, geometry-aware and errors are such rates; resampling one pair alone gives the same mean."""
+    pair = np.unique([number for number, *_ in rows], return_inverse=True)[1]
+    counted = np.array([[first, second] for _, first, second, _ in rows])
+    hits = counted & np.array([[hit] for *_, hit in rows])
+    for column, row in enumerate(measures.rates(hits, counted, pair, samples=100, seed=1)):
+        kept = [hit for hit, counts in zip(hits[:, column], counted[:, column], strict=True) if counts]
+        assert row["num_keypoints"] == len(kept)
+        assert row["mean"] == (pytest.approx(sum(kept) / len(kept)) if kept else None)
+        if kept and len(set(pair)) == 1:
+            assert row["ci95"] == pytest.approx([row["mean"]] * 2)
