@@ -658,7 +658,10 @@ def restrict(part: Any, keys: list[list[str]]) -> Any:
         steps.setdefault(first, []).append(rest)
     if isinstance(part, dict):
         return {step: restrict(part[step], rest) for step, rest in steps.items()}
-    return part.model_construct(**{step: restrict(getattr(part, step), rest) for step, rest in steps.items()})
+    made = part.model_construct(**{step: restrict(getattr(part, step), rest) for step, rest in steps.items()})
+    for name in made.__dict__.keys() - steps.keys():  # what is filled in by itself if it is left out
+        del made.__dict__[name]
+    return made
 
 
 def read_yaml(path: Path) -> Any:

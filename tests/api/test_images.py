@@ -308,7 +308,7 @@ def test_the_least_similarity_that_was_measured(tiny_published, tmp_path, monkey
     cli.main([*command, "--points", "52,37", "10,10"])
     printed = capsys.readouterr()
     assert len(printed.out.splitlines()) == 2
-    assert "2 of 2 points are less similar than 1.000" in printed.err
+    assert "2 of 2 points: less similar than 1.000" in printed.err
 
 
 def test_no_hub_is_one_line_that_names_another_way(tiny_published, tmp_path, monkeypatch, picture, capsys):

@@ -304,7 +304,8 @@ def test_clock_path_and_hands(finished, tmp_path):
     cell.unlink()
     cell.write_text(json.dumps(values))
     assert "argmax.json was changed after it was made" in project.run("snakemake", "--dry-run")
-    assert project.snakemake() == {"evaluate@dinov2_tiny-frozen-toy_spair_test-argmax", "report", "headline"}
+    draws = {f"draw@dinov2_tiny-{weights}-toy_spair_test" for weights in ("frozen", "last1")}
+    assert project.snakemake() == {"evaluate@dinov2_tiny-frozen-toy_spair_test-argmax", "report", "headline"} | draws
     assert project.metrics() == made
     assert project.dvc() == set()
 
