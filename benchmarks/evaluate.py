@@ -1,8 +1,8 @@
 """`evaluate` on matches of SPair-71k test's size against the same bootstrap by scipy.
 
 12,234 pairs with 88,328 keypoints of 486 images, and 60,000 that targets lack; the demo's thresholds, 1,000 bootstrap
-samples. The alternative is scipy.stats.bootstrap
-of the three averages alone, by numpy sums over the drawn pairs, of each threshold: no reading, breakdown or writing.
+samples. The alternative is scipy.stats.bootstrap of the three averages alone, by numpy sums over the drawn pairs, of
+each threshold: no reading, breakdown or writing.
 
     python benchmarks/evaluate.py
 """

@@ -3,13 +3,14 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
 from semcorr import params, pck
 from semcorr.datasets.base import read_images
 from semcorr.datasets.decode import decode
 from semcorr.engine import graph
-from semcorr.report import compare, pictures
+from semcorr.report import compare, gallery, pictures
 
 SIDE, GAP, HEAD = 250, 14, 30
 WEIGHTS = {"frozen": "frozen network", "last2": "its last two blocks fine-tuned"}
@@ -27,7 +28,10 @@ def main() -> None:
         distance, length = pck.errors(table, "bbox", name)
         tables[name] = table.assign(right=distance <= 0.1 * length)
     rows, heads = [], []
-    pairs = [_median(tables["last2"], category) for category in CATEGORIES]
+    scores = graph.Graph(experiment).job("evaluate", BACKBONE, "last2", DATASET, RULE).outputs["pairs"]
+    chosen = gallery.chosen(pd.read_parquet(scores), "PCK@0.10")
+    medians = {row["category"]: row["pair"] for row in chosen if row["which"] == "median"}
+    pairs = [medians[category] for category in CATEGORIES]
     for name, words in WEIGHTS.items():
         parts = [tables[name][tables[name]["pair"] == pair] for pair in pairs]
         rows.append([_drawn(part, files) for part in parts])
@@ -43,12 +47,6 @@ def main() -> None:
             canvas.paste(image, (left, top + HEAD))
             left += image.width + GAP
     canvas.save(Path(__file__).with_name("matches.jpg"), quality=82, optimize=True)
-
-
-def _median(table, category: str) -> str:
-    rates = table[table["category"] == category].groupby("pair")["right"].agg(["size", "mean"])
-    rates = rates[rates["size"] >= 8].sort_values(["mean", "size"], kind="stable")
-    return rates.index[len(rates) // 2]
 
 
 def _drawn(rows, files: dict[str, Path]) -> Image.Image:

@@ -420,9 +420,8 @@ def match_images(options: argparse.Namespace) -> None:
     images.points_on(source, options.points, options.grid)  # a mistake is said before a network is loaded
     matcher = images.Matcher(options.backbone, options.weights, options.rule, image_size=options.image_size)
     asked = options.points is not None or options.grid is not None
-    lowest = options.min_similarity
-    if lowest is None and not asked:
-        lowest = matcher.min_similarity
+    measured = matcher.min_similarity() if options.min_similarity is None else None
+    lowest = options.min_similarity if asked or measured is None else measured
     matches = images.match_images(
         source,
         target,
@@ -432,13 +431,13 @@ def match_images(options: argparse.Namespace) -> None:
         min_similarity=lowest,
         matcher=matcher,
     )
-    if options.min_similarity is None and matcher.min_similarity is not None:
-        few = int((matches.similarity < matcher.min_similarity).sum())
+    if measured is not None:
+        few = int((matches.similarity < measured).sum())
         if not asked:
-            said = f"only matches of cosine {lowest:.3f} or more, as measured; --min-similarity -1 keeps all"
+            said = f"only matches of cosine {measured:.3f} or more, as measured; --min-similarity -1 keeps all"
             print(said, file=sys.stderr)
         elif few:
-            said = f"{few} of {len(matches.similarity)} points: less similar than {matcher.min_similarity:.3f}"
+            said = f"{few} of {len(matches.similarity)} points: less similar than {measured:.3f}"
             print(f"{said}, the cosine that was measured: they may not be there", file=sys.stderr)
     rows = zip(matches.source_points, matches.target_points, matches.similarity, strict=True)
     for start, end, similarity in () if printed else rows:

@@ -105,13 +105,9 @@ def rates(hits: np.ndarray, counted: np.ndarray, pair: np.ndarray, *, samples: i
         sampled = (drawn @ right) / (drawn @ counts)
         means = right.sum(axis=0) / counts.sum(axis=0)
     rows = []
-    for column, mean in enumerate(means):
-        number = int(counts[:, column].sum())
-        values = sampled[:, column][np.isfinite(sampled[:, column])]
-        span = np.percentile(values, (2.5, 97.5)).tolist() if len(values) else None
-        rows.append(
-            {"num_keypoints": number, "mean": float(mean) if number else None, "ci95": span if number else None}
-        )
+    for mean, number, values in zip(means, counts.sum(axis=0), sampled.T, strict=True):
+        span = np.nanpercentile(values, (2.5, 97.5)).tolist() if number else None
+        rows.append({"num_keypoints": int(number), "mean": float(mean) if number else None, "ci95": span})
     return rows
 
 
@@ -138,13 +134,12 @@ def confidence(
         (`coverage`, `risk_at`), and `min_similarity`: keeping what is at least that similar has the best F1;
         None if no answer is right.
     """
-    _, step = np.unique(-similarity, return_inverse=True)
+    ranked, step = np.unique(-similarity, return_inverse=True)
     sums = [np.bincount(step, weights=values) for values in (np.ones(len(step)), right, there)]
     kept, found = np.cumsum(sums[0]), np.cumsum(sums[1])
     total = sums[2].sum()
     f1 = 2 * found / (kept + total)
     best = int(f1.argmax())
-    ranked = -np.unique(-similarity)
     coarse = step if step.max() < STEPS else step * STEPS // (int(step.max()) + 1)
     drawn = resamples(int(pair.max()) + 1, samples, seed)
     shape = (int(coarse.max()) + 1, drawn.shape[1])
@@ -152,7 +147,7 @@ def confidence(
         scipy.sparse.csr_matrix((values.astype(float), (coarse, pair)), shape=shape) @ drawn.T
         for values in (np.ones(len(step)), right, there)
     ]
-    spans = np.percentile([_areas(*tables)], (2.5, 97.5), axis=2)[:, 0]
+    spans = np.percentile(_areas(*tables), (2.5, 97.5), axis=1)
     kap, risk = (float(area[0]) for area in _areas(*(one[:, None] for one in sums)))
     at = np.searchsorted(kept, -(-PERCENT * len(step) // 100))
     return {
@@ -162,7 +157,7 @@ def confidence(
         "risk": {"mean": risk, "ci95": spans[:, 1].tolist()},
         "coverage": (kept[at] / kept[-1]).tolist(),
         "risk_at": (1 - found[at] / kept[at]).tolist(),
-        "min_similarity": float(ranked[best]) if found[-1] else None,
+        "min_similarity": float(-ranked[best]) if found[-1] else None,
     }
 
 

@@ -94,9 +94,6 @@ class Matcher:
         path: of params.yaml; None looks for it in this folder and those above.
         image_size: longer side of the network's input, in pixels; None uses the backbone's own.
 
-    Attributes:
-        min_similarity: the cosine that a match of this network should have; None if it was not measured.
-
     Raises:
         UserError: there is no such entry; the tensors are unavailable, or were made under other parameters.
     """
@@ -120,24 +117,29 @@ class Matcher:
         self.rule = self.rules[self.rule_name]
         self.weights, self.image_size = weights, image_size
         self.device = runtime.pick("auto" if values is None else values.runtime.device)
-        self.min_similarity: float | None = None
-        if values is not None and file is not None and self.backbone in own:
-            self.min_similarity = self._measured(values, file.parent)
+        self._project = (values, file.parent) if values and file and self.backbone in own else None
+        if self._project:
+            values, root = self._project
             self.spec = _sized(values.backbones[self.backbone], image_size)
             one_of("weights", weights, [*values.grid.baselines, *values.grid.tunings])
-            self.network = self._of_project(values, file.parent)
+            self.network = self._of_project(values, root)
         else:
             one_of("weights", weights, ["frozen"])
             self.spec = _sized(PUBLISHED[self.backbone].spec, image_size)
-            self.min_similarity = PUBLISHED[self.backbone].min_similarity
             self.network = self._fetched(self.spec.weights)
-        if image_size is not None:
-            self.min_similarity = None  # it was measured at another size
         self.network.to(self.device)
         self._seen: Recent[tuple[Tensor, Grid]] = Recent(KEPT)
 
-    def _measured(self, values: params.Params, root: Path) -> float | None:
-        """The cosine from which on matches are kept with the best F1, on the first dataset that was evaluated."""
+    def min_similarity(self) -> float | None:
+        """The cosine from which on matches had the best F1, where this network was evaluated; None if it was not.
+
+        In a project on the first dataset whose results are those of its params.yaml; never at another image size.
+        """
+        if self.image_size is not None:
+            return None
+        if self._project is None:
+            return PUBLISHED[self.backbone].min_similarity
+        values, root = self._project
         plan = graph.Graph(values)
         for cell in plan.cells["evaluate"]:
             named = dict(zip(graph.STAGES["evaluate"].axes, cell, strict=True))

@@ -17,7 +17,7 @@ from werkzeug.serving import WSGIRequestHandler
 
 from semcorr.api.images import ImageMatches, Matcher, available, between, digest, open_image, points_on
 from semcorr.api.matcher import Recent
-from semcorr.errors import UserError
+from semcorr.errors import UserError, one_of
 from semcorr.report import pictures
 
 HOSTS = ["127.0.0.1", "localhost"]
@@ -79,13 +79,23 @@ def application(matcher: Matcher, images: dict[str, Path]) -> flask.Flask:
     matchers: Recent[Matcher] = Recent(NETWORKS)
     lock = threading.Lock()  # one network, one question at a time
 
+    def here() -> dict[str, list[str]]:
+        found = available()
+        if matcher.weights not in found.setdefault(matcher.backbone, []):
+            found[matcher.backbone].append(matcher.weights)
+        return found
+
+    def load(backbone: str, weights: str) -> Matcher:
+        known = here()
+        one_of("backbone", backbone, list(known))  # a click downloads nothing
+        one_of("weights", weights, known[backbone])
+        return Matcher(backbone, weights, image_size=matcher.image_size)
+
     def chosen(asked: dict[str, Any]) -> Matcher:
-        names = tuple(str(asked.get(part)) for part in ("backbone", "weights"))
-        if names == (matcher.backbone, matcher.weights):
-            return matcher.under(str(asked.get("rule")))
-        size = matcher.image_size
-        made = matchers.get(names, lambda: Matcher(names[0], names[1], image_size=size))
-        return made.under(str(asked.get("rule")))
+        backbone, weights, rule = (str(asked.get(part)) for part in ("backbone", "weights", "rule"))
+        if (backbone, weights) == (matcher.backbone, matcher.weights):
+            return matcher.under(rule)
+        return matchers.get((backbone, weights), lambda: load(backbone, weights)).under(rule)
 
     def asked() -> dict[str, Any]:
         flask.request.max_content_length = QUESTION
@@ -108,11 +118,7 @@ def application(matcher: Matcher, images: dict[str, Path]) -> flask.Flask:
     @app.get("/")
     def page() -> str:
         start = {"backbone": matcher.backbone, "weights": matcher.weights, "rule": matcher.rule_name}
-        here = available()
-        here.setdefault(matcher.backbone, [])
-        if matcher.weights not in here[matcher.backbone]:
-            here[matcher.backbone].append(matcher.weights)
-        return flask.render_template("serve.html", start=start, here=here, rules=list(matcher.rules), images=first)
+        return flask.render_template("serve.html", start=start, here=here(), rules=list(matcher.rules), images=first)
 
     @app.post("/images")
     def upload() -> dict[str, Any]:

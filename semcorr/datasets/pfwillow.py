@@ -57,12 +57,11 @@ def listed(files: Files, spec: PFWillowSpec) -> list[tuple[str, str]]:
         known, rows = set(pairs), read_list(project_path(spec.pairs))
         pairs = [("/".join(row[0].split("/")[-2:]), "/".join(row[1].split("/")[-2:])) for _, row in rows]
         pairs = [both for both in pairs if both in known]
-    return [
-        both
-        for both in pairs
-        if (spec.subsets is None or _subset(both[0]) in spec.subsets)
-        and (spec.categories is None or _subset(both[0]).split("(")[0] in spec.categories)
-    ]
+    if spec.subsets is not None:
+        pairs = [both for both in pairs if _subset(both[0]) in spec.subsets]
+    if spec.categories is not None:
+        pairs = [both for both in pairs if _subset(both[0]).split("(")[0] in spec.categories]
+    return pairs
 
 
 def _subset(name: str) -> str:

@@ -36,14 +36,14 @@ class Stage:
         axes: of its cells, by name, in command-line order -> the key of params.yaml that lists its values.
         keys: of params.yaml, that affect the result.
         inputs, outputs: paths by role. The first output carries the fingerprint.
-        gathers: folders of inputs -> the stage whose outputs they hold.
+        gathers: folders of inputs: everything that earlier jobs write into them.
         basis: what the result depends on besides these and the stage's own code; see `basis`.
     """
 
     axes: dict[str, str] = field(default_factory=dict)
     keys: tuple[str, ...] = ()
     inputs: dict[str, str] = field(default_factory=dict)
-    gathers: dict[str, str] = field(default_factory=dict)
+    gathers: tuple[str, ...] = ()
     outputs: dict[str, str]
     basis: tuple[str, ...] = ()
 
@@ -138,15 +138,15 @@ STAGES: dict[str, Stage] = {
         axes=STORE_AXES,
         keys=("grid.rules", "evaluate", "datasets.{dataset}.format"),
         inputs={"store": STORE, "images": "data/{dataset}/images.parquet"},
-        gathers={
-            "matches/{backbone}/{weights}/{dataset}": "match",
-            "metrics/{preset}/cells/{first_backbone}/{first_weights}/{dataset}": "evaluate",
-        },
+        gathers=(
+            "matches/{backbone}/{weights}/{dataset}",
+            "metrics/{preset}/cells/{first_backbone}/{first_weights}/{dataset}",
+        ),
         outputs={"gallery": GALLERY},
     ),
     "report": Stage(
         keys=("grid", "evaluate"),
-        gathers={"metrics/{preset}/cells": "evaluate", "metrics/{preset}/galleries": "draw"},
+        gathers=("metrics/{preset}/cells", "metrics/{preset}/galleries"),
         outputs={
             "html": "metrics/{preset}/report.html",
             "summary": "metrics/{preset}/summary.json",
@@ -159,7 +159,7 @@ STAGES: dict[str, Stage] = {
     "headline": Stage(
         keys=("grid", "evaluate"),
         inputs={"page": "metrics/{preset}/report.html"},
-        gathers={"metrics/{preset}/cells": "evaluate"},
+        gathers=("metrics/{preset}/cells",),
         outputs={"headline": "metrics/{preset}/headline", "csv": "metrics/{preset}/summary.csv"},
     ),
 }
@@ -245,27 +245,29 @@ class Graph:
     def _jobs(self) -> dict[tuple[str, tuple[str, ...]], Job]:
         jobs: dict[tuple[str, tuple[str, ...]], Job] = {}
         fingerprints: dict[Path, str] = {}  # of the job that produces a path
+        below: dict[Path, dict[str, Path]] = {}  # what jobs write below a folder, by role
         for stage, cells in self.cells.items():
             for cell in cells:
-                job = self._make(stage, cell, fingerprints)
+                job = self._make(stage, cell, fingerprints, below)
                 jobs[stage, cell] = job
-                fingerprints |= dict.fromkeys(job.outputs.values(), job.fingerprint)
+                for role, path in job.outputs.items():
+                    fingerprints[path] = job.fingerprint
+                    for folder in path.parents:
+                        below.setdefault(folder, {})[f"{stage} {role} {'/'.join(cell)}"] = path
         return jobs
 
-    def _make(self, stage: str, cell: tuple[str, ...], fingerprints: dict[Path, str]) -> Job:
+    def _make(
+        self, stage: str, cell: tuple[str, ...], fingerprints: dict[Path, str], below: dict[Path, dict[str, Path]]
+    ) -> Job:
         row = STAGES[stage]
         names = dict(zip(row.axes, cell, strict=True))
         fields = self.constants | names
         inputs = {role: Path(path.format(**fields)) for role, path in row.inputs.items()}
-        folders = {Path(folder.format(**fields)): stage for folder, stage in row.gathers.items()}
-        for folder, gathered in folders.items():
-            for other in self.cells[gathered]:
-                for role, path in self._outputs(gathered, other).items():
-                    if path.is_relative_to(folder):
-                        inputs[f"{gathered} {role} {'/'.join(other)}"] = path
+        reads, folders = list(inputs.values()), [Path(folder.format(**fields)) for folder in row.gathers]
+        for folder in folders:
+            inputs |= below.get(folder, {})
         covered = [f"code/{stage}", *(path.format(**fields) for path in row.basis)] if stage != "validate" else []
         basis = {BASIS / path: self._modules(path) for path in covered}
-        reads = [path for path in inputs.values() if not any(path.is_relative_to(folder) for folder in folders)]
         settings = {key: self.lookup(key) for key in (key.format(**fields) for key in row.keys)}
         expects = {role: fingerprints[path] for role, path in inputs.items()}
         asked = {"stage": stage, "cell": cell, "settings": settings, "inputs": expects}
@@ -274,17 +276,12 @@ class Graph:
             cell=names,
             settings=settings,
             inputs=inputs,
-            outputs=self._outputs(stage, cell),
+            outputs={role: Path(path.format(**fields)) for role, path in row.outputs.items()},
             basis=basis,
             reads=[*reads, *folders, *basis],
             expects=expects,
             fingerprint=hashlib.sha256(canonical_json(asked).encode()).hexdigest(),
         )
-
-    def _outputs(self, stage: str, cell: tuple[str, ...]) -> dict[str, Path]:
-        row = STAGES[stage]
-        fields = self.constants | dict(zip(row.axes, cell, strict=True))
-        return {role: Path(path.format(**fields)) for role, path in row.outputs.items()}
 
     def _modules(self, basis: str) -> list[str]:
         """The modules that a file of the basis covers: a stage's own, or those imported by name."""

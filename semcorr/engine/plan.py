@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from semcorr.artifacts.files import project_path
 from semcorr.artifacts.provenance import expect
-from semcorr.datasets import toy
+from semcorr.datasets import pfpascal, spair, toy
 from semcorr.datasets.base import read_images, read_pairs
 from semcorr.datasets.listing import count
 from semcorr.engine.current import Current
@@ -130,7 +130,7 @@ def _published(dataset: DatasetSpec) -> Size | None:
     match dataset:
         case SPairSpec():
             images, large, small = SPAIR[dataset.split]
-            share = len(dataset.categories) / 18 if dataset.categories else 1
+            share = len(dataset.categories) / spair.CATEGORIES if dataset.categories else 1
             pairs = share * (large if dataset.layout == "large" else small)
             return _estimate(dataset, round(share * images), round(pairs), (375, 500))
         case PFWillowSpec():
@@ -138,7 +138,9 @@ def _published(dataset: DatasetSpec) -> Size | None:
             subsets = sum(not dataset.categories or name.split("(")[0] in dataset.categories for name in names)
             return _estimate(dataset, 10 * subsets, 90 * subsets, (225, 300))
         case PFPascalSpec():
-            pairs = PFPASCAL[dataset.split] * (len(dataset.categories) / 20 if dataset.categories else 1)
+            pairs = PFPASCAL[dataset.split] * (
+                len(dataset.categories) / len(pfpascal.CATEGORIES) if dataset.categories else 1
+            )
             return _estimate(dataset, round(2 * pairs), round(pairs), (375, 500))
     return None
 

@@ -10,7 +10,7 @@ from semcorr.artifacts.provenance import KEY, dumps
 from semcorr.params import Params
 from semcorr.pck import threshold_key
 from semcorr.report.charts import chart, colours
-from semcorr.report.tables import AXES, latex, markdown
+from semcorr.report.tables import AXES, latex, markdown, percent
 
 LEVELS = {
     "viewpoint_variation": {"0": "easy", "1": "medium", "2": "hard"},
@@ -56,7 +56,6 @@ def page(
         trainings=_trainings(cells, shown, weights),
         thresholds=list(map(threshold_key, params.evaluate.thresholds)),
         headline=key,
-        evaluate=params.evaluate,
         gap=GAP,
         wide=WIDE,
     )
@@ -108,7 +107,7 @@ def _dataset(
         "verdict": verdict(board, key, names),
         "heatmaps": [_heatmap(what, values, board, key, names) for what, values in groups.items()],
         "curves": chart(
-            [(label, curve["threshold"], [100 * value for value in curve["pck"]]) for label, curve in curves],
+            [(cell, curve["threshold"], [100 * value for value in curve["pck"]]) for cell, curve in curves],
             "threshold, as a fraction of the reference",
             "PCK per keypoint, %",
             kinds,
@@ -189,10 +188,7 @@ def _errors(board: list[dict[str, Any]], cells: dict[str, Any], names: dict[str,
     return [
         {
             "label": names[row["name"]],
-            "shares": {
-                kind: None if share["mean"] is None else [100 * value for value in (share["mean"], *share["ci95"])]
-                for kind, share in cells[row["name"]]["errors"].items()
-            },
+            "shares": {kind: percent(share) for kind, share in cells[row["name"]]["errors"].items()},
         }
         for row in board
     ]
@@ -204,8 +200,7 @@ def _keypoints(board: list[dict[str, Any]], cells: dict[str, Any], names: dict[s
     for category, keypoints in cells[board[0]["name"]]["per_keypoint"].items():
         rows = []
         for keypoint, first in keypoints.items():
-            each = [cells[row["name"]]["per_keypoint"][category][keypoint] for row in board]
-            values = [[100 * value for value in (one["mean"], *one["ci95"])] for one in each]
+            values = [percent(cells[row["name"]]["per_keypoint"][category][keypoint]) for row in board]
             rows.append({"keypoint": keypoint, "count": first["num_keypoints"], "values": values})
         found[category] = rows
     return {"columns": [names[row["name"]] for row in board], "categories": found}

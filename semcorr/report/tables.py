@@ -22,8 +22,8 @@ def leaderboard(
     Returns:
         Rows with `name`, the axes' values, `values` (percent at each threshold), `headline`, `interval`, `image`,
         `category`, `others` (under other references), `geometry_aware`, `dagger` and `kap` (each a mean with its
-        interval, or None), and `behind`: the difference from the best row, its interval and
-        p, None for the best row itself. `best` is True for that row and those not significantly worse.
+        interval, or None), and `behind`: the difference from the best row, its interval and p, None for the best row
+        itself. `best` is True for that row and those not significantly worse.
     """
     key = pck.threshold_key(params.evaluate.headline)
     rows = []
@@ -42,9 +42,9 @@ def leaderboard(
                 "image": 100 * cell["overall_image"][key]["mean"],
                 "category": 100 * cell["overall_category"][key]["mean"],
                 "others": {other: 100 * cell["references"][other]["overall_keypoint"][key]["mean"] for other in others},
-                "geometry_aware": _percent(cell["geometry_aware"] and cell["geometry_aware"][key]),
-                "dagger": _percent(cell["dagger"][key]),
-                "kap": _percent(cell["confidence"]["kap"]),
+                "geometry_aware": percent(cell["geometry_aware"] and cell["geometry_aware"][key]),
+                "dagger": percent(cell["dagger"][key]),
+                "kap": percent(cell["confidence"]["kap"]),
             }
         )
     rows.sort(key=lambda row: -row["headline"])
@@ -68,7 +68,7 @@ def leaderboard(
     return rows
 
 
-def _percent(row: dict[str, Any] | None) -> list[float] | None:
+def percent(row: dict[str, Any] | None) -> list[float] | None:
     """A mean and its interval in percent; None if nothing was counted."""
     return None if not row or row["mean"] is None else [100 * row["mean"], *(100 * bound for bound in row["ci95"])]
 

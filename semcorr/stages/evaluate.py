@@ -33,11 +33,10 @@ def evaluate(job: Job, params: Params) -> str:
     names = settings.references[params.datasets[job.cell["dataset"]].format]
     record = provenance(job, inputs)
     pair, pairs = _pairs(matches)
-    scores, correct = {}, {}
-    for name in names:
-        correct[name] = pck.is_correct(*pck.errors(matches, name, path), settings.thresholds)
-        scores[name] = _overall(correct[name], pair, pairs, params)
-    headline = correct[names[0]]
+    errors = {name: pck.errors(matches, name, path) for name in names}
+    correct = {name: pck.is_correct(*error, settings.thresholds) for name, error in errors.items()}
+    scores = {name: _overall(hits, pair, pairs, params) for name, hits in correct.items()}
+    error, headline = errors[names[0]], correct[names[0]]
     cell = {
         "name": "/".join(job.cell.values()),
         "dataset": job.cell["dataset"],
@@ -61,8 +60,8 @@ def evaluate(job: Job, params: Params) -> str:
             if matches[name].notna().any()
         },
         "per_subset": _per_group(headline, matches["subset"], settings.thresholds),
-        **_further(job, params, matches, pair, headline),
-        "error_distribution": _distribution(*pck.errors(matches, names[0], path)),
+        **_further(job, params, matches, pair, error, headline),
+        "error_distribution": _distribution(*error),
         "references": scores,
         "provenance": record,
     }
@@ -73,7 +72,14 @@ def evaluate(job: Job, params: Params) -> str:
     return f"{' '.join(job.cell.values())}: {key} {mean:.1f} per keypoint ({names[0]}), {cell['num_pairs']:,} pairs"
 
 
-def _further(job: Job, params: Params, matches: pd.DataFrame, pair: np.ndarray, correct: np.ndarray) -> dict[str, Any]:
+def _further(
+    job: Job,
+    params: Params,
+    matches: pd.DataFrame,
+    pair: np.ndarray,
+    error: tuple[np.ndarray, np.ndarray],
+    correct: np.ndarray,
+) -> dict[str, Any]:
     """The measures beside PCK, of the first reference.
 
     Args:
@@ -81,13 +87,14 @@ def _further(job: Job, params: Params, matches: pd.DataFrame, pair: np.ndarray, 
         params: of the job.
         matches: a row per keypoint.
         pair: (N,) int, the pair of each.
+        error: distance and reference length (N,), from `pck.errors`.
         correct: (N, T) bool, at each threshold.
     """
     settings, format_ = params.evaluate, params.datasets[job.cell["dataset"]].format
     bootstrap = {"samples": settings.bootstrap, "seed": settings.seed}
     keys = list(map(pck.threshold_key, settings.thresholds))
     lead = settings.thresholds.index(settings.headline)
-    distance, lengths = pck.errors(matches, settings.references[format_][0], job.inputs["matches"])
+    distance, lengths = error
     around = _surroundings(job, matches, settings.sides.get(format_))
     geometric = around.twins >= 2
     undisputed = distance <= around.other

@@ -60,15 +60,10 @@ def match(job: Job, params: Params) -> str:
 
 
 def _lacking(pair: Pair, images: dict[str, Image]) -> tuple[list[str], np.ndarray]:
-    """The source's keypoints that the target lacks: N names, and (N, 2) x y.
-
-    None where nothing is known of either image beyond the pair.
-    """
+    """The source's keypoints that the target lacks: N names, and (N, 2) x y; none if the target's are not known."""
     source, target = images[pair.source], images[pair.target]
-    there = {*pair.keypoint_ids, *target.keypoint_ids}
+    there = {*pair.keypoint_ids, *target.keypoint_ids} if target.keypoint_ids else {*source.keypoint_ids}
     rows = [row for row in zip(source.keypoint_ids, source.keypoints, strict=True) if row[0] not in there]
-    if not target.keypoint_ids:
-        rows = []
     return [id_ for id_, _ in rows], np.array([point for _, point in rows], float).reshape(-1, 2)
 
 

@@ -3,20 +3,23 @@
 import base64
 import io
 import json
+import socket
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+import requests
 from PIL import Image as PillowImage
 from werkzeug.serving import make_server
 
-from semcorr import cli
+from semcorr import cli, match_images
 from semcorr.api.images import Matcher
 from semcorr.api.serve import LARGEST, application
 from semcorr.artifacts.files import write_json
 
 SIZE = 120, 90
+FILE = {"Content-Type": "application/octet-stream"}
 
 
 @pytest.fixture
@@ -66,6 +69,12 @@ def _idle(seen, rows: int) -> None:
         f"() => document.querySelectorAll('#list tbody tr').length === {rows} && "
         "[...document.querySelectorAll('#list td')].every((cell) => cell.textContent)"
     )
+
+
+def _found(source: str, target: str, point: list[float], weights: str = "frozen", rule: str = "argmax") -> str:
+    """Where a point is found, as the page's table writes it."""
+    matches = match_images(source, target, [point], backbone="dinov2_tiny", weights=weights, rule=rule)
+    return ", ".join(f"{value:.1f}" for value in matches.to_dict()["matches"][0]["target"])
 
 
 class Stage:
@@ -160,11 +169,7 @@ def test_networks_stand_side_by_side_and_menus_choose_them(served, watch):
     assert any("other, argmax" in head for head in heads)
 
     def answer(rule: str, weights: str) -> str:
-        matched = Matcher("dinov2_tiny", weights, rule)
-        from semcorr import match_images
-
-        row = json.loads(json.dumps(match_images("a.png", "b.png", [point], matcher=matched).to_dict()))["matches"][0]
-        return ", ".join(f"{value:.1f}" for value in row["target"])
+        return _found("a.png", "b.png", point, weights, rule)
 
     point = _at(seen.locator(".ask button.dot"))
     cells = seen.locator("#list td").all_inner_texts()
@@ -195,12 +200,32 @@ def test_each_tab_has_its_own_pair_and_a_bad_file_is_named(served, watch):
     )
     tabs[1].dispatch_event(".ask", "drop", {"dataTransfer": dropped})
     tabs[1].wait_for_function(f"() => document.querySelector('.ask .stage img').getAttribute('src') !== '{before}'")
+    for tab, source in zip(tabs, ("a.png", "b.png"), strict=True):  # each is answered about its own pair
+        Stage(tab).click(0.3, 0.6)
+        _idle(tab, 1)
+        point = _at(tab.locator(".ask button.dot"))
+        assert tab.locator("#list td").all_inner_texts()[1] == _found(source, "b.png", point)
     tabs[0].reload()
     assert tabs[0].locator(".ask .stage img").get_attribute("src") == before
     tabs[1].locator(".ask input[type=file]").set_input_files("text.png")
     tabs[1].wait_for_function("() => document.querySelector('#answer.error')")
     assert "text.png: " in tabs[1].locator("#answer").inner_text()
     assert "not a readable image" in tabs[1].locator("#answer").inner_text()
+
+
+def test_a_client_that_stalls_holds_up_nobody(served):
+    address = served(source="a.png", target="b.png")
+    host, port = address.removeprefix("http://").strip("/").split(":")
+    sent = [
+        requests.post(f"{address}images", Path(name).read_bytes(), headers=FILE, timeout=20).json()["id"]
+        for name in ("a.png", "b.png")
+    ]
+    asked = {"backbone": "dinov2_tiny", "weights": "frozen", "rule": "argmax", "source": sent[0], "target": sent[1]}
+    with socket.create_connection((host, int(port))) as stalled:
+        head = f"POST /match HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{{"
+        stalled.sendall(head.encode())
+        answered = requests.post(f"{address}match", json={**asked, "points": [[5, 5]]}, timeout=20)
+    assert len(answered.json()["matches"]) == 1
 
 
 def test_what_the_server_refuses(project):
@@ -227,6 +252,7 @@ def test_what_the_server_refuses(project):
         "rule": {"points": [[1, 1]], "rule": "nothing"},
         "weights": {"points": [[1, 1]], "weights": "last9"},
         "backbone": {"points": [[1, 1]], "backbone": "../x"},
+        "'dinov2_l14'; allowed: dinov2_tiny": {"points": [[1, 1]], "backbone": "dinov2_l14"},  # known, but not here
     }
     for word, change in wrong.items():
         said = client.post("/match", json=asked | change)

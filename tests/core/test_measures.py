@@ -132,9 +132,9 @@ def test_confidence_is_that_of_a_plain_loop(rows):
         assert found["min_similarity"] is None
     assert found["kap"]["mean"] == pytest.approx(kap / max(sum(there), 1e-12))
     assert found["risk"]["mean"] == pytest.approx(risk / len(rows))
+    whole = _confidence(similarity, right, there, np.zeros(len(rows), int))  # every resample of one pair is the pair
     for name in ("kap", "risk"):
-        low, high = found[name]["ci95"]
-        assert low <= high
+        assert whole[name]["ci95"] == pytest.approx([found[name]["mean"]] * 2)
 
 
 def test_groups_of_drawn_objects_follow_from_their_names():

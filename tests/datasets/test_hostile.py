@@ -135,7 +135,10 @@ def test_stale_results_are_not_shown_as_current(smoke, tmp_path, monkeypatch, ca
     cells = [f"dinov2_tiny/frozen/toy_willow/{rule}" for rule in ("argmax", "softargmax")]
     cli.main(["compare", *cells])
     cli.main(["table"])
-    capsys.readouterr()
+    for format_, suffix in (("markdown", "md"), ("latex", "tex")):
+        capsys.readouterr()
+        cli.main(["table", "--format", format_])
+        assert capsys.readouterr().out == Path(f"metrics/smoke/summary.{suffix}").read_text()
     values["rules"]["softargmax"]["temperature"] = 4.0
     values["backbones"]["dinov2_tiny"]["image_size"] = 56
     write_json(Path("params.yaml"), values)

@@ -194,6 +194,15 @@ def test_the_command_line(made, capsys):
     assert "allowed: PCK@0.05, PCK@0.10" in capsys.readouterr().err
 
 
+def test_the_headline_is_what_is_compared(smoke, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    values = _settings(smoke)
+    values["evaluate"] |= {"thresholds": [0.10, 0.05], "headline": 0.05}
+    _made(values)
+    cli.main(["compare", "last1/toy_willow/argmax", "frozen"])
+    assert capsys.readouterr().out.splitlines()[1].startswith("PCK@0.05 ")
+
+
 def _git(*words: str) -> None:
     subprocess.run(["git", "-c", "user.name=test", "-c", "user.email=test@example.org", *words], check=True)
 
