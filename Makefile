@@ -21,7 +21,8 @@ endif
 setup: $(INSTALLED)
 
 $(INSTALLED): requirements.lock pyproject.toml
-	@command -v $(PYTHON) > /dev/null || { echo "$(PYTHON) is not on the PATH. Install Python 3.11, or: make PYTHON=/path/to/python3" >&2; exit 2; }
+	@command -v $(PYTHON) > /dev/null || { echo "$(PYTHON) is not on the PATH. Install Python 3.11.4 or later, or: make PYTHON=/path/to/python3" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11, 4))' || { echo "$$(command -v $(PYTHON)) is $$($(PYTHON) -V); 3.11.4 or later is needed. Another one: make PYTHON=/path/to/python3" >&2; exit 2; }
 	@test '$(ALIVE)' = yes || test ! -e $(VENV) || echo "$(VENV) belongs to another folder or Python: rebuilding it"
 	@test '$(ALIVE)' = yes || { rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); }
 	@echo "Installing the locked dependencies into $(VENV) (once; a few minutes, 7 GB)"
