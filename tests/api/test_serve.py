@@ -134,14 +134,16 @@ def test_points_are_found_dragged_swapped_and_saved(served, watch):
     assert close(_at(live), wanted)
     assert seen.locator("[data-network='0'] .map").evaluate("(map) => !map.hidden && map.naturalWidth > 0")
 
-    with seen.expect_download() as saved:
-        seen.get_by_role("button", name="save JSON").click()
-    said = json.loads(Path(saved.value.path()).read_text())
+    def saved_from(button: str, name: str):
+        """The download of one network; each network's has its own name, and they arrive one after the other."""
+        with seen.expect_download(lambda download: download.suggested_filename == name) as saved:
+            seen.get_by_role("button", name=button).click()
+        return saved.value.path()
+
+    said = json.loads(Path(saved_from("save JSON", "matches-dinov2_tiny-frozen-argmax.json")).read_text())
     assert [len(said["matches"]), said["weights"], said["source_width"]] == [2, "frozen", 120]
     np.testing.assert_allclose(said["matches"][1]["target"], _at(dots.nth(1)), atol=0.2)
-    with seen.expect_download() as saved:
-        seen.get_by_role("button", name="save picture").click()
-    with PillowImage.open(saved.value.path()) as picture:
+    with PillowImage.open(saved_from("save picture", "matches-dinov2_tiny-frozen-argmax.png")) as picture:
         assert (picture.format, picture.width > picture.height) == ("PNG", True)
 
     before = [_at(dot) for dot in dots.all()]
