@@ -40,6 +40,7 @@ STAGE_HELP = {
     "match": "predict the target keypoints of every pair",
     "evaluate": "compute the PCK of one cell",
     "draw": "draw a few pairs of each category, and similarity maps",
+    "layers": "measure every layer of a backbone in one pass: to choose `layer`; its cells are in grid.layers",
     "report": "write the tables and the HTML page of all cells",
     "headline": "write the numbers kept in git: a file per cell, and summary.csv",
 }

@@ -84,6 +84,20 @@ class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
+Facet = Literal["token", "query", "key", "value"]
+
+
+class LayersSpec(Model):
+    """Which frozen networks are measured at every layer, in one pass over the images: to choose `layer` and `facet`."""
+
+    backbones: Names = Field(description="names in `grid.backbones`; [] for none")
+    datasets: Names = Field(description="names under `datasets`: rather a validation set than a test set")
+    facets: Annotated[list[Facet], Field(min_length=1), AfterValidator(_distinct)] = Field(
+        description="which activations of every layer", examples=[["token"], ["token", "key"]]
+    )
+    rule: Name = Field(description="a name under `rules`")
+
+
 class GridSpec(Model):
     """Which cells exist. A cell is one backbone x weights x dataset x rule; every combination is evaluated."""
 
@@ -96,6 +110,7 @@ class GridSpec(Model):
     train: Name | None = Field(description="training dataset; null without tunings")
     validate_: Name | None = Field(alias="validate", description="validation dataset; null without tunings")
     trunks: Names = Field(description="all datasets that tuned networks are trained, validated or tested on")
+    layers: LayersSpec = Field(description="which networks are measured at every layer")
 
 
 class ToySource(Model):
@@ -207,15 +222,21 @@ class TimmWeights(Model):
 
 
 class UrlWeights(Model):
-    """A checkpoint to download from the first address that works: official DINOv2, DINOv3, SAM, or timm's."""
+    """A checkpoint to download from the first address that works; see `file`."""
 
     kind: Literal["url"] = Field(description="to download")
     urls: Urls = Field(description="addresses, tried in order")
     sha256: Sha256 = Field(description="SHA-256 of the file")
+    tag: str | None = Field(
+        None,
+        description="which of timm's weights of the model the file holds: they say how images are prepared; null, or "
+        "left out, takes timm's default",
+        examples=["mae"],
+    )
 
 
 class FileWeights(Model):
-    """A checkpoint on this machine, .pth or .safetensors: official DINOv2, DINOv3, SAM, or timm's."""
+    """A checkpoint on this machine, .pth or .safetensors: official, Hugging Face's, open_clip's, CLIP's or timm's."""
 
     kind: Literal["file"] = Field(description="on this machine")
     path: str = Field(
@@ -223,6 +244,12 @@ class FileWeights(Model):
         examples=["/data/sam_vit_b_01ec64.pth"],
     )
     sha256: Sha256 | None = Field(description="of the file; null skips the check")
+    tag: str | None = Field(
+        None,
+        description="which of timm's weights of the model the file holds: they say how images are prepared; null, or "
+        "left out, takes timm's default",
+        examples=["mae"],
+    )
 
 
 class RandomWeights(Model):
@@ -259,9 +286,10 @@ class BackboneSpec(Model):
         description="longer side of the input, in pixels", examples=[518]
     )
     layer: Layer | Literal["neck"] | Annotated[list[Layer], Field(min_length=1)] = Field(
-        description="0-based block whose output is the features, a list of them, or neck (SAM)"
+        description="0-based block, or stage of a hierarchical network, whose output is the features; a list of them, "
+        "or neck (SAM)"
     )
-    facet: Literal["token", "query", "key", "value"] = Field(description="which activations of the block")
+    facet: Facet = Field(description="which activations of the block")
     norm: bool = Field(description="apply the network's final LayerNorm")
     debias: Debias | None = Field(description="remove the positional part, as seen on a blank image; null keeps it")
     compute: Literal["float32", "bfloat16", "float16"] = Field(description="precision of the computation")
@@ -440,7 +468,18 @@ class SoftArgmax(Model):
         return self
 
 
-Rule = Annotated[Argmax | SoftArgmax, Field(discriminator="readout")]
+class KernelSoftArgmax(Model):
+    """The expected position under the softmax of the whole map, times a Gaussian around the argmax."""
+
+    readout: Literal["kernel_softargmax"] = Field(description="the expected position under a Gaussian")
+    sampling: Literal["bilinear", "nearest"] = Field(description="of source descriptors between cells")
+    sigma_cells: Annotated[float, Field(ge=1e-3, le=1e6, examples=[5.0])] = Field(
+        description="width of the Gaussian, in cells"
+    )
+    temperature: Temperature = Field(description="divides the similarity")
+
+
+Rule = Annotated[Argmax | SoftArgmax | KernelSoftArgmax, Field(discriminator="readout")]
 Reference = Literal["bbox", "bbox_kp", "image"]
 
 
@@ -531,19 +570,31 @@ class Params(Model):
         grid = self.grid
         for axis in ("backbones", "baselines", "tunings", "datasets", "trunks", "rules"):
             yield from self._undefined(getattr(grid, axis), axis.replace("trunks", "datasets"), f"grid.{axis}")
+        yield from self._layers_problems()
         rows = [*grid.baselines, *grid.tunings]
         if set(grid.weights) != set(rows):
             yield "grid.weights", f"{grid.weights} must hold grid.baselines and grid.tunings: {rows}{FIX}"
         folders = {"basis", "sources", "weights"}  # beside those of the datasets
-        taken = {"tunings": {*self.baselines, "trunk"}, "datasets": folders, "baselines": {"trunk"}}
+        parts = {"trunk", "layers"}  # beside those of the weights
+        taken = {"tunings": {*self.baselines, *parts}, "datasets": folders, "baselines": parts}
         for part, names in taken.items():
             for name in getattr(self, part):
                 if name in names:
                     yield f"{part}.{name}", "this name is taken; allowed: any other"
-        for name in grid.datasets:
+        for name in dict.fromkeys([*grid.datasets, *(grid.layers.datasets if grid.layers.backbones else [])]):
             spec = self.datasets.get(name)
             if spec and spec.format not in self.evaluate.references:
                 yield "evaluate.references", f"{spec.format!r} is missing (format of {name})"
+
+    def _layers_problems(self) -> Iterator[tuple[str, str]]:
+        layers, frozen = self.grid.layers, self.baselines.get("frozen")
+        yield from self._undefined(layers.datasets, "datasets", "grid.layers.datasets")
+        yield from self._undefined([layers.rule], "rules", "grid.layers.rule")
+        for name in layers.backbones:
+            if name not in self.grid.backbones:
+                yield "grid.layers.backbones", f"{name!r} is not among grid.backbones: {', '.join(self.grid.backbones)}"
+        if layers.backbones and not ("frozen" in self.grid.baselines and isinstance(frozen, PretrainedBaseline)):
+            yield "grid.layers.backbones", "they are measured with the weights 'frozen', which grid.baselines must hold"
 
     def _undefined(self, names: Iterable[str], part: str, where: str) -> Iterator[tuple[str, str]]:
         known = getattr(self, part)
@@ -604,11 +655,11 @@ class Params(Model):
         """Keys of the entries that no cell uses."""
         grid = self.grid
         used: dict[str, Collection[str | None]] = {
-            "datasets": {*grid.datasets, *grid.trunks, grid.train, grid.validate_},
+            "datasets": {*grid.datasets, *grid.trunks, grid.train, grid.validate_, *grid.layers.datasets},
             "backbones": grid.backbones,
             "baselines": grid.baselines,
             "tunings": grid.tunings,
-            "rules": grid.rules,
+            "rules": [*grid.rules, *([grid.layers.rule] if grid.layers.backbones else [])],
         }
         return [f"{part}.{name}" for part, names in used.items() for name in getattr(self, part) if name not in names]
 
@@ -770,6 +821,8 @@ def _following(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Keys whose values follow from others, and these values."""
     grid = values["grid"]
     yield "grid.weights", [*grid["baselines"], *grid["tunings"]]
+    if "layers" not in grid:
+        yield "grid.layers", {"backbones": [], "datasets": [], "facets": ["token"], "rule": grid["rules"][0]}
     if not grid["tunings"]:
         yield from {"grid.train": None, "grid.validate": None, "grid.trunks": []}.items()
         return

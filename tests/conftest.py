@@ -114,6 +114,13 @@ def small(values: dict) -> None:
     values["datasets"] = {**values["datasets"], "toy_spair_test": test}
     values["datasets"].pop("toy_willow")
     values["grid"] |= {"backbones": ["dinov2_tiny"], "datasets": ["toy_spair_test"]}
+    layers = {
+        "backbones": ["dinov2_tiny"],
+        "datasets": ["toy_spair_test"],
+        "facets": ["token", "key"],
+        "rule": "argmax",
+    }
+    values["grid"]["layers"] = layers
     values["grid"]["trunks"] = ["toy_spair_trn", "toy_spair_val", "toy_spair_test"]
     values["evaluate"]["references"].pop("pfwillow")
 

@@ -128,7 +128,7 @@ class UnifiedBackbone(nn.Module):
         self.network, self.origin = get(spec, spec.weights, cache())
         if layer is None:
             spec = spec.model_copy(update={"layer": self.network.depth - 1})
-        self.network.stop(spec)  # raises if there is no such layer
+        self.network.at(spec)  # raises if there is no such layer
         self.spec, self.precision = spec, getattr(torch, spec.precision)
         self.network.to(self.device)
 
@@ -144,8 +144,8 @@ class UnifiedBackbone(nn.Module):
                 raise UserError(f"{path}: was tuned for {key} {tuned.get(key)}, this backbone has {value}")
 
     def grid(self, size: tuple[int, int]) -> Grid:
-        """How the feature map lies on an image (H, W); an image larger than SAM's canvas is shrunk to it."""
-        side = getattr(self.network, "side", None)
+        """How the feature map lies on an image (H, W); one larger than the network's canvas is shrunk."""
+        side = self.network.side
         resized = size if side is None or max(size) <= side else resized_size(size, side)
         return Grid(image_size=size, resized_size=resized, stride=self.network.stride)
 

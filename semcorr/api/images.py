@@ -172,7 +172,7 @@ class Matcher:
     def _fetched(self, source: params.Weights | params.RandomBaseline) -> Backbone:
         """The network with tensors from their source, through the user's cache."""
         try:
-            return get(self.spec, source, cache())[0]
+            return get(self.spec, source, cache())[0].at(self.spec)
         except UserError as error:
             blocked = source.kind in ("url", "timm")  # whose hosts cannot be reached from everywhere
             advice = ". The package index has a small network: --backbone demo" if blocked else ""

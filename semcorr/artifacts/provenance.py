@@ -1,6 +1,7 @@
 """The provenance of every output: its fingerprint (see `graph`), its settings, and those of its inputs.
 
-It is stored inside the file: an HDF5 attribute, Parquet or safetensors metadata, a JSON key, an HTML meta tag.
+It is stored inside the file: an HDF5 attribute, Parquet or safetensors metadata, a JSON key, an HTML meta tag. A
+network's tensors have it beside them, in a JSON file of the same name, so that equal tensors are equal files.
 """
 
 import html
@@ -16,6 +17,8 @@ from semcorr.errors import UserError, reason
 
 CONTENT = "semcorr.content"  # metadata key of a table's checksum
 CHECKSUM = "checksum"
+RECORD = "record"  # role of the file that identifies the tensors beside it
+TENSORS = "content"  # metadata key of the digest of a safetensors file's tensors
 KEY = "semcorr"  # a single key with JSON, since safetensors does not fix the order of several
 
 
@@ -167,6 +170,15 @@ def expect(path: Path, fingerprint: str) -> dict[str, Any]:
     return record
 
 
+def verified(inputs: dict[str, Path], expects: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """The provenance of all inputs of a job, by role.
+
+    Raises:
+        UserError: one was made with other parameters, or is not an output of semcorr.
+    """
+    return {role: expect(path, expects[role]) for role, path in inputs.items() if role != RECORD}
+
+
 def _hdf5(path: Path) -> str:
     import h5py
 
@@ -180,11 +192,18 @@ def _parquet(path: Path) -> bytes:
     return pyarrow.parquet.read_metadata(path).metadata[KEY.encode()]
 
 
-def _safetensors(path: Path) -> str:
+def _safetensors(path: Path) -> dict[str, Any]:
     from safetensors import safe_open
 
     with safe_open(path, framework="numpy") as file:
-        return file.metadata()[KEY]
+        record = json.loads(file.metadata()[KEY])
+    if "fingerprint" in record:
+        return record
+    beside = path.with_suffix(".json")
+    found = _json(beside)
+    if found["sha256"] != record[TENSORS]:
+        raise ValueError(f"its tensors are not those of {beside}")
+    return found
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from semcorr.artifacts.provenance import Request
 from semcorr.errors import UserError
 from semcorr.params import Params, restrict
 
-NETWORK = ("backbones.{backbone}.family", "backbones.{backbone}.model", "backbones.{backbone}.overrides")
+NETWORK = tuple(f"backbones.{{backbone}}.{key}" for key in ("family", "model", "overrides", "weights"))
 SIZE, COMPUTE, PRECISION = (f"backbones.{{backbone}}.{key}" for key in ("image_size", "compute", "precision"))
 LAYER = ("backbones.{backbone}.layer", "backbones.{backbone}.facet")
 FEATURES = (*LAYER, "backbones.{backbone}.norm")
@@ -51,6 +51,8 @@ class Stage:
 STORE = "features/{backbone}/{weights}/{dataset}.h5"
 TRUNK = "features/{backbone}/trunk/{dataset}.h5"
 WEIGHTS = "data/weights/{backbone}/{weights}.safetensors"
+RECORD = "data/weights/{backbone}/{weights}.json"
+FROZEN = {role: path.replace("{weights}", "frozen") for role, path in (("tensors", WEIGHTS), ("record", RECORD))}
 MATCHES = "matches/{backbone}/{weights}/{dataset}/{rule}.parquet"
 ABSENT = "matches/{backbone}/{weights}/{dataset}/{rule}.absent.parquet"
 CELL = "metrics/{preset}/cells/{backbone}/{weights}/{dataset}/{rule}.json"
@@ -74,21 +76,21 @@ STAGES: dict[str, Stage] = {
     ),
     "weights": Stage(
         axes={"backbone": "grid.backbones", "weights": "grid.baselines"},
-        keys=(*NETWORK, "backbones.{backbone}.weights", "baselines.{weights}"),
-        outputs={"tensors": WEIGHTS},
+        keys=(*NETWORK, "baselines.{weights}"),
+        outputs={"record": RECORD, "tensors": WEIGHTS},
         basis=(FAMILY, "weights/{backbone}"),
     ),
     "extract": Stage(
         axes={"backbone": "grid.backbones", "weights": "grid.baselines", "dataset": "grid.datasets"},
         keys=(*NETWORK, SIZE, *FEATURES, "backbones.{backbone}.debias", COMPUTE, PRECISION, "threads"),
-        inputs={"tensors": WEIGHTS, "images": "data/{dataset}/images.parquet"},
+        inputs={"tensors": WEIGHTS, "record": RECORD, "images": "data/{dataset}/images.parquet"},
         outputs={"store": STORE},
         basis=(FAMILY,),
     ),
     "trunk": Stage(
         axes={"backbone": "grid.backbones", "dataset": "grid.trunks"},
         keys=(*NETWORK, SIZE, *LAYER, COMPUTE, "trunk", "threads"),
-        inputs={"tensors": "data/weights/{backbone}/frozen.safetensors", "images": "data/{dataset}/images.parquet"},
+        inputs={**FROZEN, "images": "data/{dataset}/images.parquet"},
         outputs={"store": TRUNK},
         basis=(FAMILY,),
     ),
@@ -96,7 +98,7 @@ STAGES: dict[str, Stage] = {
         axes={"backbone": "grid.backbones", "tuning": "grid.tunings"},
         keys=(*NETWORK, SIZE, *FEATURES, COMPUTE, PRECISION, "trunk", "tunings.{tuning}", "threads"),
         inputs={
-            "tensors": "data/weights/{backbone}/frozen.safetensors",
+            **FROZEN,
             "train": "features/{backbone}/trunk/{train}.h5",
             "train_pairs": "data/{train}/pairs.parquet",
             "train_images": "data/{train}/images.parquet",
@@ -114,7 +116,8 @@ STAGES: dict[str, Stage] = {
         axes={"backbone": "grid.backbones", "tuning": "grid.tunings", "dataset": "grid.datasets"},
         keys=(*NETWORK, *FEATURES, COMPUTE, PRECISION, "trunk", "threads"),
         inputs={
-            "frozen": "data/weights/{backbone}/frozen.safetensors",
+            "frozen": FROZEN["tensors"],
+            "record": FROZEN["record"],
             "tuned": "checkpoints/{backbone}/{tuning}/best.safetensors",
             "trunk": TRUNK,
         },
@@ -143,6 +146,24 @@ STAGES: dict[str, Stage] = {
             "metrics/{preset}/cells/{first_backbone}/{first_weights}/{dataset}",
         ),
         outputs={"gallery": GALLERY},
+    ),
+    "layers": Stage(
+        axes={"backbone": "grid.layers.backbones", "dataset": "grid.layers.datasets"},
+        keys=(
+            *(
+                *NETWORK,
+                SIZE,
+                "backbones.{backbone}.norm",
+                "backbones.{backbone}.debias",
+                COMPUTE,
+                PRECISION,
+                "threads",
+            ),
+            *("grid.layers.facets", "grid.layers.rule", "rules.{layers_rule}", "evaluate", "datasets.{dataset}.format"),
+        ),
+        inputs={**FROZEN, "images": "data/{dataset}/images.parquet", "pairs": "data/{dataset}/pairs.parquet"},
+        outputs={"curve": "metrics/{preset}/cells/{backbone}/layers/{dataset}.json"},
+        basis=(FAMILY, "rules/{layers_rule}"),
     ),
     "report": Stage(
         keys=("grid", "evaluate"),
@@ -208,6 +229,7 @@ class Graph:
         self.values = params.to_dict()
         grid = self.values["grid"]
         self.constants = {key: str(grid[key]) for key in ("train", "validate")} | {"preset": params.preset}
+        self.constants["layers_rule"] = grid["layers"]["rule"]
         for axis, key in (("backbone", "backbones"), ("weights", "weights")):
             self.constants[f"first_{axis}"] = grid[key][0] if grid[key] else ""
         self.cells: dict[str, list[tuple[str, ...]]] = {

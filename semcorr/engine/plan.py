@@ -4,8 +4,11 @@ The jobs that are not current would run; see `current`. Times are the floating p
 rate measured on this machine in a second or two; they are meant to tell minutes from days.
 """
 
+import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,7 +27,7 @@ from semcorr.errors import UserError
 from semcorr.geometry import resized_size
 from semcorr.networks import runtime
 from semcorr.networks.backbones import build
-from semcorr.networks.backbones.base import Backbone
+from semcorr.networks.backbones.base import Backbone, Blockwise
 from semcorr.params import (
     DatasetSpec,
     ImageBatches,
@@ -200,17 +203,17 @@ class Costs:
             network, spec = self._network(name), self.params.backbones[name]
             resized = resized_size(shape, spec.image_size)
             images = torch.zeros(1, 3, *network.canvas(resized), device="meta")
-            cells, split = network.cells(images), network.stop(spec) - self.params.trunk.blocks
-            counts = []
+            parts: list[Callable[[], object]] = [lambda: network.features(images, spec)]
+            held = 0
+            if isinstance(network, Blockwise):
+                held = int(np.prod(network.activation_shape(network.cells(images))))
+                parts.insert(0, partial(network.trunk, images, network.stop(spec) - self.params.trunk.blocks))
+            counts = [] if held else [0.0]  # what does not run block by block is all tail
             with torch.device("meta"), torch.inference_mode():
-                for part in (
-                    lambda: network.trunk(images, split),
-                    lambda: network.tail(network.trunk(images, split), cells, split, spec),
-                ):
+                for part in parts:
                     with FlopCounterMode(display=False) as counter:
                         part()
                     counts.append(float(counter.get_total_flops()))
-            held = int(np.prod(network.activation_shape(cells)))
             height, width = (-(-side // network.stride) for side in resized)
             self._passes[key] = (counts[0], counts[1] - counts[0], held, height * width * network.channels(spec))
         return self._passes[key]
@@ -247,9 +250,11 @@ class Costs:
         seen = train.images if isinstance(tuning.batches, ImageBatches) else 2 * train.pairs
         live = trunk if tuning.augment else 0.0
         scored = validate.images * self._pass(name, validate.shape)[1] * (tuning.epochs // tuning.validation.every + 1)
+        network = self._network(name)
+        assert isinstance(network, Blockwise), "architectures.py refuses to tune others"
         tuned = sum(
             parameter.numel()
-            for module in self._network(name).tuned_modules(tuning.blocks, self.params.backbones[name])
+            for module in network.tuned_modules(tuning.blocks, self.params.backbones[name])
             for parameter in module.parameters()
         )
         flops = tuning.epochs * seen * (live + tail * (1 + BACKWARD)) + scored
@@ -258,6 +263,20 @@ class Costs:
     def _match(self, job: Job, dataset: Size) -> Cost:
         *_, values = self._pass(job.cell["backbone"], dataset.shape)
         return Cost(flops=2.0 * dataset.keypoints * values, disk=KEYPOINT_BYTES * dataset.keypoints)
+
+    def _layers(self, job: Job, dataset: Size) -> Cost:
+        name, facets = job.cell["backbone"], len(self.params.grid.layers.facets)
+        network = self._network(name)
+        last = self.params.backbones[name].model_copy(update={"layer": network.depth - 1, "facet": "token"})
+        resized = resized_size(dataset.shape, last.image_size)
+        images = torch.zeros(1, 3, *network.canvas(resized), device="meta")
+        with torch.device("meta"), torch.inference_mode(), FlopCounterMode(display=False) as counter:
+            network.features(images, last)
+        cells = [math.prod(-(-side // stride) for side in resized) for stride in network.strides]
+        values = facets * sum(count * width for count, width in zip(cells, network.widths, strict=True))
+        scored = self._evaluate(job, dataset).seconds * facets * network.depth / 2  # PCK without the other measures
+        flops = dataset.images * float(counter.get_total_flops()) + 2.0 * dataset.keypoints * values
+        return Cost(flops=flops, seconds=scored, disk=5e3 * facets * network.depth)
 
     def _evaluate(self, job: Job, dataset: Size) -> Cost:
         return Cost(seconds=4e-8 * dataset.keypoints * self.params.evaluate.bootstrap, disk=50e3)

@@ -130,8 +130,8 @@ def encode(encoder: Encoder, index: Path, kept: StoreTarget, options: Runtime) -
         return network.overflow_in(image[None].to(device), encoder.stop, key=kept.key, precision=kept.precision)
 
     def arrays(done: set[str]) -> Arrays:
-        for batch, pixels in _batches(network, images, index.parent / "images", spec.image_size, options, done):
-            outputs = _halving(lambda part: forward(part.to(device)), pixels)
+        for batch, pixels in batches(network, images, index.parent / "images", spec.image_size, options, done):
+            outputs = halving(lambda part: forward(part.to(device)), pixels)
             for image, shown, array in zip(batch, pixels, outputs, strict=True):
                 height, width = entries[image.id].grid.shape
                 yield image.id, array[:height, :width] if encoder.valid_only else array, partial(why, shown)
@@ -164,7 +164,7 @@ def versions() -> dict[str, str]:
     return {library: version(library) for library in LIBRARIES}
 
 
-def _batches(
+def batches(
     network: Backbone, images: list[Image], folder: Path, long_side: int, options: Runtime, done: set[str]
 ) -> Iterator[tuple[list[Image], Tensor]]:
     """Batches of images of one padded shape, decoded ahead; batches in which all are done are skipped."""
@@ -192,7 +192,7 @@ def _batches(
             yield chunk, torch.stack([future.result() for future in ready])
 
 
-def _halving(forward: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
+def halving(forward: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
     """Run a batch; if the GPU's memory does not hold it, warn and run its halves."""
     try:
         return forward(pixels)
@@ -203,7 +203,7 @@ def _halving(forward: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
     half = -(-len(pixels) // 2)
     logger.warning("the GPU's memory does not hold %d images at once, continuing with %d", len(pixels), half)
     torch.cuda.empty_cache()
-    return torch.cat([_halving(forward, part) for part in pixels.split(half)])
+    return torch.cat([halving(forward, part) for part in pixels.split(half)])
 
 
 class _Background:

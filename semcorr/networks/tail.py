@@ -11,7 +11,7 @@ from torch import Tensor
 
 from semcorr.artifacts.store import Store
 from semcorr.geometry import Grid
-from semcorr.networks.backbones import build, load
+from semcorr.networks.backbones import build_blockwise, load
 from semcorr.params import BackboneSpec
 
 
@@ -28,7 +28,7 @@ class Tail:
     def __init__(self, spec: BackboneSpec, blocks: int, device: torch.device, *tensors: Path):
         self.spec = spec
         self.device = device
-        self.network = load(build(spec), *tensors).to(device)
+        self.network = load(build_blockwise(spec), *tensors).to(device)
         self.first = self.network.stop(spec) - blocks
 
     def forward(self, trunk: Store, ids: list[str]) -> dict[str, tuple[Tensor, Grid]]:

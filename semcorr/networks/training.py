@@ -18,7 +18,7 @@ from semcorr.errors import UserError
 from semcorr.geometry import Grid
 from semcorr.matching import by_image, heatmaps, normalise, sample
 from semcorr.networks import losses
-from semcorr.networks.backbones.base import Backbone
+from semcorr.networks.backbones.base import Blockwise
 from semcorr.params import Augment, BackboneSpec, ImageBatches, LoRA, Tuning
 
 Maps = dict[str, tuple[Tensor, Grid]]  # image id -> feature map (h, w, C), and its grid
@@ -33,7 +33,7 @@ class Tuned:
         tuning: which blocks, and how.
     """
 
-    def __init__(self, network: Backbone, spec: BackboneSpec, tuning: Tuning):
+    def __init__(self, network: Blockwise, spec: BackboneSpec, tuning: Tuning):
         self.net = network.net
         modules = network.tuned_modules(tuning.blocks, spec)
         self._merged: list[str] = []

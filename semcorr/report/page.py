@@ -27,6 +27,7 @@ def page(
     boards: dict[str, list[dict[str, Any]]],
     cells: dict[str, Any],
     galleries: dict[str, Any],
+    layers: list[dict[str, Any]],
     params: Params,
     record: dict[str, Any],
 ) -> str:
@@ -36,6 +37,7 @@ def page(
         boards: dataset -> its rows, best first, from `tables.leaderboard`.
         cells: name -> the cell's JSON.
         galleries: "<backbone>/<weights>/<dataset>" -> the pictures' JSON.
+        layers: the JSON of every network that was measured at every layer.
         params: of the experiment.
         record: the page's provenance.
     """
@@ -53,6 +55,7 @@ def page(
         same={axis: _axis(next(iter(cells)), axis) for axis in AXES if axis not in (*shown, "dataset")},
         colours=dict(zip(weights, colours(len(weights)), strict=True)),
         datasets=[_dataset(name, board, cells, galleries, params, names, shown) for name, board in boards.items()],
+        layers=[_layers(measured, key, shown, weights) for measured in layers],
         trainings=_trainings(cells, shown, weights),
         thresholds=list(map(threshold_key, params.evaluate.thresholds)),
         headline=key,
@@ -235,6 +238,39 @@ def _gallery(
     middle = ranked[(len(ranked) - 1) // 2]
     typical = next(pair for pair in pairs if (pair["category"], pair["which"]) == (middle, "median"))
     return {"pairs": pairs, "typical": typical, "drawn": first["rule"], "chosen_by": next(iter(shown))}
+
+
+def _layers(measured: dict[str, Any], key: str, axes: list[str], weights: list[str]) -> dict[str, Any]:
+    """The chart and the table of PCK at every layer of a frozen network: layers by facets, in percent."""
+    rows, facets = measured["layers"], list(dict.fromkeys(row["facet"] for row in measured["layers"]))
+    values = {(row["layer"], row["facet"]): row["overall_keypoint"][key] for row in rows}
+    best = max(values, key=lambda place: values[place]["mean"])
+    curves = {
+        facet: [row["layer"] for row in rows if row["facet"] == facet and isinstance(row["layer"], int)]
+        for facet in facets
+    }
+    kind = label(f"{measured['backbone']}/frozen/{measured['dataset']}/", _but_rule(axes))
+    return {
+        **{part: measured[part] for part in ("backbone", "dataset", "model", "rule", "reference", "num_pairs")},
+        "facets": facets,
+        "best": {"layer": best[0], "facet": best[1], "value": percent(values[best])},
+        "rows": [
+            {
+                "layer": layer,
+                "stride": next(row["stride"] for row in rows if row["layer"] == layer),
+                "values": [percent(values[layer, facet]) if (layer, facet) in values else None for facet in facets],
+            }
+            for layer in dict.fromkeys(row["layer"] for row in rows)
+        ],
+        "chart": chart(
+            [(facet, at, [100 * values[layer, facet]["mean"] for layer in at]) for facet, at in curves.items()],
+            "layer",
+            f"{key} per keypoint, %",
+            [kind] * len(facets),
+            facets,
+            among=weights,
+        ),
+    }
 
 
 def _trainings(cells: dict[str, Any], axes: list[str], weights: list[str]) -> dict[str, str] | None:

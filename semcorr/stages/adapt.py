@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from semcorr.artifacts.provenance import expect, provenance
+from semcorr.artifacts.provenance import provenance, verified
 from semcorr.artifacts.store import Entry, Store
 from semcorr.engine.basis import resume_key
 from semcorr.engine.graph import Job
@@ -15,7 +15,7 @@ from semcorr.params import Params
 def adapt(job: Job, params: Params) -> str:
     """Write the feature store of one backbone under one tuning."""
     spec = params.backbones[job.cell["backbone"]]
-    inputs = {role: expect(job.inputs[role], fingerprint) for role, fingerprint in job.expects.items()}
+    inputs = verified(job.inputs, job.expects)
     device = runtime.device(params.runtime, params.threads)
     tail = Tail(spec, params.trunk.blocks, device, job.inputs["frozen"], job.inputs["tuned"])
     kept = StoreTarget(

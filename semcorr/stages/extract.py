@@ -1,6 +1,6 @@
 """extract: the features of every image of a dataset, each image encoded once."""
 
-from semcorr.artifacts.provenance import expect, provenance
+from semcorr.artifacts.provenance import provenance, verified
 from semcorr.engine.basis import resume_key
 from semcorr.engine.graph import Job
 from semcorr.networks import runtime
@@ -12,7 +12,7 @@ from semcorr.params import Params
 def extract(job: Job, params: Params) -> str:
     """Write the feature store of one dataset, computed by one backbone with one set of weights."""
     name, spec = job.cell["backbone"], params.backbones[job.cell["backbone"]]
-    inputs = {role: expect(job.inputs[role], fingerprint) for role, fingerprint in job.expects.items()}
+    inputs = verified(job.inputs, job.expects)
     device = runtime.device(params.runtime, params.threads)
     network = load(build(spec), job.inputs["tensors"]).to(device)
     encoder = Encoder(

@@ -7,7 +7,7 @@ import sys
 from torch import Tensor
 
 from semcorr.artifacts.files import project_path, sha256, write_text
-from semcorr.artifacts.provenance import expect, provenance
+from semcorr.artifacts.provenance import provenance, verified
 from semcorr.artifacts.store import Store
 from semcorr.datasets.base import read_image, read_images, read_pairs
 from semcorr.engine.basis import resume_key
@@ -26,7 +26,7 @@ def finetune(job: Job, params: Params) -> str:
         return _launch(job, params)
     backbone, name = job.cell["backbone"], job.cell["tuning"]
     tuning = params.tunings[name]
-    inputs = {role: expect(job.inputs[role], key) for role, key in job.expects.items()}
+    inputs = verified(job.inputs, job.expects)
     device = runtime.device(params.runtime, params.threads)
     tail = Tail(params.backbones[backbone], params.trunk.blocks, device, job.inputs["tensors"])
     images = {image.id: image for image in read_images(job.inputs["train_images"])}

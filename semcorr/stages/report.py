@@ -14,7 +14,7 @@ from semcorr.report.tables import categories, curves, latex, leaderboard, markdo
 
 def report(job: Job, params: Params) -> str:
     """Write the tables and the page."""
-    results: dict[str, dict[str, Any]] = {"cell": {}, "pairs": {}, "gallery": {}}
+    results: dict[str, dict[str, Any]] = {"cell": {}, "pairs": {}, "gallery": {}, "curve": {}}
     for role, path in job.inputs.items():
         expect(path, job.expects[role])
         _, kind, name = role.split(" ")
@@ -28,5 +28,8 @@ def report(job: Job, params: Params) -> str:
             pd.DataFrame(rows).to_csv(partial, index=False)
     write_text(job.outputs["markdown"], markdown(boards, cells, params))
     write_text(job.outputs["latex"], latex(boards, cells, params))
-    write_text(job.outputs["html"], page(boards, cells, results["gallery"], params, provenance(job)))
+    write_text(
+        job.outputs["html"],
+        page(boards, cells, results["gallery"], list(results["curve"].values()), params, provenance(job)),
+    )
     return f"{len(cells)} cells: {job.outputs['markdown']}, {job.outputs['html']}"

@@ -1,10 +1,10 @@
 """trunk: the input of the tuned blocks for every image of a dataset, so that fine-tuning never runs the rest."""
 
-from semcorr.artifacts.provenance import expect, provenance
+from semcorr.artifacts.provenance import provenance, verified
 from semcorr.engine.basis import resume_key
 from semcorr.engine.graph import Job
 from semcorr.networks import runtime
-from semcorr.networks.backbones import build, load
+from semcorr.networks.backbones import build_blockwise, load
 from semcorr.networks.encode import Encoder, StoreTarget, encode, versions
 from semcorr.params import Params
 
@@ -12,9 +12,9 @@ from semcorr.params import Params
 def trunk(job: Job, params: Params) -> str:
     """Write the input of the last `trunk.blocks` blocks up to the feature layer, padding included."""
     spec = params.backbones[job.cell["backbone"]]
-    inputs = {role: expect(job.inputs[role], fingerprint) for role, fingerprint in job.expects.items()}
+    inputs = verified(job.inputs, job.expects)
     device = runtime.device(params.runtime, params.threads)
-    network = load(build(spec), job.inputs["tensors"]).to(device)
+    network = load(build_blockwise(spec), job.inputs["tensors"]).to(device)
     stop = network.stop(spec) - params.trunk.blocks
     encoder = Encoder(
         network=network,

@@ -92,7 +92,7 @@ MISTAKES = {
     ),
     "no readout": (
         _drop("rules", "argmax", "readout"),
-        "rules.argmax.readout: missing; allowed: 'argmax', 'softargmax'",
+        "rules.argmax.readout: missing; allowed: 'argmax', 'kernel_softargmax', 'softargmax'",
     ),
     "text for a number": (
         setting("tunings", "last1", "learning_rate", "1e-4"),

@@ -52,22 +52,26 @@ FINETUNE = {f"finetune@{B}-last1"} | TUNED
 EXTRACT = {f"extract@{B}-frozen-{TEST}"} | cells("match", ("frozen",)) | cells("evaluate", ("frozen",))
 EXTRACT |= DRAW
 TRUNK = {f"trunk@{B}-{name}" for name in (TRN, VAL, TEST)} | FINETUNE
-ENCODE = EXTRACT | TRUNK
+LAYERS = {f"layers@{B}-{TEST}"} | REPORT
+ENCODE = EXTRACT | TRUNK | LAYERS
 WEIGHTS = {f"weights@{B}-frozen"} | ENCODE
 FETCH_TRN = {f"fetch@{TRN}", f"trunk@{B}-{TRN}"} | FINETUNE
 FETCH_VAL = {f"fetch@{VAL}", f"trunk@{B}-{VAL}"} | FINETUNE
-FETCH_TEST = {f"fetch@{TEST}", f"trunk@{B}-{TEST}"} | EXTRACT | TUNED
+FETCH_TEST = {f"fetch@{TEST}", f"trunk@{B}-{TEST}"} | EXTRACT | TUNED | LAYERS
 FETCH = {TRN: FETCH_TRN, VAL: FETCH_VAL, TEST: FETCH_TEST}
 SOFT = cells("match", rules=("softargmax",)) | cells("evaluate", rules=("softargmax",)) | DRAW
 ARG = cells("match", rules=("argmax",)) | cells("evaluate", rules=("argmax",)) | DRAW
 THREADS = ENCODE | MATCH
+EVALUATE = SCORE | LAYERS
 NOTHING: set[str] = set()
 
 # Leaf of params.yaml -> another value, and what re-runs. `validate` is left out: DVC runs it on any change.
 LEAVES: dict[str, tuple[object, set[str]]] = {
-    "preset": ("other", SCORE | DRAW),
+    "preset": ("other", EVALUATE),
     "grid.rules": (["argmax"], DRAW),
     "grid.trunks": ([TEST, VAL, TRN], REPORT),
+    "grid.layers.facets": (["token"], LAYERS),
+    "grid.layers.rule": ("softargmax", LAYERS),
     **{
         f"datasets.{name}.{leaf}": (value, FETCH[name])
         for name, split in ((TRN, "trn"), (VAL, "val"), (TEST, "test"))
@@ -84,10 +88,10 @@ LEAVES: dict[str, tuple[object, set[str]]] = {
     f"backbones.{B}.overrides": ({"depth": 4, "embed_dim": 48, "num_heads": 3, "init_values": 1.0}, WEIGHTS),
     f"backbones.{B}.weights": ({"kind": "random", "seed": 9}, WEIGHTS),
     f"backbones.{B}.image_size": (126, ENCODE),
-    f"backbones.{B}.layer": (1, ENCODE),
-    f"backbones.{B}.norm": (False, EXTRACT | FINETUNE),
+    f"backbones.{B}.layer": (1, EXTRACT | TRUNK),
+    f"backbones.{B}.norm": (False, EXTRACT | FINETUNE | LAYERS),
     f"backbones.{B}.compute": ("bfloat16", ENCODE),
-    f"backbones.{B}.precision": ("float32", EXTRACT | FINETUNE),
+    f"backbones.{B}.precision": ("float32", EXTRACT | FINETUNE | LAYERS),
     "backbones.dinov3_tiny.layer": (2, NOTHING),  # not in the grid
     "backbones.sam_tiny.image_size": (64, NOTHING),
     "trunk.blocks": (2, TRUNK),
@@ -114,16 +118,16 @@ LEAVES: dict[str, tuple[object, set[str]]] = {
             "seed": 1,
         }.items()
     },
-    "rules.argmax.sampling": ("nearest", ARG),
+    "rules.argmax.sampling": ("nearest", ARG | LAYERS),
     "rules.softargmax.sampling": ("nearest", SOFT),
     "rules.softargmax.window": (5, SOFT),
     "rules.softargmax.temperature": (0.05, SOFT),
-    "evaluate.thresholds": ([0.05, 0.10, 0.15, 0.25], SCORE | DRAW),
-    "evaluate.headline": (0.05, SCORE | DRAW),
-    "evaluate.sides": ({}, SCORE | DRAW),
-    "evaluate.references": ({"spair": ["bbox", "image"]}, SCORE | DRAW),
-    "evaluate.bootstrap": (200, SCORE | DRAW),
-    "evaluate.seed": (1, SCORE | DRAW),
+    "evaluate.thresholds": ([0.05, 0.10, 0.15, 0.25], EVALUATE),
+    "evaluate.headline": (0.05, EVALUATE),
+    "evaluate.sides": ({}, EVALUATE),
+    "evaluate.references": ({"spair": ["bbox", "image"]}, EVALUATE),
+    "evaluate.bootstrap": (200, EVALUATE),
+    "evaluate.seed": (1, EVALUATE),
     "threads": (2, THREADS),
     "runtime.device": ("auto", NOTHING),
     "runtime.workers": (1, NOTHING),
@@ -145,14 +149,17 @@ TOGETHER = {
 }
 EVERYTHING = {f"fetch@{name}" for name in FETCH} | WEIGHTS
 FETCHED = EVERYTHING - {f"weights@{B}-frozen"}
-READ_OUT = FINETUNE | MATCH
+READ_OUT = FINETUNE | MATCH | LAYERS
 # Module or template -> what runs again where it does something else.
 MODULES: dict[str, set[str]] = {
     **dict.fromkeys((f"artifacts/{name}.py" for name in ("__init__", "files", "progress", "provenance")), EVERYTHING),
     **dict.fromkeys((f"datasets/{name}.py" for name in ("__init__", "archive", "download")), EVERYTHING),
     **dict.fromkeys(("stages/weights.py", "tensors.py", "geometry.py", "networks/__init__.py"), WEIGHTS),
     **dict.fromkeys((f"networks/backbones/{name}.py" for name in ("__init__", "base", "timm")), WEIGHTS),
-    **dict.fromkeys((f"networks/backbones/{name}.py" for name in ("checkpoint", "weights", "wheel")), WEIGHTS),
+    **dict.fromkeys((f"networks/backbones/{name}.py" for name in ("attention", "names", "plain", "staged")), WEIGHTS),
+    **dict.fromkeys(
+        (f"networks/backbones/{name}.py" for name in ("checkpoint", "torchscript", "weights", "wheel")), WEIGHTS
+    ),
     **dict.fromkeys((f"datasets/{name}.py" for name in ("base", "decode", "spair", "verify")), FETCHED),
     **dict.fromkeys((f"datasets/{name}.py" for name in ("annotations", "formats", "sources")), FETCHED),
     **dict.fromkeys((f"datasets/toy/{name}.py" for name in ("__init__", "benchmarks", "objects", "scene")), FETCHED),
@@ -160,6 +167,7 @@ MODULES: dict[str, set[str]] = {
     **dict.fromkeys(("networks/encode.py", "artifacts/store.py", "networks/runtime.py"), ENCODE),
     "stages/extract.py": EXTRACT,
     "stages/trunk.py": TRUNK,
+    "stages/layers.py": LAYERS,
     **dict.fromkeys((f"networks/{name}.py" for name in ("trainer", "training", "tail")), FINETUNE),
     **dict.fromkeys((f"networks/losses/{name}.py" for name in ("__init__", "gaussian_ce")), FINETUNE),
     "stages/finetune.py": FINETUNE,
@@ -175,7 +183,7 @@ MODULES: dict[str, set[str]] = {
     # What no cell of the small experiment uses.
     **dict.fromkeys((f"networks/losses/{name}.py" for name in ("contrastive", "cosine", "l2", "end_point")), NOTHING),
     **dict.fromkeys((f"datasets/{name}.py" for name in ("ap10k", "pfpascal", "pfwillow")), NOTHING),
-    "networks/backbones/sam.py": NOTHING,
+    **dict.fromkeys(("networks/backbones/sam.py", "readouts/kernel_softargmax.py"), NOTHING),
     # What decides or shows, and computes nothing.
     **dict.fromkeys(("datasets/listing.py", "engine/run_cache.py"), NOTHING),
     **dict.fromkeys((f"engine/{name}.py" for name in ("__init__", "at_work", "basis", "code", "current")), NOTHING),

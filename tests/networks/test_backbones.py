@@ -21,7 +21,7 @@ from semcorr.artifacts.files import sha256
 from semcorr.errors import UserError
 from semcorr.matching import heatmaps, normalise, sample
 from semcorr.networks.backbones import build, check, digest, load, save
-from semcorr.networks.backbones.base import Backbone
+from semcorr.networks.backbones.base import Blockwise
 from semcorr.networks.backbones.weights import get
 from semcorr.networks.backbones.wheel import download_wheel, onnx_to_timm
 from semcorr.readouts.argmax import argmax
@@ -392,7 +392,7 @@ def test_several_layers_side_by_side(network):
     images = torch.randn(1, 3, 128, 128) if spec.family == "sam" else torch.randn(1, 3, 4 * net.stride, 4 * net.stride)
     both = spec.model_copy(update={"layer": [0, 2], "norm": False})
     found = net.features(images, both)
-    assert found.shape[1] == net.channels(both) == 2 * net.width
+    assert found.shape[1] == net.channels(both) == sum(net.widths[:2])
     for part, layer in zip(found.chunk(2, dim=1), (0, 2), strict=True):
         one = net.features(images, both.model_copy(update={"layer": layer}))
         torch.testing.assert_close(part, torch.nn.functional.normalize(one, dim=1))
@@ -433,13 +433,13 @@ def test_a_landmark_is_found_where_it_is(smoke, name, height, width, long_side, 
 _built: dict = {}
 
 
-class _Positions(Backbone):
+class _Positions(Blockwise):
     """A made-up network: what a cell shows, in half of the channels, and where it is, in the others."""
 
     def __init__(self):
         super().__init__()
         self.net = torch.nn.Linear(1, 1)
-        self.stride, self.depth, self.width = 4, 1, 6
+        self.stride, self.multiple, self.strides, self.widths = 4, 4, [4], [6]
 
     def embed(self, images):
         content = torch.nn.functional.avg_pool2d(images, 4)
@@ -458,7 +458,7 @@ class _Positions(Backbone):
         raise NotImplementedError
 
     def activation_shape(self, cells):
-        return self.width, *cells
+        return self.widths[0], *cells
 
     def tuned_modules(self, blocks, spec):
         return []

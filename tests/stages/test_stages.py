@@ -124,7 +124,7 @@ def test_what_was_begun_with_other_images_is_begun_anew(experiment, smoke, tmp_p
 def test_a_batch_too_large_for_the_gpu_is_halved(experiment, smoke, monkeypatch, caplog):
     """A network that holds one image at most, as a full GPU does, gives the same features."""
     first = _until_store(experiment)
-    from semcorr.networks.backbones.timm import Network as TimmVit
+    from semcorr.networks.backbones.plain import PlainTransformer as TimmVit
 
     features, sizes = TimmVit.features, []
 

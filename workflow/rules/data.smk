@@ -4,7 +4,7 @@ INPUTS
     params.yaml
 OUTPUTS
     data/{dataset}/{images.parquet, pairs.parquet, images}
-    data/weights/{backbone}/{weights}.safetensors
+    data/weights/{backbone}/{weights}.{json, safetensors}
 """
 
 
@@ -27,6 +27,7 @@ rule weights:
     input:
         marker=marker("weights"),
     output:
+        record="data/weights/{backbone}/{weights}.json",
         tensors="data/weights/{backbone}/{weights}.safetensors",
     log:
         "logs/weights/{backbone}/{weights}.log",

@@ -2,10 +2,12 @@
 
 INPUTS
     features/{backbone}/{weights}/{dataset}.h5
+    data/weights/{backbone}/frozen.{json, safetensors}
     data/{dataset}/{pairs, images}.parquet
 OUTPUTS
     matches/{backbone}/{weights}/{dataset}/{rule}{, .absent}.parquet
     metrics/<preset>/cells/{backbone}/{weights}/{dataset}/{rule}.{json, parquet}
+    metrics/<preset>/cells/{backbone}/layers/{dataset}.json
     metrics/<preset>/galleries/{backbone}/{weights}/{dataset}.json
     metrics/<preset>/{headline/, report.html, summary.json, summary.csv, summary.md, summary.tex, curves.csv, categories.csv}
 """
@@ -74,10 +76,29 @@ rule draw:
         "python -m semcorr draw {wildcards.backbone} {wildcards.weights} {wildcards.dataset} 2> {log:q}"
 
 
+rule layers:
+    """PCK of every layer of a backbone, in one pass over the images."""
+    input:
+        tensors=known("data/weights/{backbone}/frozen.safetensors"),
+        record=known("data/weights/{backbone}/frozen.json"),
+        images=known("data/{dataset}/images.parquet"),
+        pairs=known("data/{dataset}/pairs.parquet"),
+        marker=marker("layers"),
+    output:
+        curve=f"metrics/{PRESET}/cells/{{backbone}}/layers/{{dataset}}.json",
+    log:
+        "logs/layers/{backbone}/{dataset}.log",
+    threads: config["threads"]
+    resources:
+        gpu=1,
+    shell:
+        "python -m semcorr layers {wildcards.backbone} {wildcards.dataset} 2> {log:q}"
+
+
 rule report:
     """The tables and the HTML page of all cells."""
     input:
-        cells=known(made_by("evaluate")),
+        cells=known(made_by("evaluate", "layers")),
         galleries=known(made_by("draw")),
         marker=marker("report"),
     output:
@@ -96,7 +117,7 @@ rule report:
 rule headline:
     """The numbers kept in git."""
     input:
-        cells=known(made_by("evaluate")),
+        cells=known(made_by("evaluate", "layers")),
         page=known(f"metrics/{PRESET}/report.html"),
         marker=marker("headline"),
     output:

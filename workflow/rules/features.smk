@@ -1,7 +1,7 @@
 """Features of images, and inputs of the tuned blocks.
 
 INPUTS
-    data/weights/{backbone}/{weights}.safetensors
+    data/weights/{backbone}/{weights}.{json, safetensors}
     data/{dataset}/images.parquet
 OUTPUTS
     features/{backbone}/{weights}/{dataset}.h5
@@ -13,6 +13,7 @@ rule extract:
     """The features of every image, each encoded once."""
     input:
         tensors=known("data/weights/{backbone}/{weights}.safetensors"),
+        record=known("data/weights/{backbone}/{weights}.json"),
         images=known("data/{dataset}/images.parquet"),
         marker=marker("extract"),
     output:
@@ -32,6 +33,7 @@ rule trunk:
     """The input of the tuned blocks, so that fine-tuning never runs the blocks below again."""
     input:
         tensors=known("data/weights/{backbone}/frozen.safetensors"),
+        record=known("data/weights/{backbone}/frozen.json"),
         images=known("data/{dataset}/images.parquet"),
         marker=marker("trunk"),
     output:

@@ -1,7 +1,7 @@
 """Fine-tuning on the cached trunk, and the features of tuned backbones.
 
 INPUTS
-    data/weights/{backbone}/frozen.safetensors
+    data/weights/{backbone}/frozen.{json, safetensors}
     features/{backbone}/trunk/{dataset}.h5
     data/{dataset}/pairs.parquet
 OUTPUTS
@@ -14,6 +14,7 @@ rule finetune:
     """Fine-tune the last blocks of a backbone."""
     input:
         tensors=known("data/weights/{backbone}/frozen.safetensors"),
+        record=known("data/weights/{backbone}/frozen.json"),
         train=known(f"features/{{backbone}}/trunk/{GRID['train']}.h5"),
         train_pairs=known(f"data/{GRID['train']}/pairs.parquet"),
         train_images=known(f"data/{GRID['train']}/images.parquet"),
@@ -37,6 +38,7 @@ rule adapt:
     """A tuned backbone's features, from the cached trunk."""
     input:
         frozen=known("data/weights/{backbone}/frozen.safetensors"),
+        record=known("data/weights/{backbone}/frozen.json"),
         tuned=known("checkpoints/{backbone}/{tuning}/best.safetensors"),
         trunk=known("features/{backbone}/trunk/{dataset}.h5"),
         marker=marker("adapt"),

@@ -1,44 +1,68 @@
-"""Networks behind one interface: one module per family, named after it, with a class `Network`.
+"""Networks behind one interface: one module per family, named after it, with a function `network`.
 
 Modules are imported by name: timm alone takes seconds, and a new module re-runs nothing that does not use it.
 """
 
+import contextlib
 import hashlib
 import importlib
 import json
+import os
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from semcorr.artifacts import provenance
-from semcorr.artifacts.files import replacing
+from semcorr.artifacts.files import locked, replacing
 from semcorr.errors import UserError
-from semcorr.networks.backbones.base import Backbone
+from semcorr.networks.backbones.base import Backbone, Blockwise
 from semcorr.params import BackboneSpec
 from semcorr.tensors import require_finite
 
-CONTENT = "content"  # a record's key for the digest of its tensors
+Network = TypeVar("Network", bound=Backbone)
 SHOWN = 4  # names of each kind in an error
 
 
-def build(spec: BackboneSpec, seed: int = 0) -> Backbone:
-    """The network of one entry of params.yaml's `backbones`, with the architecture's initial tensors.
+def build(spec: BackboneSpec) -> Backbone:
+    """The network of one entry of params.yaml's `backbones`, with the stride of its feature layers.
+
+    Raises:
+        UserError: there is no such network, or it lacks a layer.
+    """
+    return create(spec).at(spec)
+
+
+def create(spec: BackboneSpec, seed: int = 0) -> Backbone:
+    """The network of an entry, with the architecture's initial tensors; it does not depend on the feature layers.
 
     The caller's random state does not change.
 
     Raises:
         UserError: there is no such network.
     """
-    family = importlib.import_module(f"semcorr.networks.backbones.{spec.family}").Network
+    family = importlib.import_module(f"semcorr.networks.backbones.{spec.family}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = family(spec.model, spec.overrides)
+        network: Backbone = family.network(spec)
     return network.eval().requires_grad_(False)
 
 
-def load(network: Backbone, *files: Path) -> Backbone:
+def build_blockwise(spec: BackboneSpec) -> Blockwise:
+    """Build a network whose last blocks are to be tuned.
+
+    Raises:
+        UserError: its blocks cannot be run one by one.
+    """
+    network = build(spec)
+    if not isinstance(network, Blockwise):
+        raise UserError(f"params.yaml: {spec.model} does not run block by block, so it cannot be tuned")
+    return network
+
+
+def load(network: Network, *files: Path) -> Network:
     """Load safetensors files into a network; later files override earlier ones, and every tensor must match.
 
     Raises:
@@ -83,7 +107,7 @@ def read(path: Path) -> dict[str, torch.Tensor]:
         with safe_open(path, framework="pt") as file:
             record = json.loads((file.metadata() or {}).get(provenance.KEY, "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-        if record.get(CONTENT) not in (None, digest(tensors)):
+        if record.get(provenance.TENSORS) not in (None, digest(tensors)):
             raise ValueError("their checksum is wrong")
     except (OSError, SafetensorError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: cannot be read ({error}). Run: dvc repro (or snakemake --cores all)") from None
@@ -92,10 +116,40 @@ def read(path: Path) -> dict[str, torch.Tensor]:
 
 def save(path: Path, tensors: dict[str, torch.Tensor], record: dict) -> None:
     """Write tensors as safetensors, with the provenance `record` and their digest; the output is deterministic."""
-    record = provenance.sealed(record | {CONTENT: digest(tensors)})
+    record = provenance.sealed(record | {provenance.TENSORS: digest(tensors)})
     contiguous = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
     with replacing(path) as partial:
         save_file(contiguous, partial, metadata={provenance.KEY: provenance.dumps(record)})
+
+
+def save_shared(path: Path, tensors: dict[str, torch.Tensor]) -> str:
+    """Write tensors without their provenance, and return their digest.
+
+    If the same tensors are in a file of the same folder or one beside it, the file system keeps one copy of both (a
+    hard link), unless it cannot.
+    """
+    key = digest(tensors)
+    shelf = path.parent.parent
+    shelf.mkdir(parents=True, exist_ok=True)
+    with locked(shelf / ".lock"):
+        for other in sorted(shelf.glob("*/*.safetensors")):
+            if other != path and _holds(other, key):
+                with contextlib.suppress(OSError), replacing(path) as partial:
+                    os.link(other, partial)
+                    os.utime(partial)  # engines compare times, and this output is new
+                    return key
+        save(path, tensors, {})
+    return key
+
+
+def _holds(path: Path, key: str) -> bool:
+    """Whether a file holds tensors of a digest, all whole, and nothing else."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            record = json.loads((file.metadata() or {}).get(provenance.KEY, "{}"))
+        return record == provenance.sealed({provenance.TENSORS: key}) and bool(read(path))  # which verifies them
+    except (UserError, OSError, SafetensorError, ValueError):
+        return False
 
 
 def digest(tensors: dict[str, torch.Tensor]) -> str:
@@ -122,7 +176,12 @@ def check(tensors: dict[str, torch.Tensor], network: Backbone, where: str) -> No
         for name in sorted(wanted.keys() & given.keys())
         if wanted[name] != given[name]
     ][:SHOWN]
-    problems += [f"{name} is {tensor.dtype}" for name, tensor in tensors.items() if not tensor.is_floating_point()]
+    counters = {name for name, tensor in network.net.state_dict().items() if not tensor.is_floating_point()}
+    problems += [
+        f"{name} is {tensor.dtype}"
+        for name, tensor in tensors.items()
+        if not tensor.is_floating_point() and name not in counters
+    ]
     problems += [f"{name} is on {tensor.device}" for name, tensor in tensors.items() if tensor.is_meta]
     problems += [f"{name} is {tensor.layout}" for name, tensor in tensors.items() if tensor.layout != torch.strided]
     if problems:

@@ -1,14 +1,17 @@
-"""The interface of every network: `embed` takes images, numbered blocks follow, and activations are read as features.
+"""The interface of every network, and of those that can be tuned.
 
-The activations' format is the family's own (tokens with their prefix, or a map). `trunk` runs the blocks below a split
-and `tail` those from it up to the feature layer, so that a tail can be trained on the cached output of a frozen trunk.
-A backbone's entry in params.yaml says which activations are the features (`layer`, `facet`, `norm`, `debias`).
+A backbone's entry in params.yaml says which activations are the features (`layer`, `facet`, `norm`, `debias`). Every
+`Backbone` reads them, at each of its layers: the blocks of a transformer, or the stages of a hierarchical network, each
+with its own stride and width. In a `Blockwise` one, `embed` takes images and numbered blocks follow: `trunk` runs the
+blocks below a split and `tail` those from it up to the feature layer, so that a tail can be trained on the cached
+output of a frozen trunk. The activations' format is the family's own (tokens with their prefix, or a map).
 """
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -21,6 +24,7 @@ from semcorr.geometry import Grid, resize
 from semcorr.params import BackboneSpec
 from semcorr.tensors import limit
 
+Maps = Iterator[tuple[int | str, str, Tensor]]  # layer, facet, (B, C, h, w)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -48,20 +52,29 @@ class Backbone(nn.Module, ABC):
     Attributes:
         name: of the architecture.
         net: the network itself; its state dict has the names used in weights files.
-        stride: pixels between neighbouring cells.
-        depth: number of blocks.
-        width: channels between blocks.
+        strides, widths: pixels between neighbouring cells, and channels, of the output of each layer.
+        stride: of the feature layers.
+        multiple: a canvas's sides are multiples of it, in pixels.
+        side: of the square canvas of a network that takes images of one size only; None elsewhere.
         neck_width: channels after the neck, 0 without one.
+        facets: which of "token", "query", "key", "value" can be read.
+        norms: the layers to which the final norm can be applied.
+        positional: whether the network knows where a cell is (other than by the padding of convolutions).
         mean, std: of the training images, RGB in [0, 1].
         resample: how the network's authors resize images.
     """
 
     name: str
     net: Any  # a module of the family's library
+    strides: list[int]
+    widths: list[int]
     stride: int
-    depth: int
-    width: int
+    multiple: int
+    side: int | None = None
     neck_width: int = 0
+    facets: tuple[str, ...] = ("token",)
+    norms: tuple[int, ...] = ()
+    positional: bool = True
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     resample = PillowImage.Resampling.BICUBIC
@@ -69,17 +82,20 @@ class Backbone(nn.Module, ABC):
     def __init__(self) -> None:
         super().__init__()
         self._bases: dict[tuple, Tensor] = {}
-        self.checkpointing = False  # recompute each block's activations in the backward pass instead of storing them
 
-    def step(self, block: nn.Module, activations: Tensor, **extra: Tensor) -> Tensor:
-        """One block's output."""
-        if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(partial(block, **extra), activations, use_reentrant=False)
-        return block(activations, **extra)
+    @property
+    def depth(self) -> int:
+        """Number of layers."""
+        return len(self.widths)
 
     def canvas(self, resized: tuple[int, int]) -> tuple[int, int]:
-        """The size (height, width) that an image is padded to: whole cells."""
-        height, width = (-(-side // self.stride) * self.stride for side in resized)
+        """The size (height, width) that an image is padded to: the network's square, or whole multiples."""
+        if self.side is not None:
+            if max(resized) > self.side:
+                where = f"the canvas of {self.name}, {self.side} pixels"
+                raise UserError(f"params.yaml: image_size: {max(resized)} exceeds {where}")
+            return self.side, self.side
+        height, width = (-(-side // self.multiple) * self.multiple for side in resized)
         return height, width
 
     def preprocess(self, image: PillowImage.Image, long_side: int) -> tuple[Tensor, Grid]:
@@ -101,6 +117,155 @@ class Backbone(nn.Module, ABC):
         """(..., H, W) pixels padded with zeros at the bottom and right to the canvas."""
         height, width = self.canvas((pixels.shape[-2], pixels.shape[-1]))
         return nn.functional.pad(pixels, (0, width - pixels.shape[-1], 0, height - pixels.shape[-2]))
+
+    @abstractmethod
+    def maps(self, images: Tensor, spec: BackboneSpec, layers: Sequence[int | str], facets: Sequence[str]) -> Maps:
+        """Activations of (B, 3, H, W) images, in one pass.
+
+        Args:
+            images: standardised and padded.
+            spec: `norm` says whether the final norm is applied to tokens.
+            layers: in ascending order.
+            facets: of each layer.
+
+        Yields:
+            Layer, facet, and a map (B, C, h, w), padded cells included.
+        """
+
+    def adopt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Rename the tensors of another checkpoint format to this network's names; others are returned as they are.
+
+        Only tensors known to be extra in that format are dropped; the caller refuses any other mismatch.
+        """
+        return tensors
+
+    def cells(self, images: Tensor) -> tuple[int, int]:
+        """Padded grid (h, w) of a batch of images."""
+        return images.shape[-2] // self.stride, images.shape[-1] // self.stride
+
+    def stop(self, spec: BackboneSpec) -> int:
+        """The number of layers that the features need.
+
+        Raises:
+            UserError: the network has no such layer.
+        """
+        stops = [self.depth if layer == "neck" else layer + 1 for layer in spec.layers]
+        if max(stops) > self.depth:
+            last, allowed = max(stops) - 1, f"blocks 0 to {self.depth - 1}"
+            raise UserError(f"params.yaml: layer: {last} does not exist; the network has {allowed}")
+        return max(stops)
+
+    def channels(self, spec: BackboneSpec) -> int:
+        """C of the features, summed over the layers."""
+        return sum(self.neck_width if layer == "neck" else self.widths[layer] for layer in spec.layers)
+
+    def at(self, spec: BackboneSpec) -> Self:
+        """Itself, with the stride of the feature layers.
+
+        Raises:
+            UserError: the network has no such layer, or the layers' strides differ.
+        """
+        self.stop(spec)
+        strides = [self.strides[-1 if layer == "neck" else layer] for layer in spec.layers]
+        if len(set(strides)) > 1:
+            listed = " and ".join(map(str, strides))
+            raise UserError(f"params.yaml: layer: {spec.layers} have strides of {listed} pixels; allowed: one stride")
+        self.stride = strides[0]
+        return self
+
+    def features(self, images: Tensor, spec: BackboneSpec) -> Tensor:
+        """Features (B, C, h, w) of (B, 3, H, W) images; `spec.debias` removes what a blank image shows too."""
+        maps = self.maps(images, spec, spec.layers, [spec.facet])
+        features = _joined([features for _, _, features in maps])
+        return features if spec.debias is None else self.debiased(features, images, spec)
+
+    def debiased(self, features: Tensor, images: Tensor, spec: BackboneSpec) -> Tensor:
+        """Features (B, C, h, w) of images without their positional part."""
+        basis, features = self.positional_basis((images.shape[2], images.shape[3]), spec), features.float()
+        with torch.autocast(features.device.type, enabled=False):
+            return features - torch.einsum("kc,kd,bdhw->bchw", basis, basis, features)
+
+    def positional_basis(self, canvas: tuple[int, int], spec: BackboneSpec) -> Tensor:
+        """The orthonormal directions (K, C) in which the features of a blank image of this size vary most.
+
+        The cells of a blank image, all mean colour, differ only by their positions.
+
+        Source: the debiasing of INSID3, Cuttano et al., CVPR 2026, arXiv 2603.28480.
+        """
+        assert spec.debias is not None, "asked for where spec.debias says how many"
+        key = (canvas, *spec.layers, spec.facet, spec.norm, spec.debias.components)
+        if key not in self._bases:
+            blank = next(self.parameters()).new_zeros(1, 3, *canvas)
+            with torch.autocast(blank.device.type, enabled=False):  # once per size, so the cost does not matter
+                [cells] = self.features(blank, spec.model_copy(update={"debias": None})).flatten(2).mT.float()
+            _, sizes, directions = torch.linalg.svd(cells - cells.mean(dim=0), full_matrices=False)
+            if sizes[0] < 1e-4 * torch.linalg.norm(cells):
+                raise UserError(
+                    f"params.yaml: debias: {self.name} sees no positions: the features of a blank image are the same "
+                    f"everywhere; allowed: null"
+                )
+            self._bases[key] = directions[: spec.debias.components]
+        return self._bases[key]
+
+    @torch.no_grad()
+    def overflow_in(self, images: Tensor, stop: int, *, key: str, precision: str) -> str:
+        """Explain where the values of one image (1, 3, H, W) overflow a precision, and what to do.
+
+        Args:
+            images: the image.
+            stop: the layer after the last one.
+            key: sets the precision in params.yaml.
+            precision: "float16" or "float32".
+        """
+        plain = BackboneSpec.model_construct(norm=False)
+        with torch.autocast(images.device.type, enabled=False):
+            for layer, _, features in self.maps(images.float(), plain, range(stop), ["token"]):
+                if why := too_large(features, f"layer {layer}", key, precision):
+                    return why
+        return _only_rounding(f"layer {stop - 1}", key)
+
+
+def _joined(maps: list[Tensor]) -> Tensor:
+    """The features (B, C, h, w) of several layers, each of length one, so that none outweighs the others."""
+    if len(maps) == 1:
+        return maps[0]
+    with torch.autocast(maps[0].device.type, enabled=False):
+        return torch.cat([nn.functional.normalize(features.float(), dim=1) for features in maps], dim=1)
+
+
+def too_large(features: Tensor, where: str, key: str, precision: str) -> str | None:
+    """Why features (B, C, h, w) cannot be stored in a precision, set by a key of params.yaml; None if they can."""
+    remedy = "its tensors are damaged, or their training diverged"
+    largest, bound = features.abs().max().item(), limit(precision, features.shape[1])
+    if not math.isfinite(largest):
+        return f"the output of {where} is {largest}: {remedy}"
+    if largest > bound:
+        remedy = f"Set {key}: float32" if precision == "float16" else remedy
+        return f"the output of {where} reaches {largest:.3g}, more than {bound:.3g}. {remedy}"
+    return None
+
+
+def _only_rounding(where: str, key: str) -> str:
+    return (
+        f"no output is too large in float32, but the features from {where} are. "
+        f"Set compute: float32, and {key}: float32 if that does not help"
+    )
+
+
+class Blockwise(Backbone):
+    """A network whose blocks are run one by one, so that its last ones can be tuned."""
+
+    facets = ("token", "query", "key", "value")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.checkpointing = False  # recompute each block's activations in the backward pass instead of storing them
+
+    def step(self, block: nn.Module, activations: Tensor, **extra: Tensor) -> Tensor:
+        """One block's output."""
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(partial(block, **extra), activations, use_reentrant=False)
+        return block(activations, **extra)
 
     @abstractmethod
     def embed(self, images: Tensor) -> Tensor:
@@ -126,97 +291,44 @@ class Backbone(nn.Module, ABC):
     def tuned_modules(self, blocks: int, spec: BackboneSpec) -> list[nn.Module]:
         """The modules to train: the last `blocks` blocks up to the features, and any norm or neck after them."""
 
-    def adopt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Rename the tensors of an official checkpoint to this network's names; others are returned as they are.
-
-        Only tensors known to be extra in the official file are dropped; the caller refuses any other mismatch.
-        """
-        return tensors
-
-    def cells(self, images: Tensor) -> tuple[int, int]:
-        """Padded grid (h, w) of a batch of images."""
-        return images.shape[-2] // self.stride, images.shape[-1] // self.stride
-
-    def stop(self, spec: BackboneSpec) -> int:
-        """The number of blocks that the features need.
-
-        Raises:
-            UserError: the network has no such block.
-        """
-        stops = [self.depth if layer == "neck" else layer + 1 for layer in spec.layers]
-        if max(stops) > self.depth:
-            last, allowed = max(stops) - 1, f"blocks 0 to {self.depth - 1}"
-            raise UserError(f"params.yaml: layer: {last} does not exist; the network has {allowed}")
-        return max(stops)
-
-    def channels(self, spec: BackboneSpec) -> int:
-        """C of the features, summed over the layers."""
-        return sum(self.neck_width if layer == "neck" else self.width for layer in spec.layers)
-
     def trunk(self, images: Tensor, stop: int) -> Tensor:
         """The input of block `stop` for (B, 3, H, W) images."""
         return self.run(self.embed(images), self.cells(images), 0, stop)
 
     def tail(self, activations: Tensor, cells: tuple[int, int], first: int, spec: BackboneSpec) -> Tensor:
-        """Features (B, C, h, w) from the input of block `first`.
+        """Features (B, C, h, w) from the input of block `first`."""
+        maps = self._read_on(activations, cells, first, spec, spec.layers, [spec.facet])
+        return _joined([features for _, _, features in maps])
 
-        Several layers are each scaled to length one, so that none outweighs the others, and concatenated.
-        """
-        maps, at = [], first
-        for layer in spec.layers:
-            block = self.depth if layer == "neck" else layer
-            stop = block if spec.facet != "token" or layer == "neck" else block + 1
-            activations, at = self.run(activations, cells, at, stop), stop
-            if spec.facet == "token":
-                maps.append(self.read(activations, cells, norm=spec.norm, neck=layer == "neck"))
-            else:
-                maps.append(self.facet(activations, cells, block, spec.facet))
-        if len(maps) == 1:
-            return maps[0]
-        with torch.autocast(maps[0].device.type, enabled=False):
-            return torch.cat([nn.functional.normalize(features.float(), dim=1) for features in maps], dim=1)
+    def maps(self, images: Tensor, spec: BackboneSpec, layers: Sequence[int | str], facets: Sequence[str]) -> Maps:
+        """See `Backbone.maps`."""
+        return self._read_on(self.embed(images), self.cells(images), 0, spec, layers, facets)
 
-    def features(self, images: Tensor, spec: BackboneSpec) -> Tensor:
-        """Features (B, C, h, w) of (B, 3, H, W) images; `spec.debias` removes what a blank image shows too."""
-        features = self.tail(self.embed(images), self.cells(images), 0, spec)
-        if spec.debias is None:
-            return features
-        basis, features = self.positional_basis((images.shape[2], images.shape[3]), spec), features.float()
-        with torch.autocast(features.device.type, enabled=False):
-            return features - torch.einsum("kc,kd,bdhw->bchw", basis, basis, features)
-
-    def positional_basis(self, canvas: tuple[int, int], spec: BackboneSpec) -> Tensor:
-        """The orthonormal directions (K, C) in which the features of a blank image of this size vary most.
-
-        The cells of a blank image, all mean colour, differ only by their positions.
-
-        Source: the debiasing of INSID3, Cuttano et al., CVPR 2026, arXiv 2603.28480.
-        """
-        assert spec.debias is not None, "asked for where spec.debias says how many"
-        key = (canvas, *spec.layers, spec.facet, spec.norm, spec.debias.components)
-        if key not in self._bases:
-            blank = next(self.parameters()).new_zeros(1, 3, *canvas)
-            with torch.autocast(blank.device.type, enabled=False):  # once per size, so the cost does not matter
-                cells = self.tail(self.embed(blank), self.cells(blank), 0, spec)[0].flatten(1).T.float()
-            _, _, directions = torch.linalg.svd(cells - cells.mean(dim=0), full_matrices=False)
-            self._bases[key] = directions[: spec.debias.components]
-        return self._bases[key]
+    def _read_on(
+        self,
+        activations: Tensor,
+        cells: tuple[int, int],
+        at: int,
+        spec: BackboneSpec,
+        layers: Sequence[int | str],
+        facets: Sequence[str],
+    ) -> Maps:
+        inner = [facet for facet in facets if facet != "token"]
+        for layer in layers:
+            block = self.depth if layer == "neck" else int(layer)
+            if inner and layer != "neck":
+                activations, at = self.run(activations, cells, at, block), block
+                yield from ((layer, facet, self.facet(activations, cells, block, facet)) for facet in inner)
+            if "token" in facets:
+                stop = block if layer == "neck" else block + 1
+                activations, at = self.run(activations, cells, at, stop), stop
+                yield layer, "token", self.read(activations, cells, norm=spec.norm, neck=layer == "neck")
 
     @torch.no_grad()
     def overflow(
         self, activations: Tensor, cells: tuple[int, int], first: int, stop: int, *, key: str, precision: str
     ) -> str:
-        """Explain where values overflow a precision, and what to do.
-
-        Args:
-            activations: one image's input of block `first`.
-            cells: the padded grid (h, w).
-            first: the first block.
-            stop: the block after the last one.
-            key: sets the precision in params.yaml.
-            precision: "float16" or "float32".
-        """
-        remedy = "its tensors are damaged, or their training diverged"
+        """The same as `overflow_in`, from one image's input of block `first` on; `cells` is the padded grid (h, w)."""
         with torch.autocast(activations.device.type, enabled=False):
             activations = activations.float()
             if not torch.isfinite(activations).all():
@@ -224,19 +336,12 @@ class Backbone(nn.Module, ABC):
             for block in range(first, stop):
                 activations = self.run(activations, cells, block, block + 1)
                 patches = self.read(activations, cells, norm=False, neck=False)
-                largest, bound = patches.abs().max().item(), limit(precision, patches.shape[1])
-                if not math.isfinite(largest):
-                    return f"the output of block {block} is {largest}: {remedy}"
-                if largest > bound:
-                    remedy = f"Set {key}: float32" if precision == "float16" else remedy
-                    return f"the output of block {block} reaches {largest:.3g}, more than {bound:.3g}. {remedy}"
-        return (
-            f"no block's output is too large in float32, but the features from block {stop - 1} are. "
-            f"Set compute: float32, and {key}: float32 if that does not help"
-        )
+                if why := too_large(patches, f"block {block}", key, precision):
+                    return why
+        return _only_rounding(f"block {stop - 1}", key)
 
     def overflow_in(self, images: Tensor, stop: int, *, key: str, precision: str) -> str:
-        """The same for one image (1, 3, H, W), from block 0 on."""
+        """See `Backbone.overflow_in`; block by block."""
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             activations = self.embed(images)
         return self.overflow(activations, self.cells(images), 0, stop, key=key, precision=precision)

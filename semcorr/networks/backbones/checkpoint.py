@@ -14,6 +14,7 @@ from torch import Tensor
 
 from semcorr.datasets.archive import verify_members
 from semcorr.errors import UserError, reason
+from semcorr.networks.backbones import torchscript
 
 WRAPPERS = ("state_dict", "model")  # keys under which training scripts put the tensors
 DEEPEST = 5  # nested dictionaries to search
@@ -43,6 +44,8 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         if zipfile.is_zipfile(path):
             verify_members(path)
+            if torchscript.is_archive(path):
+                return torchscript.tensors(path)
         with path.open("rb") as file:  # given a path, torch would decide by its suffix
             values: Any = torch.load(file, map_location="cpu", weights_only=True)
     except MemoryError:

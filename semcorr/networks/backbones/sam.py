@@ -11,7 +11,8 @@ from segment_anything.modeling.image_encoder import ImageEncoderViT
 from torch import Tensor, nn
 
 from semcorr.errors import UserError
-from semcorr.networks.backbones.base import Backbone
+from semcorr.networks.backbones import names
+from semcorr.networks.backbones.base import Blockwise
 from semcorr.params import BackboneSpec
 
 # segment_anything.build_sam: the three published sizes.
@@ -32,7 +33,12 @@ COMMON = {
 }
 
 
-class Network(Backbone):
+def network(spec: BackboneSpec) -> Blockwise:
+    """The encoder of an entry of params.yaml."""
+    return Encoder(spec.model, spec.overrides)
+
+
+class Encoder(Blockwise):
     """SAM's encoder; activations are maps (B, h, w, C)."""
 
     mean = (123.675 / 255, 116.28 / 255, 103.53 / 255)
@@ -49,19 +55,14 @@ class Network(Backbone):
             raise UserError(f"params.yaml: SAM cannot be built with overrides {overrides} ({error})") from None
         self.name = f"sam_{model}"
         self.side = self.net.img_size
-        self.stride = self.net.patch_embed.proj.stride[0]
+        self.stride = self.multiple = self.net.patch_embed.proj.stride[0]
         if self.side % self.stride:
             raise UserError(
                 f"params.yaml: SAM's img_size {self.side} is not a multiple of its patch size {self.stride}"
             )
-        self.depth, self.width = len(self.net.blocks), self.net.patch_embed.proj.out_channels
+        depth = len(self.net.blocks)
+        self.strides, self.widths = [self.stride] * depth, [self.net.patch_embed.proj.out_channels] * depth
         self.neck_width = self.net.neck[0].out_channels
-
-    def canvas(self, resized: tuple[int, int]) -> tuple[int, int]:
-        """The encoder's fixed square."""
-        if max(resized) > self.side:
-            raise UserError(f"params.yaml: image_size: {max(resized)} exceeds SAM's canvas of {self.side} pixels")
-        return self.side, self.side
 
     def embed(self, images: Tensor) -> Tensor:
         return self.net.patch_embed(images) + self.net.pos_embed
@@ -77,11 +78,7 @@ class Network(Backbone):
         return self.net.neck(features) if neck else features
 
     def adopt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The official file also holds SAM's prompt encoder and mask decoder."""
-        prefix, extra = "image_encoder.", ("prompt_encoder.", "mask_decoder.")
-        if not any(name.startswith(prefix) for name in tensors):
-            return tensors
-        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if not name.startswith(extra)}
+        return names.segment_anything(tensors, "lin")
 
     def facet(self, activations: Tensor, cells: tuple[int, int], block: int, facet: str) -> Tensor:
         attention = self.net.blocks[block]
@@ -89,7 +86,7 @@ class Network(Backbone):
         return parts[("query", "key", "value").index(facet)].permute(0, 3, 1, 2)
 
     def activation_shape(self, cells: tuple[int, int]) -> tuple[int, ...]:
-        return *cells, self.width
+        return *cells, self.widths[0]
 
     def tuned_modules(self, blocks: int, spec: BackboneSpec) -> list[nn.Module]:
         stop = self.stop(spec)

@@ -3,14 +3,13 @@
 import itertools
 import textwrap
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from semcorr.artifacts.files import project_path, sha256
 from semcorr.datasets.download import download
 from semcorr.errors import UserError
-from semcorr.networks.backbones import build, check
+from semcorr.networks.backbones import check, create
 from semcorr.networks.backbones.base import Backbone
 from semcorr.networks.backbones.checkpoint import read_checkpoint
 from semcorr.params import (
@@ -36,7 +35,8 @@ def get(spec: BackboneSpec, source: Weights | RandomBaseline, folder: Path) -> t
     Raises:
         UserError: the tensors are unavailable, or do not match the network exactly.
     """
-    network = build(spec, getattr(source, "seed", 0))
+    given = spec if isinstance(source, RandomBaseline) else spec.model_copy(update={"weights": source})
+    network = create(given, getattr(source, "seed", 0))
     match source:
         case RandomWeights() | RandomBaseline():
             return network, f"random, seed {source.seed}"
@@ -46,7 +46,7 @@ def get(spec: BackboneSpec, source: Weights | RandomBaseline, folder: Path) -> t
             tensors = package_tensors(source, folder)
             origin = f"{source.package} {source.version}, {source.member}, sha256 {source.sha256}"
         case TimmWeights():
-            tensors, origin = _from_timm(spec, source), f"timm {spec.model}.{source.tag}"
+            tensors, origin = _from_timm(given, source), f"timm {spec.model}.{source.tag}"
         case UrlWeights():
             path = download(source.urls, source.sha256, folder / f"{source.sha256[:12]}_{Path(source.urls[0]).name}")
             tensors, origin = read_checkpoint(path), f"{source.urls[0]}, sha256 {source.sha256}"
@@ -83,16 +83,13 @@ def _without_prefix(tensors: dict[str, Tensor], network: Backbone) -> tuple[dict
 
 def _from_timm(spec: BackboneSpec, source: TimmWeights) -> dict[str, Tensor]:
     """The tensors that timm publishes under a tag, through its own hub and cache."""
-    import timm
+    from semcorr.networks.backbones import timm
 
     name = f"{spec.model}.{source.tag}"
-    if not timm.is_model_pretrained(name):
-        known = [full.partition(".")[2] for full in timm.list_pretrained(f"{spec.model}.*")]
-        tags = ", ".join(known) or "none"
-        raise UserError(f"params.yaml: timm has no weights {name!r}; tags of {spec.model}: {tags}")
-    overrides: dict[str, Any] = spec.overrides
     try:
-        network = timm.create_model(name, pretrained=True, num_classes=0, dynamic_img_size=True, **overrides)
+        network = timm.create(spec, pretrained=True)
+    except UserError:
+        raise
     except Exception as error:  # an unreachable hub raises many kinds of errors
         reason = textwrap.shorten(str(error).partition("\n")[0], 100, placeholder=" ...") or "no reason given"
         raise UserError(
