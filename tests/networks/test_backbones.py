@@ -8,7 +8,6 @@ import sys
 import numpy as np
 import onnx
 import pytest
-import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -81,18 +80,6 @@ def test_timm_against_its_own_intermediates(smoke):
             torch.testing.assert_close(net.features(images, at), expected, rtol=1e-5, atol=1e-6)
 
 
-SIZES = {
-    "DINOv2 ViT-S/14": ("vit_small_patch14_dinov2", {"depth": 2}),
-    "DINOv2 ViT-B/14": ("vit_base_patch14_dinov2", {"depth": 2}),
-    "DINOv2 ViT-S/14, registers": ("vit_small_patch14_reg4_dinov2", {"depth": 2}),
-    "DINOv2 ViT-g/14": ("vit_giant_patch14_dinov2", {"depth": 1, "embed_dim": 192, "num_heads": 3}),
-    "DINOv3 ViT-S/16": ("vit_small_patch16_dinov3", {"depth": 2}),
-    "DINOv3 ViT-B/16": ("vit_base_patch16_dinov3", {"depth": 2}),
-    "DINOv3 ViT-S/16, biases": ("vit_small_patch16_dinov3_qkvb", {"depth": 2}),
-    "DINOv3 ViT-S+/16": ("vit_small_plus_patch16_dinov3", {"depth": 1}),
-}
-
-
 def _spec(smoke, **changes):
     return params.validate(smoke, "smoke").backbones["dinov2_tiny"].model_copy(update=changes)
 
@@ -104,65 +91,6 @@ def _randomised(net: torch.nn.Module) -> torch.nn.Module:
         for tensor in net.parameters():
             tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1)
     return net.eval()
-
-
-def _official_dinov2(reference: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Timm's tensors as facebookresearch/dinov2 names and keeps them."""
-    state = {name: tensor.clone() for name, tensor in reference.state_dict().items()}
-    if "reg_token" in state:  # there, the class token's position is kept apart, and added when it is used
-        position = torch.randn(state["cls_token"].shape)
-        state["register_tokens"] = state.pop("reg_token")
-        state["cls_token"] = state["cls_token"] - position
-        state["pos_embed"] = torch.cat([position, state["pos_embed"]], dim=1)
-    if reference.blocks[0].mlp.__class__.__name__ != "Mlp":
-        state = {n.replace("mlp.fc1", "mlp.w12").replace("mlp.fc2", "mlp.w3"): t for n, t in state.items()}
-    return state | {"mask_token": torch.zeros(1, reference.embed_dim)}
-
-
-def _official_dinov3(reference: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Timm's tensors as facebookresearch/dinov3 names and keeps them."""
-    names = {"reg_token": "storage_tokens", "gamma_1": "ls1.gamma", "gamma_2": "ls2.gamma"}
-    names |= {"mlp.fc1_g": "mlp.w1", "mlp.fc1_x": "mlp.w2"}
-    gated = any("fc1_g" in name for name in reference.state_dict())
-    names |= {"mlp.fc2": "mlp.w3"} if gated else {}
-    width = reference.embed_dim
-    state = {"mask_token": torch.zeros(1, width), "rope_embed.periods": torch.ones(16)}
-    biases: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in reference.state_dict().items():
-        block, _, last = name.rpartition(".")
-        if last in ("q_bias", "k_bias", "v_bias"):
-            biases.setdefault(block, {})[last[0]] = tensor
-            continue
-        for ours, theirs in names.items():
-            name = name.replace(ours, theirs)
-        state[name] = tensor.clone()
-    for index in range(len(reference.blocks)):
-        block = f"blocks.{index}.attn"
-        parts = biases.get(block, {})
-        zero = torch.zeros(width)
-        state[f"{block}.qkv.bias"] = torch.cat([parts.get("q", zero), torch.randn(width), parts.get("v", zero)])
-        state[f"{block}.qkv.bias_mask"] = torch.full((3 * width,), float("nan"))
-    return state
-
-
-@pytest.mark.parametrize("name", SIZES)
-def test_official_files_give_the_references_features(smoke, tmp_path, name):
-    """The official file's tensors through our contract, against timm's own forward with the tensors themselves."""
-    model, overrides = SIZES[name]
-    reference = timm.create_model(model, num_classes=0, dynamic_img_size=True, **overrides)
-    official = (_official_dinov3 if "dinov3" in model else _official_dinov2)(_randomised(reference))
-    torch.save(official, tmp_path / "official.pth")
-    source = params.FileWeights(kind="file", path=str(tmp_path / "official.pth"), sha256=None)
-    spec = _spec(smoke, model=model, overrides=overrides, layer=len(reference.blocks) - 1, norm=False)
-    network, origin = get(spec, source, tmp_path)
-    assert origin.startswith("official.pth, sha256 ")
-    stride = network.stride
-    for height, width in ((4, 4), (3, 7), (37, 2)):
-        images = torch.randn(2, 3, height * stride, width * stride)
-        for norm in (False, True):
-            [expected] = reference.forward_intermediates(images, indices=1, norm=norm, intermediates_only=True)
-            found = network.features(images, spec.model_copy(update={"norm": norm}))
-            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
 
 
 @pytest.mark.parametrize("model", ["vit_b", "vit_l"])
@@ -327,15 +255,6 @@ def test_tensors_of_timms_hub(smoke, tmp_path, server):
     assert "timm has no weights 'vit_small_patch14_dinov2.nope'; tags of vit_small_patch14_dinov2: lvd142m" in run(
         "nope"
     )
-
-
-def test_biases_that_timms_network_does_not_have(smoke, tmp_path):
-    """Dropping them would be another network."""
-    reference = timm.create_model("vit_small_patch16_dinov3_qkvb", num_classes=0, depth=1)
-    torch.save(_official_dinov3(_randomised(reference)), tmp_path / "x.pth")
-    spec = _spec(smoke, model="vit_small_patch16_dinov3", overrides={"depth": 1}, layer=0)
-    with pytest.raises(UserError, match="Take model vit_small_patch16_dinov3_qkvb"):
-        get(spec, params.FileWeights(kind="file", path=str(tmp_path / "x.pth"), sha256=None), tmp_path)
 
 
 def test_sam_against_its_own_forward(smoke):

@@ -109,42 +109,54 @@ def test_hugging_faces_transformers_give_their_own_features(tmp_path, case):
 
 
 OFFICIAL = {
-    "DINOv2": ("vit_small_patch14_dinov2", THIN | {"init_values": 1.0}),
-    "DINOv2, gated": ("vit_giant_patch14_dinov2", THIN),
-    "DINOv2, registers": ("vit_small_patch14_reg4_dinov2", THIN),
-    "DINOv3": ("vit_small_patch16_dinov3", THIN),
-    "DINOv3, biases": ("vit_small_patch16_dinov3_qkvb", THIN),
-    "DINOv3, gated": ("vit_small_plus_patch16_dinov3", THIN),
+    "DINOv2 ViT-S/14": ("vit_small_patch14_dinov2", {"depth": 2}),
+    "DINOv2 ViT-B/14": ("vit_base_patch14_dinov2", {"depth": 2}),
+    "DINOv2 ViT-S/14, registers": ("vit_small_patch14_reg4_dinov2", {"depth": 2}),
+    "DINOv2 ViT-g/14": ("vit_giant_patch14_dinov2", {"depth": 1, "embed_dim": 192, "num_heads": 3}),
+    "DINOv3 ViT-S/16": ("vit_small_patch16_dinov3", {"depth": 2}),
+    "DINOv3 ViT-B/16": ("vit_base_patch16_dinov3", {"depth": 2}),
+    "DINOv3 ViT-S/16, biases": ("vit_small_patch16_dinov3_qkvb", {"depth": 2}),
+    "DINOv3 ViT-S+/16": ("vit_small_plus_patch16_dinov3", {"depth": 1}),
 }
 
 
-def _in_official_names(state: dict, width: int) -> dict:
-    """Timm's tensors under the names of the authors' code, written down here from that code."""
-    if "gamma_1" in " ".join(state):  # DINOv3
-        gated = any("fc1_g" in name for name in state)
-        pairs = [("reg_token", "storage_tokens"), (".gamma_1", ".ls1.gamma"), (".gamma_2", ".ls2.gamma")]
-        pairs += [("mlp.fc1_g", "mlp.w1"), ("mlp.fc1_x", "mlp.w2"), *([("mlp.fc2", "mlp.w3")] if gated else [])]
-        found = {"mask_token": torch.zeros(1, width), "rope_embed.periods": torch.ones(4)}
-        for name, tensor in state.items():
-            if not re.search(r"attn\.[qkv]_bias$", name):
-                for old, new in pairs:
-                    name = name.replace(old, new)
-                found[name] = tensor
-        for block in range(2):
-            zero = torch.zeros(width)
-            parts = [state.get(f"blocks.{block}.attn.{part}_bias", zero) for part in "qkv"]
-            found[f"blocks.{block}.attn.qkv.bias"] = torch.cat([parts[0], zero, parts[2]])
-            found[f"blocks.{block}.attn.qkv.bias_mask"] = torch.ones(3 * width)
-        return found
-    found = dict(state) | {"mask_token": torch.zeros(1, width)}
-    if "reg_token" in state:
-        position = torch.full((1, 1, width), 0.25)
-        found["register_tokens"] = found.pop("reg_token")
-        found["cls_token"] = state["cls_token"] - position
-        found["pos_embed"] = torch.cat([position, state["pos_embed"]], dim=1)
-    if "blocks.0.mlp.fc1.weight" in state and state["blocks.0.mlp.fc1.weight"].shape[0] != 4 * width:
-        found = {n.replace("mlp.fc1", "mlp.w12").replace("mlp.fc2", "mlp.w3"): t for n, t in found.items()}
-    return found
+def _official_dinov2(reference: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Timm's tensors as facebookresearch/dinov2 names and keeps them."""
+    state = {name: tensor.clone() for name, tensor in reference.state_dict().items()}
+    if "reg_token" in state:  # there, the class token's position is kept apart, and added when it is used
+        position = torch.randn(state["cls_token"].shape)
+        state["register_tokens"] = state.pop("reg_token")
+        state["cls_token"] = state["cls_token"] - position
+        state["pos_embed"] = torch.cat([position, state["pos_embed"]], dim=1)
+    if reference.blocks[0].mlp.__class__.__name__ != "Mlp":
+        state = {n.replace("mlp.fc1", "mlp.w12").replace("mlp.fc2", "mlp.w3"): t for n, t in state.items()}
+    return state | {"mask_token": torch.zeros(1, reference.embed_dim)}
+
+
+def _official_dinov3(reference: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Timm's tensors as facebookresearch/dinov3 names and keeps them."""
+    names = {"reg_token": "storage_tokens", "gamma_1": "ls1.gamma", "gamma_2": "ls2.gamma"}
+    names |= {"mlp.fc1_g": "mlp.w1", "mlp.fc1_x": "mlp.w2"}
+    gated = any("fc1_g" in name for name in reference.state_dict())
+    names |= {"mlp.fc2": "mlp.w3"} if gated else {}
+    width = reference.embed_dim
+    state = {"mask_token": torch.zeros(1, width), "rope_embed.periods": torch.ones(16)}
+    biases: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in reference.state_dict().items():
+        block, _, last = name.rpartition(".")
+        if last in ("q_bias", "k_bias", "v_bias"):
+            biases.setdefault(block, {})[last[0]] = tensor
+            continue
+        for ours, theirs in names.items():
+            name = name.replace(ours, theirs)
+        state[name] = tensor.clone()
+    for index in range(len(reference.blocks)):
+        block = f"blocks.{index}.attn"
+        parts = biases.get(block, {})
+        zero = torch.zeros(width)
+        state[f"{block}.qkv.bias"] = torch.cat([parts.get("q", zero), torch.randn(width), parts.get("v", zero)])
+        state[f"{block}.qkv.bias_mask"] = torch.full((3 * width,), float("nan"))
+    return state
 
 
 def _in_hugging_faces_names(official: dict) -> dict:
@@ -183,22 +195,32 @@ def _in_hugging_faces_names(official: dict) -> dict:
 
 @pytest.mark.parametrize("case", OFFICIAL)
 def test_all_forms_of_the_same_tensors_agree(tmp_path, case):
-    """Official, timm's and Hugging Face's, at two sizes."""
+    """Official, timm's and Hugging Face's, through our contract, against timm's own forward, at several sizes."""
     model, overrides = OFFICIAL[case]
     reference = _randomised(timm.create_model(model, num_classes=0, dynamic_img_size=True, **overrides))
-    state = reference.state_dict()
-    official = _in_official_names(state, 48)
-    forms = {"timm": state, "official": official, "hugging face": _in_hugging_faces_names(official)}
+    official = (_official_dinov3 if "dinov3" in model else _official_dinov2)(reference)
+    forms = {"timm": reference.state_dict(), "official": official, "hugging face": _in_hugging_faces_names(official)}
     assert len({frozenset(form) for form in forms.values()}) == 3
-    spec = _spec(model, 1, **overrides)
+    spec = _spec(model, len(reference.blocks) - 1, **overrides)
     for name, form in forms.items():
-        save_file({key: tensor.contiguous() for key, tensor in form.items()}, tmp_path / f"{name}.safetensors")
-        ours = _loaded(spec, tmp_path / f"{name}.safetensors")
-        for height, width in ((8, 8), (5, 11)):
-            images = torch.randn(1, 3, height * ours.stride, width * ours.stride)
-            [expected] = reference.forward_intermediates(images, indices=1, intermediates_only=True)
-            found = ours.features(images, spec)
-            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
+        torch.save({key: tensor.contiguous() for key, tensor in form.items()}, tmp_path / f"{name}.pth")
+        ours = _loaded(spec, tmp_path / f"{name}.pth")
+        for height, width in ((4, 4), (3, 7), (37, 2)):
+            images = torch.randn(2, 3, height * ours.stride, width * ours.stride)
+            for norm in (False, True):
+                [expected] = reference.forward_intermediates(images, indices=1, norm=norm, intermediates_only=True)
+                found = ours.features(images, spec.model_copy(update={"norm": norm}))
+                torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
+
+
+def test_biases_that_timms_network_does_not_have(tmp_path):
+    """Dropping them would be another network."""
+    reference = timm.create_model("vit_small_patch16_dinov3_qkvb", num_classes=0, depth=1)
+    official = _official_dinov3(_randomised(reference))
+    for form in (official, _in_hugging_faces_names(official)):
+        torch.save(form, tmp_path / "x.pth")
+        with pytest.raises(UserError, match="Take model vit_small_patch16_dinov3_qkvb"):
+            _loaded(_spec("vit_small_patch16_dinov3", 0, depth=1), tmp_path / "x.pth")
 
 
 SMALL_SAM = {"img_size": 128, "embed_dim": 48, "depth": 2, "num_heads": 3, "out_chans": 32, "window_size": 4}
