@@ -121,7 +121,7 @@ def parser() -> argparse.ArgumentParser:
     page.add_argument("target", type=Path, nargs="?", metavar="TGT", help="the right image")
     page.add_argument("--port", type=int, default=8000, help="default 8000")
     network = f"from `semcorr backbones` or this folder's project; default the project's first, or {DEFAULT}"
-    rule = "argmax or softargmax (default), or a rule of the project (default its first)"
+    rule = "argmax, kernel_softargmax or softargmax (default), or a rule of the project (default its first)"
     weights = "frozen (default), or a baseline or tuning of the project"
     size = "longer side of the network's input; default the network's own"
     for verb in (match, page):

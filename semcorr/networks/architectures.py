@@ -31,7 +31,7 @@ def check(params: Params) -> None:
     for name, spec in params.backbones.items():
         key = _key(spec)
         try:
-            facts = known[key] = known.get(key) or _find_out(spec)
+            facts = known[key] = known.get(key) or facts_of(spec)
         except UserError as error:
             problems.append(f"params.yaml: backbones.{name}: {str(error).removeprefix('params.yaml: ')}")
             continue
@@ -120,7 +120,7 @@ def _key(spec: BackboneSpec) -> str:
     return canonical_json([*values, f"{package} {version(package)}"])
 
 
-def _find_out(spec: BackboneSpec) -> dict[str, Any]:
+def facts_of(spec: BackboneSpec) -> dict[str, Any]:
     """What a network can do; it is built and run on torch's meta device, without real tensors.
 
     Raises:

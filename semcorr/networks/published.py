@@ -10,13 +10,25 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from semcorr.params import Argmax, BackboneSpec, PackageWeights, Rule, SoftArgmax, TimmWeights, UrlWeights
+from semcorr.params import (
+    Argmax,
+    BackboneSpec,
+    KernelSoftArgmax,
+    PackageWeights,
+    Rule,
+    SoftArgmax,
+    TimmWeights,
+    UrlWeights,
+)
 
 DEFAULT = "dinov2_b14"
 # Readouts of heatmaps without a params.yaml.
 RULES: dict[str, Rule] = {
     "argmax": Argmax(readout="argmax", sampling="bilinear"),
     "softargmax": SoftArgmax(readout="softargmax", sampling="bilinear", window=5, temperature=0.04),
+    "kernel_softargmax": KernelSoftArgmax(
+        readout="kernel_softargmax", sampling="bilinear", sigma_cells=2.0, temperature=0.04
+    ),
 }
 COMMON = {
     "overrides": {},

@@ -12,6 +12,7 @@ from semcorr.networks.losses.gaussian_ce import gaussian_ce
 from semcorr.params import SoftArgmax
 from semcorr.readouts import readout
 from semcorr.readouts.argmax import argmax
+from semcorr.readouts.kernel_softargmax import kernel_softargmax
 from semcorr.readouts.softargmax import softargmax
 
 
@@ -43,6 +44,40 @@ def test_softargmax_against_a_loop(seed, window):
                 total, x, y = total + weight, x + weight * j, y + weight * i
     found = softargmax(torch.from_numpy(values)[None], window, temperature=0.05)
     np.testing.assert_allclose(found[0].numpy(), [x / total, y / total], atol=1e-9)
+
+
+@given(st.integers(0, 2**31 - 1), st.sampled_from([0.5, 2.0, 50.0]))
+def test_kernel_softargmax_against_a_loop(seed, sigma):
+    """The softmax of the whole map, times a Gaussian at its peak, as it is written down."""
+    rng = np.random.default_rng(seed)
+    height, width = rng.integers(1, 9, 2)
+    values = rng.uniform(-1, 1, (height, width))
+    peak = np.unravel_index(values.argmax(), values.shape)
+    softmax = np.exp(values / 0.05) / np.exp(values / 0.05).sum()
+    total = x = y = 0.0
+    for i in range(height):
+        for j in range(width):
+            weight = softmax[i, j] * np.exp(-((i - peak[0]) ** 2 + (j - peak[1]) ** 2) / (2 * sigma**2))
+            total, x, y = total + weight, x + weight * j, y + weight * i
+    found = kernel_softargmax(torch.from_numpy(values)[None], sigma, temperature=0.05)
+    np.testing.assert_allclose(found[0].numpy(), [x / total, y / total], atol=1e-9)
+
+
+def test_kernel_softargmax_between_its_limits():
+    """A narrow kernel, or a low temperature: argmax. A wide kernel: the soft-argmax of a window as wide as the map."""
+    maps = torch.rand(20, 9, 11, generator=torch.Generator().manual_seed(0)).double()
+    torch.testing.assert_close(kernel_softargmax(maps, 0.01, temperature=0.1), argmax(maps), atol=1e-6, rtol=0)
+    torch.testing.assert_close(kernel_softargmax(maps, 3.0, temperature=1e-6), argmax(maps), atol=1e-3, rtol=0)
+    everywhere = softargmax(maps, 23, temperature=0.1)
+    torch.testing.assert_close(kernel_softargmax(maps, 1e6, temperature=0.1), everywhere, atol=1e-6, rtol=0)
+
+
+def test_kernel_softargmax_of_any_similarity_is_finite():
+    """Far from the peak both factors are zero in float32; their product is not formed."""
+    maps = torch.full((1, 60, 60), -1.0)
+    maps[0, 59, 0] = 1.0
+    found = kernel_softargmax(maps, 1e-3, temperature=1e-6)
+    torch.testing.assert_close(found, torch.tensor([[0.0, 59.0]]))
 
 
 def test_soft_argmax_tends_to_argmax():

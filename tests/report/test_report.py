@@ -115,7 +115,11 @@ def test_the_report_in_a_browser(finished, watch):
     assert len(widths) == 2 * pairs + weights * categories  # each image once; a map of each median pair
     assert min(widths) > 50
     assert seen.locator("svg.pair").count() == weights * (1 + pairs + categories)  # also of the typical pair, above
-    assert seen.locator("section svg[role=img]:not(.pair)").count() == 2 + 2  # PCK, risk, and two of training
+    assert seen.locator("section svg[role=img]:not(.pair)").count() == 2 + 2 + 1  # PCK, risk, two of training, layers
+    measured = json.loads((finished.root / "metrics/smoke/cells/dinov2_tiny/layers/toy_spair_test.json").read_text())
+    key = [100 * row["overall_keypoint"]["PCK@0.10"]["mean"] for row in measured["layers"] if row["facet"] == "key"]
+    shown = [row.locator("td").nth(2).inner_text() for row in seen.locator("#layers tbody tr").all()]
+    assert [text.split()[0] for text in shown] == [f"{value:.1f}" for value in key]
     assert "PCK@0.10" in seen.locator(".verdict").inner_text()
     assert seen.evaluate("document.documentElement.scrollWidth") == 1280
     bars = seen.locator("td.bar span").all()

@@ -490,7 +490,7 @@ def test_validate_asks_the_networks_and_remembers(smoke, tmp_path, monkeypatch):
 
     run()
     built = []
-    monkeypatch.setattr(architectures, "_find_out", lambda spec: built.append(spec.model))
+    monkeypatch.setattr(architectures, "facts_of", lambda spec: built.append(spec.model))
     run()
     assert built == []
     lora = {"rank": 1, "alpha": 1.0, "targets": ["nothing"]}
