@@ -95,7 +95,7 @@ class LayersSpec(Model):
     facets: Annotated[list[Facet], Field(min_length=1), AfterValidator(_distinct)] = Field(
         description="which activations of every layer", examples=[["token"], ["token", "key"]]
     )
-    rule: Name = Field(description="a name under `rules`")
+    rule: Name | None = Field(description="a name under `rules`; null without backbones")
 
 
 class GridSpec(Model):
@@ -110,7 +110,10 @@ class GridSpec(Model):
     train: Name | None = Field(description="training dataset; null without tunings")
     validate_: Name | None = Field(alias="validate", description="validation dataset; null without tunings")
     trunks: Names = Field(description="all datasets that tuned networks are trained, validated or tested on")
-    layers: LayersSpec = Field(description="which networks are measured at every layer")
+    layers: LayersSpec = Field(
+        default_factory=lambda: LayersSpec(backbones=[], datasets=[], facets=["token"], rule=None),
+        description="which networks are measured at every layer; dvc.yaml reads it, only Snakemake can do without",
+    )
 
 
 class ToySource(Model):
@@ -589,7 +592,10 @@ class Params(Model):
     def _layers_problems(self) -> Iterator[tuple[str, str]]:
         layers, frozen = self.grid.layers, self.baselines.get("frozen")
         yield from self._undefined(layers.datasets, "datasets", "grid.layers.datasets")
-        yield from self._undefined([layers.rule], "rules", "grid.layers.rule")
+        if layers.rule is not None:
+            yield from self._undefined([layers.rule], "rules", "grid.layers.rule")
+        elif layers.backbones:
+            yield "grid.layers.rule", f"null; allowed: {', '.join(self.rules)}"
         for name in layers.backbones:
             if name not in self.grid.backbones:
                 yield "grid.layers.backbones", f"{name!r} is not among grid.backbones: {', '.join(self.grid.backbones)}"
@@ -659,7 +665,7 @@ class Params(Model):
             "backbones": grid.backbones,
             "baselines": grid.baselines,
             "tunings": grid.tunings,
-            "rules": [*grid.rules, *([grid.layers.rule] if grid.layers.backbones else [])],
+            "rules": {*grid.rules, *([grid.layers.rule] if grid.layers.backbones else [])},
         }
         return [f"{part}.{name}" for part, names in used.items() for name in getattr(self, part) if name not in names]
 

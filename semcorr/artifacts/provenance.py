@@ -151,6 +151,8 @@ def read(path: Path) -> dict[str, Any]:
             raise TypeError("the fingerprint is not text")
         if record.get(CHECKSUM) not in (None, _checksum(record)):
             raise ValueError("the checksum of its provenance is wrong")
+    except UserError:
+        raise
     except Exception as error:  # each format's library has its own errors for a damaged file
         raise UserError(f"{path}: not a complete file of semcorr ({reason(error)}). Delete it and run again") from None
     return record
@@ -200,7 +202,7 @@ def _safetensors(path: Path) -> dict[str, Any]:
     if "fingerprint" in record:
         return record
     beside = path.with_suffix(".json")
-    found = _json(beside)
+    found = read(beside)
     if found["sha256"] != record[TENSORS]:
         raise ValueError(f"its tensors are not those of {beside}")
     return found

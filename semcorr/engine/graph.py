@@ -229,12 +229,11 @@ class Graph:
         self.values = params.to_dict()
         grid = self.values["grid"]
         self.constants = {key: str(grid[key]) for key in ("train", "validate")} | {"preset": params.preset}
-        self.constants["layers_rule"] = grid["layers"]["rule"]
+        self.constants["layers_rule"] = str(params.grid.layers.rule)
         for axis, key in (("backbone", "backbones"), ("weights", "weights")):
             self.constants[f"first_{axis}"] = grid[key][0] if grid[key] else ""
         self.cells: dict[str, list[tuple[str, ...]]] = {
-            stage: list(product(*[list(self.lookup(key)) for key in row.axes.values()]))
-            for stage, row in STAGES.items()
+            stage: list(product(*[self._axis(key) for key in row.axes.values()])) for stage, row in STAGES.items()
         }
 
     def job(self, stage: str, *cell: str) -> Job:
@@ -324,6 +323,13 @@ class Graph:
             case "datasets":
                 return [f"semcorr.datasets.{self.params.datasets[name].format}"]
         return []
+
+    def _axis(self, key: str) -> list[str]:
+        """The values of an axis; none if its key is left out."""
+        try:
+            return list(self.lookup(key))
+        except KeyError:
+            return []
 
     def lookup(self, key: str) -> Any:
         """The value at a dotted key of params.yaml."""

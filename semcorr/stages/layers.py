@@ -38,8 +38,9 @@ Key = tuple[int | str, str]  # layer and facet
 def layers(job: Job, params: Params) -> str:
     """Write PCK of every layer and facet."""
     inputs = verified(job.inputs, job.expects)
-    settings, asked = params.evaluate, params.grid.layers
-    rule, dataset = params.rules[asked.rule], job.cell["dataset"]
+    settings, name, dataset = params.evaluate, params.grid.layers.rule, job.cell["dataset"]
+    assert name is not None, "params.py refuses backbones without a rule"
+    rule = params.rules[name]
     pairs = [pair for pair in read_pairs(job.inputs["pairs"]) if pair.keypoint_ids]
     if not pairs:
         raise UserError(f"{job.inputs['pairs']}: no pair of this dataset has a keypoint, so there is nothing to score")
@@ -71,12 +72,12 @@ def layers(job: Job, params: Params) -> str:
             "model": every.network.name,
             "num_pairs": len(pairs),
             "reference": reference,
-            "rule": asked.rule,
+            "rule": name,
             "layers": rows,
             "provenance": provenance(job, inputs, versions=versions(), device=every.device.type),
         },
     )
-    return _summary(job, rows, pck.threshold_key(settings.headline), asked.rule)
+    return _summary(job, rows, pck.threshold_key(settings.headline), name)
 
 
 def _summary(job: Job, rows: list[dict[str, Any]], key: str, rule: str) -> str:

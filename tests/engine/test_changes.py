@@ -393,7 +393,7 @@ SITUATIONS: dict[str, tuple[Callable[[], contextlib.AbstractContextManager], set
         lambda: _outputs(lambda path: os.truncate(path, 1000), f"features/{B}/frozen/{TEST}.h5"),
         EXTRACT,
     ),
-    "no features": (lambda: _outputs(remove, "features"), ENCODE),
+    "no features": (lambda: _outputs(remove, "features"), EXTRACT | TRUNK),
     "an image edited": (
         lambda: _outputs(lambda path: next(path.rglob("*.jpg")).write_bytes(b"x"), f"data/{TEST}/images"),
         FETCH_TEST,

@@ -293,7 +293,7 @@ def test_clock_path_and_hands(finished, tmp_path):
     assert project.snakemake() == set()
     assert project.dvc() == set()
     project.edit(setting("evaluate", "bootstrap", 120))
-    assert len(project.snakemake()) == 8
+    assert len(project.snakemake()) == 9
     project.edit(setting("evaluate", "bootstrap", 100))
     project.snakemake()
     assert project.metrics() == made

@@ -139,7 +139,7 @@ def test_run_brings_results_up_to_date(finished):
     finished.edit(setting("evaluate", "seed", 5))
     elsewhere = ["env", f"PATH={os.defpath}"]  # as without an activated environment
     output = finished.run(*elsewhere, sys.executable, "-m", "semcorr", "run")
-    assert "[1/8] evaluate dinov2_tiny" in output
+    assert "[1/9] evaluate dinov2_tiny" in output
     assert "PCK in percent" in output
     (finished.root / "metrics/smoke/report.html").unlink()
     output = finished.run(*elsewhere, sys.executable, "-m", "semcorr", "run", "--engine", "snakemake")

@@ -145,6 +145,7 @@ def _cells(
 
 BOTH = ("frozen", "last1")
 DRAWS = {f"draw@dinov2_tiny-{weights}-toy_spair_test" for weights in BOTH}
+LAYERS = "layers@dinov2_tiny-toy_spair_test"
 CHANGES = {
     "the window": (
         setting("rules", "softargmax", "window", 5),
@@ -315,7 +316,7 @@ def test_other_presets_results_stay(finished, tmp_path):
     finished.run(sys.executable, "-m", "semcorr", "preset", str(other))
     folders = ("features", "matches", "checkpoints", "data")
     before = {path for folder in folders for path in (finished.root / folder).rglob("*")}
-    assert finished.dvc() == {*_cells(("evaluate",), BOTH), *DRAWS, "report", "headline"}
+    assert finished.dvc() == {*_cells(("evaluate",), BOTH), *DRAWS, LAYERS, "report", "headline"}
     finished.commit("other")
     finished.run("dvc", "exp", "run", "-S", "evaluate.bootstrap=150")
     assert "bootstrap: 150" in (finished.root / "params.yaml").read_text()

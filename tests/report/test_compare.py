@@ -169,6 +169,7 @@ def test_a_name_of_two_axes(smoke, tmp_path, monkeypatch):
     values = _settings(smoke)
     values["rules"]["last1"] = values["rules"].pop("argmax")
     values["grid"]["rules"] = ["last1", "softargmax"]
+    values["grid"].pop("layers")
     made = _made(values)
     with pytest.raises(UserError, match=r"several ways[^$]*\n  weights last1\n  rule last1"):
         compare.compare("last1", "frozen", made)

@@ -34,7 +34,6 @@ from semcorr.errors import UserError
 from semcorr.networks import architectures
 from semcorr.networks.backbones import build
 from semcorr.networks.backbones.checkpoint import read_checkpoint
-from semcorr.networks.backbones.timm import Network as TimmVit
 from semcorr.networks.backbones.weights import get
 
 
@@ -324,30 +323,15 @@ MODELS = {
     "facebook/dinov2-base": "none of this name.*vit_base_patch14_dinov2",
     "vit_base_patch14_dinov2.lvd142m": "none of this name.*no tag behind",
     "hf-hub:timm/vit_tiny_patch16_224": "none of this name",
-    "swin_tiny_patch4_window7_224": "'swin_tiny_patch4_window7_224' is not possible",
-    "vit_base_r50_s16_224": "its patches come out of a HybridEmbed",
-    "vit_small_patch16_rope_mixed_224": "its rotary embedding differs from block to block",
-    "convnext_tiny": "is not possible",
-    "beit_base_patch16_224": "is not possible",
 }
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_models_that_are_not_possible(model):
+def test_models_that_are_not_possible(smoke, model):
+    spec = params.validate(smoke, "smoke").backbones["dinov2_tiny"].model_copy(update={"model": model})
     with pytest.raises(UserError, match=MODELS[model]) as raised, torch.device("meta"):
-        TimmVit(model, {})
+        build(spec)
     assert model in str(raised.value)
-
-
-@pytest.mark.parametrize("model", ["vit_tiny_patch16_224", "deit3_small_patch16_224", "eva02_tiny_patch14_224"])
-def test_other_plain_transformers_are_possible(model):
-    """Their features are timm's own intermediates."""
-    network = TimmVit(model, {"depth": 2}).eval()
-    spec = params.BackboneSpec.model_construct(layer=1, facet="token", norm=False, debias=None)
-    shown = torch.randn(1, 3, 3 * network.stride, 4 * network.stride)
-    with torch.no_grad():
-        [expected] = network.net.forward_intermediates(shown, indices=[1], norm=False, intermediates_only=True)
-        torch.testing.assert_close(network.features(shown, spec), expected, rtol=1e-5, atol=1e-5)
 
 
 ENCODINGS = {

@@ -23,6 +23,7 @@ from semcorr.params import BackboneSpec
 from semcorr.tensors import require_finite
 
 Network = TypeVar("Network", bound=Backbone)
+LOCK = Path(".semcorr/weights.lock")
 SHOWN = 4  # names of each kind in an error
 
 
@@ -129,10 +130,9 @@ def save_shared(path: Path, tensors: dict[str, torch.Tensor]) -> str:
     hard link), unless it cannot.
     """
     key = digest(tensors)
-    shelf = path.parent.parent
-    shelf.mkdir(parents=True, exist_ok=True)
-    with locked(shelf / ".lock"):
-        for other in sorted(shelf.glob("*/*.safetensors")):
+    LOCK.parent.mkdir(parents=True, exist_ok=True)
+    with locked(LOCK):  # of two jobs at once, the second finds the file of the first
+        for other in sorted(path.parent.parent.glob("*/*.safetensors")):
             if other != path and _holds(other, key):
                 with contextlib.suppress(OSError), replacing(path) as partial:
                     os.link(other, partial)
