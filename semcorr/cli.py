@@ -292,12 +292,14 @@ def _presets() -> list[Path]:
 def plan(options: argparse.Namespace) -> None:
     """Print what would run."""
     from semcorr.engine.plan import plan
+    from semcorr.networks import architectures
 
     if options.tflops is not None and not options.tflops > 0:
         raise UserError(f"--tflops {options.tflops}: allowed: more than 0")
     file = _preset(options.preset) if options.preset else params.PARAMS_FILE
     values = params.load(file)
     _hint(values, file)
+    architectures.check(values)
     print("\n".join(plan(values, tflops=options.tflops, every=options.jobs)))
 
 

@@ -26,7 +26,7 @@ from pydantic import (
     model_validator,
 )
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedBase, CommentedSeq
+from ruamel.yaml.comments import CommentedBase, CommentedMap, CommentedSeq
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.representer import RoundTripRepresenter
 
@@ -91,9 +91,10 @@ class LayersSpec(Model):
     """Which frozen networks are measured at every layer, in one pass over the images: to choose `layer` and `facet`."""
 
     backbones: Names = Field(description="names in `grid.backbones`; [] for none")
-    datasets: Names = Field(description="names under `datasets`: rather a validation set than a test set")
+    datasets: Names = Field(description="names under `datasets`: a validation set, not the test set")
     facets: Annotated[list[Facet], Field(min_length=1), AfterValidator(_distinct)] = Field(
-        description="which activations of every layer", examples=[["token"], ["token", "key"]]
+        description="which activations of every layer; each must exist in all these networks",
+        examples=[["token"], ["token", "key"]],
     )
     rule: Name | None = Field(description="a name under `rules`; null without backbones")
 
@@ -106,13 +107,13 @@ class GridSpec(Model):
     tunings: Names = Field(description="names under `tunings`: fine-tuned rows")
     weights: Annotated[Names, Field(min_length=1)] = Field(description="all rows: baselines and tunings")
     datasets: Annotated[Names, Field(min_length=1)] = Field(description="names under `datasets`: the test sets")
-    rules: Annotated[Names, Field(min_length=1)] = Field(description="names under `rules`; pictures show the first")
+    rules: Annotated[Names, Field(min_length=1)] = Field(description="names under `rules`")
     train: Name | None = Field(description="training dataset; null without tunings")
     validate_: Name | None = Field(alias="validate", description="validation dataset; null without tunings")
     trunks: Names = Field(description="all datasets that tuned networks are trained, validated or tested on")
     layers: LayersSpec = Field(
         default_factory=lambda: LayersSpec(backbones=[], datasets=[], facets=["token"], rule=None),
-        description="which networks are measured at every layer; dvc.yaml reads it, only Snakemake can do without",
+        description="which networks are measured at every layer; DVC needs the key, Snakemake takes none for none",
     )
 
 
@@ -592,6 +593,8 @@ class Params(Model):
     def _layers_problems(self) -> Iterator[tuple[str, str]]:
         layers, frozen = self.grid.layers, self.baselines.get("frozen")
         yield from self._undefined(layers.datasets, "datasets", "grid.layers.datasets")
+        if bool(layers.backbones) != bool(layers.datasets):
+            yield "grid.layers", "needs both backbones and datasets, or [] for both"
         if layers.rule is not None:
             yield from self._undefined([layers.rule], "rules", "grid.layers.rule")
         elif layers.backbones:
@@ -841,6 +844,9 @@ def _following(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _replaced(old: Any, new: Any) -> Any:
     """A new value in the layout of the old one; items of a list that stay keep their place and comments."""
+    if isinstance(new, dict):
+        new = CommentedMap(new)
+        new.fa.set_flow_style()
     if not isinstance(new, list):
         return new
     if isinstance(old, CommentedSeq) and old.yaml_anchor() is None:
@@ -856,6 +862,8 @@ def _replaced(old: Any, new: Any) -> Any:
 
 def _inline(value: Any) -> str:
     """A value as it is written in params.yaml."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_inline(part)}' for key, part in value.items())}}}"
     return f"[{', '.join(map(str, value))}]" if isinstance(value, list) else "null" if value is None else str(value)
 
 

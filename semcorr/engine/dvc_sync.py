@@ -129,7 +129,8 @@ def main() -> None:
         with at_work("telling DVC what Snakemake made"):
             record()
     except (UserError, OSError) as error:
-        logger.warning("dvc.lock was not updated; the next snakemake --cores will do it (%s)", error)
+        advice = "run semcorr fix" if "grid.layers" in str(error) else "the next snakemake --cores will do it"
+        logger.warning("dvc.lock was not updated; %s (%s)", advice, error)
 
 
 @contextlib.contextmanager

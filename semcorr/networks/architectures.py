@@ -51,8 +51,9 @@ def _problems(spec: BackboneSpec, facts: dict[str, Any]) -> list[str]:
     """What a network cannot do of what its entry asks, each with its key."""
     problems, depth = [], len(facts["widths"])
     numbers = [layer for layer in spec.layers if layer != "neck"]
+    kind = "blocks" if len(set(facts["widths"])) == 1 else "stages"
     if missing := [layer for layer in numbers if layer >= depth]:
-        return [f"layer: {missing[-1]} does not exist; {spec.model} has blocks 0 to {depth - 1}"]
+        return [f"layer: {missing[-1]} does not exist; {spec.model} has {kind} 0 to {depth - 1}"]
     strides = [facts["strides"][layer] for layer in numbers]
     if len(set(strides)) > 1:
         listed = ", ".join(f"{layer} has {stride}" for layer, stride in zip(numbers, strides, strict=True))
@@ -87,7 +88,9 @@ def _layers_problems(name: str, spec: BackboneSpec, facts: dict[str, Any], param
     if name not in layers.backbones:
         return problems
     if missing := [facet for facet in layers.facets if facet not in facts["facets"]]:
-        problems.append(f"params.yaml: grid.layers.facets: {missing[0]} cannot be read from {name} ({spec.model})")
+        allowed = ", ".join(facts["facets"])
+        lacking = f"{missing[0]} cannot be read from {name} ({spec.model})"
+        problems.append(f"params.yaml: grid.layers.facets: {lacking}; allowed with it: {allowed}")
     if spec.debias is not None and spec.debias.components >= min(facts["widths"]):
         fewest = f"a layer of {name} that has {min(facts['widths'])} channels"
         problems.append(f"params.yaml: grid.layers.backbones: debias.components would leave nothing of {fewest}")
@@ -98,8 +101,8 @@ def _tuning_problems(name: str, spec: BackboneSpec, facts: dict[str, Any], param
     if params.grid.tunings and not facts["blockwise"]:
         return [
             f"params.yaml: grid.backbones: {name} cannot be tuned: {spec.model} does not run block by block on images "
-            f"of any size, as plain vision transformers (DINOv2, DINOv3, CLIP, MAE, ...) and SAM do. Frozen features "
-            f"are possible: grid.tunings: []"
+            f"of any size, as plain vision transformers (DINOv2, DINOv3, CLIP, MAE, ...) and SAM do. Its frozen "
+            f"features need grid.tunings: [], then semcorr fix; or take it out of grid.backbones"
         ]
     return _lora_problems(name, facts, params)
 

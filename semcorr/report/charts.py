@@ -47,6 +47,7 @@ def chart(
     """
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     dashes = dashes or [""] * len(series)
     words, all_kinds = list(dict.fromkeys(dashes)), list(dict.fromkeys(among or kinds))
@@ -73,6 +74,7 @@ def chart(
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         axes.grid(True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=all(isinstance(at, int) for _, xs, _ in series for at in xs)))
         figure.legend(loc="outside lower left", frameon=False, ncols=columns)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

@@ -235,7 +235,7 @@ REFUSED = {
     ),
     "no such stage": (
         {"model": "convnext_atto", "layer": 4},
-        "layer: 4 does not exist; convnext_atto has blocks 0 to 3",
+        "layer: 4 does not exist; convnext_atto has stages 0 to 3",
     ),
     "larger than its canvas": (
         {"model": "beit_base_patch16_224", "image_size": 300},

@@ -383,6 +383,14 @@ def test_a_hugging_face_file_with_a_tensor_missing_or_left_over(tmp_path):
             _loaded(spec, tmp_path / f"{case}.safetensors")
 
 
+def test_position_embeddings_of_another_size_say_which(tmp_path):
+    make, model, overrides, _ = VITS["DINOv2"]
+    path = _saved(_randomised(make()), tmp_path)
+    other = {key: value for key, value in overrides.items() if key != "img_size"}
+    with pytest.raises(UserError, match=r"made for images of 112 pixels: overrides: \{img_size: 112\}"):
+        _loaded(_spec(model, 1, **other), path)
+
+
 def test_two_tensors_of_one_name_are_not_merged():
     with pytest.raises(ValueError, match=r"two tensors would be named norm\.bias"):
         names.renamed({"norm.bias": torch.ones(1), "layernorm.bias": torch.ones(1)}, names.HUGGING_FACE_DINOV2)

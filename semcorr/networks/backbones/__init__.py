@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import importlib
 import json
+import math
 import os
 from pathlib import Path
 from typing import TypeVar
@@ -172,7 +173,7 @@ def check(tensors: dict[str, torch.Tensor], network: Backbone, where: str) -> No
     problems = [f"unexpected {_some(unexpected)}"] if unexpected else []
     problems += [f"missing {_some(missing)}"] if missing else []
     problems += [
-        f"{name} is {given[name]}, expected {wanted[name]}"
+        f"{name} is {given[name]}, expected {wanted[name]}{_other_size(name, given[name], wanted[name], network)}"
         for name in sorted(wanted.keys() & given.keys())
         if wanted[name] != given[name]
     ][:SHOWN]
@@ -187,6 +188,17 @@ def check(tensors: dict[str, torch.Tensor], network: Backbone, where: str) -> No
     if problems:
         raise UserError(f"{where}: not the tensors of this network ({network.name}): {'; '.join(problems)}")
     require_finite({name: tensor.float() for name, tensor in tensors.items()}, where)
+
+
+def _other_size(name: str, given: tuple, wanted: tuple, network: Backbone) -> str:
+    """Which image size position embeddings (1, N, C) were made for, if that is all they differ in."""
+    if name == "pos_embed" and len(given) == len(wanted) == 3 and given[2] == wanted[2]:
+        for prefix in range(10):  # tokens that are not patches
+            old, new = (math.isqrt(max(0, shape[1] - prefix)) for shape in (given, wanted))
+            if old and (old * old + prefix, new * new + prefix) == (given[1], wanted[1]):
+                side = old * network.strides[0]
+                return f" (made for images of {side} pixels: overrides: {{img_size: {side}}})"
+    return ""
 
 
 def _some(names: list[str]) -> str:
