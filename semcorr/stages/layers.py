@@ -4,7 +4,7 @@ Images that pairs join are encoded together, so that only their maps are kept, i
 the process.
 """
 
-import os
+import contextlib
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -27,6 +27,7 @@ from semcorr.geometry import Grid, resized_size
 from semcorr.matching import match_pairs
 from semcorr.networks import runtime
 from semcorr.networks.backbones import build, load
+from semcorr.networks.backbones.base import NoPositions
 from semcorr.networks.encode import batches, versions
 from semcorr.params import Params
 from semcorr.readouts import readout
@@ -127,15 +128,16 @@ class Scratch:
 
     def put(self, name: Any, array: np.ndarray) -> None:
         """Keep an array under a name."""
-        self._places[name] = self._file.tell(), array.shape, array.dtype
+        self._places[name] = self._file.seek(0, 2), array.shape, array.dtype
         self._file.write(np.ascontiguousarray(array).data)
 
     def get(self, name: Any) -> np.ndarray:
         """The array of a name."""
-        self._file.flush()
         offset, shape, kind = self._places[name]
         array = np.empty(shape, kind)
-        os.preadv(self._file.fileno(), [array.reshape(-1).view(np.uint8)], offset)
+        self._file.seek(offset)
+        count = self._file.readinto(array.reshape(-1).view(np.uint8))  # type: ignore[attr-defined]  # it is buffered
+        assert count == array.nbytes, f"{count} of {array.nbytes} bytes were read"
         return array
 
 
@@ -183,7 +185,10 @@ class EveryLayer:
     def _fill_batch(self, scratch: Scratch, batch: list[Image], pixels: Tensor) -> None:
         for layer, facet, maps in self.network.maps(pixels, self.spec, self._layers, self._facets):
             own = self.spec.model_copy(update={"layer": layer, "facet": facet})
-            features = maps if own.debias is None else self.network.debiased(maps, pixels, own)
+            features = maps
+            if own.debias is not None:
+                with contextlib.suppress(NoPositions):  # then there is nothing to remove
+                    features = self.network.debiased(maps, pixels, own)
             for image, whole in zip(batch, features, strict=True):
                 height, width = self.grid(image, layer).shape
                 valid = whole.permute(1, 2, 0)[:height, :width]

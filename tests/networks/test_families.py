@@ -27,6 +27,8 @@ FAMILIES: dict[str, tuple[dict, list[int], bool, bool]] = {
     "vit_base_patch16_224": (THIN, [16, 16], True, True),  # MAE, DINO, AugReg
     "vit_huge_patch14_gap_224": (THIN, [14, 14], True, True),  # I-JEPA
     "deit3_small_patch16_224": (THIN, [16, 16], True, True),
+    "vit_base_patch16_rpn_224": (THIN, [16, 16], True, True),  # norms behind the attention, not before it
+    "vit_small_patch16_18x2_224": (THIN, [16, 16], True, False),  # two attentions side by side
     "vit_pe_core_tiny_patch16_384": ({"depth": 2}, [16, 16], True, True),
     "eva02_tiny_patch14_224": ({"depth": 2}, [14, 14], True, True),
     "vit_small_patch16_rope_mixed_224": (THIN, [16, 16], False, True),
@@ -237,6 +239,22 @@ REFUSED = {
         {"model": "convnext_atto", "layer": 4},
         "layer: 4 does not exist; convnext_atto has stages 0 to 3",
     ),
+    "a facet where there are two": (
+        {"model": "vit_small_patch16_18x2_224", "overrides": {"depth": 1}, "facet": "key"},
+        "facet: key cannot be read from vit_small_patch16_18x2_224",
+    ),
+    "norm1_post is no position": (
+        {"model": "focalnet_tiny_srf", "debias": {"components": 2}},
+        "debias: focalnet_tiny_srf has no position embedding",
+    ),
+    "what semcorr decides": (
+        {"model": "resnet18", "overrides": {"pretrained": True}},
+        "overrides: pretrained is not the architecture's",
+    ),
+    "a canvas that is not square": (
+        {"model": "swin_tiny_patch4_window7_224", "overrides": {"img_size": [224, 448]}},
+        r"img_size: \[224, 448\] is not square",
+    ),
     "larger than its canvas": (
         {"model": "beit_base_patch16_224", "image_size": 300},
         "image_size: 300 is more than the network's canvas of 224 pixels; another size: overrides: {img_size: ...}",
@@ -286,11 +304,26 @@ def test_how_images_are_prepared_is_the_weights_own(smoke, tmp_path, monkeypatch
     assert caplog.text == ""
 
 
+@pytest.mark.parametrize("model", ["hiera_tiny_224", "swin_tiny_patch4_window7_224", "volo_d1_224", "mvitv2_tiny"])
+def test_another_size_of_a_network_whose_size_is_fixed(model):
+    with torch.device("meta"):
+        network = build(_spec(model, overrides={"img_size": 448}))
+    assert (network.side, network.strides[0]) == (448, {"volo_d1_224": 8}.get(model, 4))
+
+
+def test_more_is_not_removed_than_a_blank_image_shows():
+    spec = _spec("vit_small_patch14_reg4_dinov2", debias={"components": 4})
+    network = build(spec)
+    assert network.positional_basis((28, 42), spec).shape == (4, 48)
+    with pytest.raises(UserError, match=r"debias\.components: 4 needs an image of more than 4 cells"):
+        network.positional_basis((28, 28), spec)
+
+
 def test_a_network_that_sees_no_positions_is_not_debiased():
     """Relative positions do not show on a blank image; what would be removed then is rounding."""
     spec = _spec("swin_tiny_patch4_window7_224", 2, debias={"components": 2})
     network = build(spec)
-    with pytest.raises(UserError, match="sees no positions"):
+    with pytest.raises(UserError, match="see no positions"):
         network.positional_basis((224, 224), spec)
 
 

@@ -1,6 +1,10 @@
 """Weights in the form people have them: each naming scheme of a network, against the network of its own library."""
 
+import pickle
 import re
+import sys
+import types
+import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -403,19 +407,56 @@ class _Executed:
 
 def test_a_torchscript_archive_is_data(tmp_path, capsys):
     """Its tensors come back as they are; one that asks for anything else is refused, and nothing in it runs."""
-    import pickle
-    import zipfile
-
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 2), torch.nn.BatchNorm2d(4), torch.nn.Linear(3, 4).half())
     torch.jit.script(net).save(tmp_path / "net.pt")
     found, expected = read_checkpoint(tmp_path / "net.pt"), net.state_dict()
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=0)
-    for case, content in (("code", pickle.dumps(_Executed())), ("garbage", b"garbage"), ("list", pickle.dumps([1]))):
+    contents = {"code": pickle.dumps(_Executed()), "garbage": b"garbage", "list": pickle.dumps([1])}
+    contents["memory"] = b"\x80\x02Nr\xff\xff\xff\x7f."  # room for two thousand million objects
+    contents["bytes"] = b"\x80\x05\x96" + (2**60).to_bytes(8, "little") + b"x."
+    for case, content in contents.items():
         with zipfile.ZipFile(tmp_path / f"{case}.pt", "w") as archive:
             archive.writestr("net/data.pkl", content)
             archive.writestr("net/constants.pkl", pickle.dumps(()))
         with pytest.raises(UserError, match=r"could run code|not a readable checkpoint"):
             read_checkpoint(tmp_path / f"{case}.pt")
     assert "this must not run" not in capsys.readouterr().out
+
+
+def test_a_torchscript_archive_is_not_larger_than_its_file(tmp_path, monkeypatch):
+    """Compressed members, one module in many places, and many views of one storage would fill the memory."""
+    net = torch.nn.Sequential(torch.nn.Linear(64, 64))
+    torch.jit.script(net).save(tmp_path / "net.pt")
+    with zipfile.ZipFile(tmp_path / "net.pt") as before, zipfile.ZipFile(tmp_path / "small.pt", "w") as after:
+        for name in before.namelist():
+            after.writestr(name, before.read(name), compress_type=zipfile.ZIP_DEFLATED)
+    with pytest.raises(UserError, match=r"member .* is compressed"):
+        read_checkpoint(tmp_path / "small.pt")
+    module = type("Module", (), {"__module__": "__torch__"})
+    monkeypatch.setitem(sys.modules, "__torch__", types.SimpleNamespace(Module=module))
+    deep = module()
+    for _ in range(60):  # 2 to the power of 60 paths
+        outer = module()
+        outer.a = outer.b = deep
+        deep = outer
+    with zipfile.ZipFile(tmp_path / "twice.pt", "w") as archive:
+        archive.writestr("net/data.pkl", pickle.dumps(deep, protocol=2))
+        archive.writestr("net/constants.pkl", pickle.dumps(()))
+    with pytest.raises(UserError, match="appears twice"):
+        read_checkpoint(tmp_path / "twice.pt")
+    views = torch.nn.Module()
+    whole = torch.zeros(10_000)
+    for number in range(20):
+        views.register_buffer(f"part{number}", whole[number : number + 9_000])
+    torch.jit.script(views).save(tmp_path / "views.pt")
+    with pytest.raises(UserError, match="more than the file has"):
+        read_checkpoint(tmp_path / "views.pt")
+
+
+def test_a_file_that_only_resembles_an_official_one(tmp_path):
+    tensors = {name: torch.zeros(3) for name in ("mask_token", "blocks.0.ls1.gamma", "register_tokens", "pos_embed")}
+    torch.save(tensors | {"cls_token": torch.zeros(3)}, tmp_path / "x.pth")
+    with pytest.raises(UserError, match="not the tensors of this network"):
+        _loaded(_spec("vit_small_patch14_reg4_dinov2", 1, **THIN), tmp_path / "x.pth")

@@ -76,6 +76,20 @@ def test_every_layer_scores_as_its_own_cell(experiment, case):
         assert row["stride"] == (2 ** (row["layer"] + 2) if case == "stages" else 14)
 
 
+def test_where_there_is_nothing_to_debias_a_layer_is_measured_as_it_is(experiment):
+    """The first block's keys of a network with a rotary embedding show no positions; its last tokens do."""
+    plain = {"model": "vit_small_patch16_dinov3", "norm": False}
+    scores = {}
+    for case, entry in (("plain", plain), ("debiased", plain | {"debias": {"components": 3}})):
+        experiment("fetch", DATASET, every=entry)
+        experiment("weights", "every", "frozen", every=entry)
+        job = experiment("layers", "every", DATASET, facets=("token", "key"), every=entry)
+        rows = read_result(job.outputs["curve"])["layers"]
+        scores[case] = {(row["layer"], row["facet"]): row["overall_keypoint"] for row in rows}
+    assert scores["plain"][0, "key"] == scores["debiased"][0, "key"]
+    assert scores["plain"][2, "token"] != scores["debiased"][2, "token"]
+
+
 def test_measuring_again_gives_the_same_bytes(experiment):
     asked = {"every": {"norm": False}}
     experiment("fetch", DATASET, **asked)

@@ -17,6 +17,26 @@ def has_projections(attention: Any) -> bool:
     return all(isinstance(part, nn.Linear) and part.in_features == part.out_features for part in parts)
 
 
+class _Caught(Exception):
+    """The input of a layer, which ends the pass that was run for it."""
+
+
+def attention_input(block: Any, tokens: Tensor, **extra: Tensor) -> Tensor:
+    """What a block's attention takes, whatever the block does before it."""
+
+    def catch(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+        raise _Caught(given[0])
+
+    hook = block.attn.register_forward_pre_hook(catch)
+    try:
+        block(tokens, **extra)
+    except _Caught as caught:
+        return caught.args[0]
+    finally:
+        hook.remove()
+    raise AssertionError("the block did not call its attention")
+
+
 def projected(attention: Any, tokens: Tensor, facet: str) -> Tensor:
     """One facet (B, N, C) of an attention layer with input (B, N, C), before any norm or rotation of its own."""
     index = FACETS.index(facet)

@@ -46,6 +46,10 @@ def standardise(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...])
     return torch.from_numpy((pixels.numpy() - centre) / scale)
 
 
+class NoPositions(UserError):
+    """Features have no positional part that could be removed."""
+
+
 class Backbone(nn.Module, ABC):
     """A network with dense features.
 
@@ -198,11 +202,13 @@ class Backbone(nn.Module, ABC):
             blank = next(self.parameters()).new_zeros(1, 3, *canvas)
             with torch.autocast(blank.device.type, enabled=False):  # once per size, so the cost does not matter
                 [cells] = self.features(blank, spec.model_copy(update={"debias": None})).flatten(2).mT.float()
+            if len(cells) <= (count := spec.debias.components):
+                raise UserError(f"params.yaml: debias.components: {count} needs an image of more than {count} cells")
             _, sizes, directions = torch.linalg.svd(cells - cells.mean(dim=0), full_matrices=False)
             if sizes[0] < 1e-4 * torch.linalg.norm(cells):
-                raise UserError(
-                    f"params.yaml: debias: {self.name} sees no positions: the features of a blank image are the same "
-                    f"everywhere; allowed: null"
+                raise NoPositions(
+                    f"params.yaml: debias: this layer and facet of {self.name} see no positions: a blank image is the "
+                    f"same everywhere; allowed: null"
                 )
             self._bases[key] = directions[: spec.debias.components]
         return self._bases[key]
@@ -254,8 +260,6 @@ def _only_rounding(where: str, key: str) -> str:
 
 class Blockwise(Backbone):
     """A network whose blocks are run one by one, so that its last ones can be tuned."""
-
-    facets = ("token", "query", "key", "value")
 
     def __init__(self) -> None:
         super().__init__()

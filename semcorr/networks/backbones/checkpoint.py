@@ -49,7 +49,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         with path.open("rb") as file:  # given a path, torch would decide by its suffix
             values: Any = torch.load(file, map_location="cpu", weights_only=True)
     except MemoryError:
-        raise
+        raise UserError(f"{path}: needs more memory than there is, or is damaged") from None
     except Exception as error:  # each kind of damage has its own errors
         name = re.search(r"(?:GLOBAL|Unsupported class) (\S+)", str(error))
         if name and isinstance(error, pickle.UnpicklingError) and _is_whole(path):

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from semcorr.networks.backbones import names
-from semcorr.networks.backbones.attention import projected
+from semcorr.networks.backbones.attention import FACETS, attention_input, has_projections, projected
 from semcorr.networks.backbones.base import Blockwise
 from semcorr.params import BackboneSpec
 
@@ -19,6 +19,8 @@ class PlainTransformer(Blockwise):
         self.stride = self.multiple = net.patch_embed.patch_size[0]
         depth = len(net.blocks)
         self.strides, self.widths = [self.stride] * depth, [net.embed_dim] * depth
+        can = all(has_projections(getattr(block, "attn", None)) for block in net.blocks)
+        self.facets = ("token", *FACETS) if can else ("token",)
         self.norms = () if isinstance(net.norm, nn.Identity) else tuple(range(depth))
 
     def embed(self, images: Tensor) -> Tensor:
@@ -26,11 +28,15 @@ class PlainTransformer(Blockwise):
         return self.net.norm_pre(tokens[0] if isinstance(tokens, tuple) else tokens)
 
     def run(self, activations: Tensor, cells: tuple[int, int], first: int, stop: int) -> Tensor:
-        rope = getattr(self.net, "rope", None)
-        extra = {} if rope is None else {"rope": rope.get_embed(shape=cells)}
+        extra = self._extra(cells)
         for block in self.net.blocks[first:stop]:
             activations = self.step(block, activations, **extra)
         return activations
+
+    def _extra(self, cells: tuple[int, int]) -> dict[str, Tensor]:
+        """What every block takes beside the tokens."""
+        rope = getattr(self.net, "rope", None)
+        return {} if rope is None else {"rope": rope.get_embed(shape=cells)}
 
     def read(self, activations: Tensor, cells: tuple[int, int], *, norm: bool, neck: bool) -> Tensor:
         """Drops class and register tokens."""
@@ -46,7 +52,7 @@ class PlainTransformer(Blockwise):
 
     def facet(self, activations: Tensor, cells: tuple[int, int], block: int, facet: str) -> Tensor:
         part = self.net.blocks[block]
-        return self._map(projected(part.attn, part.norm1(activations), facet), cells)
+        return self._map(projected(part.attn, attention_input(part, activations, **self._extra(cells)), facet), cells)
 
     def activation_shape(self, cells: tuple[int, int]) -> tuple[int, ...]:
         return self.net.num_prefix_tokens + cells[0] * cells[1], self.widths[0]

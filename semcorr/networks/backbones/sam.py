@@ -41,6 +41,7 @@ def network(spec: BackboneSpec) -> Blockwise:
 class Encoder(Blockwise):
     """SAM's encoder; activations are maps (B, h, w, C)."""
 
+    facets = ("token", "query", "key", "value")
     mean = (123.675 / 255, 116.28 / 255, 103.53 / 255)
     std = (58.395 / 255, 57.12 / 255, 57.375 / 255)
     resample = PillowImage.Resampling.BILINEAR

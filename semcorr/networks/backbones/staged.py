@@ -29,14 +29,24 @@ LARGEST_UNIT = 512  # pixels
 class Staged(Backbone):
     """A network of timm, read through its `forward_intermediates`."""
 
-    def __init__(self, net: Any, name: str):
+    def __init__(self, net: Any, name: str, size: int | None):
+        """Find out what the network can do.
+
+        Args:
+            net: of timm.
+            name: of the architecture.
+            size: of the images that it was built for, in pixels, if it is not its own.
+
+        Raises:
+            UserError: it gives no features that cover the image evenly.
+        """
         super().__init__()
         self.net, self.name = net, name
         if not hasattr(net, "forward_intermediates"):
             raise _not_possible(name, f"timm's {type(net).__name__} gives no intermediate features")
         self._takes = inspect.signature(net.forward_intermediates).parameters
         twin = _twin(net)
-        side = _side(net)
+        side = size or _side(net)
         fixed = bool(net.pretrained_cfg.get("fixed_input_size"))
         for size in [side] if fixed else [side, *SIDES]:
             shapes = self._shapes(twin, (size, size))
@@ -198,7 +208,8 @@ def _knows_positions(net: Any) -> bool:
     relative = [name for name in names if re.search("relative_pos|rel_pos|attention_bias", name)]
     if relative and getattr(net, "num_prefix_tokens", 0) > 0:
         return True
-    return any(re.search(r"(^|[._])(pos|rope|position)", name) for name in {*names} - {*relative})
+    segments = {segment for name in {*names} - {*relative} for segment in name.split(".")}
+    return any(re.match(r"pos|rope|\w*(pos_embed|position|patch_pos|pixel_pos)", segment) for segment in segments)
 
 
 def _not_possible(model: str, why: str) -> UserError:

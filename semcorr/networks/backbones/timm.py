@@ -14,11 +14,14 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from semcorr.errors import UserError
+from semcorr.errors import UserError, reason
 from semcorr.networks.backbones.base import Backbone
 from semcorr.networks.backbones.plain import PlainTransformer
 from semcorr.networks.backbones.staged import Staged
 from semcorr.params import BackboneSpec
+
+# What semcorr decides, or what would make timm build or load something else.
+RESERVED = {"pretrained", "num_classes", "dynamic_img_size", "features_only", "out_indices", "scriptable", "exportable"}
 
 
 def network(spec: BackboneSpec) -> Backbone:
@@ -28,7 +31,7 @@ def network(spec: BackboneSpec) -> Backbone:
         UserError: timm has no such network, or it gives no features that cover the image evenly.
     """
     net: Any = create(spec)
-    backbone = PlainTransformer(net, spec.model) if is_plain(net) else Staged(net, spec.model)
+    backbone = PlainTransformer(net, spec.model) if is_plain(net) else Staged(net, spec.model, _asked_size(spec))
     trained: Any = net.pretrained_cfg
     backbone.mean, backbone.std = tuple(trained["mean"]), tuple(trained["std"])
     backbone.resample = PillowImage.Resampling[trained["interpolation"].upper()]
@@ -48,6 +51,8 @@ def create(spec: BackboneSpec, *, pretrained: bool = False) -> nn.Module:
     tag = getattr(spec.weights, "tag", None)
     require_known(spec.model, tag)
     name = f"{spec.model}.{tag}" if tag else spec.model
+    if taken := sorted(RESERVED & spec.overrides.keys()):
+        raise UserError(f"params.yaml: overrides: {taken[0]} is not the architecture's; allowed: without it")
     options: dict[str, Any] = {"pretrained": pretrained, "num_classes": 0, **spec.overrides}
     try:
         return timm.create_model(name, dynamic_img_size=True, **options)
@@ -64,8 +69,16 @@ def create(spec: BackboneSpec, *, pretrained: bool = False) -> nn.Module:
         raise _not_built(spec, error) from None
 
 
+def _asked_size(spec: BackboneSpec) -> int | None:
+    """The image size among the overrides, if there is one."""
+    size: Any = spec.overrides.get("img_size")
+    if isinstance(size, list) and len(set(size)) > 1:
+        raise UserError(f"params.yaml: overrides: img_size: {size} is not square; allowed for {spec.model}: one number")
+    return size[0] if isinstance(size, list) else size
+
+
 def _not_built(spec: BackboneSpec, error: Exception) -> UserError:
-    problem = f"timm cannot build model {spec.model!r} with overrides {spec.overrides} ({error})"
+    problem = f"timm cannot build model {spec.model!r} with overrides {spec.overrides} ({reason(error)})"
     return UserError(f"params.yaml: {problem}")
 
 

@@ -4,8 +4,10 @@ The archive is a zip file. Its `data.pkl` is a pickle of the module: nested obje
 modules and plain values; a tensor names the member that holds its bytes. Any other content is refused.
 """
 
+import io
 import math
 import pickle
+import pickletools
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -40,11 +42,24 @@ def tensors(path: Path) -> dict[str, Tensor]:
     """
     with zipfile.ZipFile(path) as archive:
         [data] = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
-        with archive.open(data) as file:
-            module = _Unpickler(file, archive, data.removesuffix(".pkl")).load()
+        content = archive.read(_stored(archive, data))
+        for code, value, _ in pickletools.genops(content):  # also refuses lengths beyond the end
+            if code.name == "LONG_BINPUT" and isinstance(value, int) and value > len(content):
+                raise ValueError(f"its pickle asks for {value} places")
+        module = _Unpickler(io.BytesIO(content), archive, data.removesuffix(".pkl")).load()
     found: dict[str, Tensor] = {}
-    _collect(module, "", found)
-    return found
+    _collect(module, "", found, set())
+    if (total := sum(tensor.nbytes for tensor in found.values())) > 2 * path.stat().st_size:
+        raise ValueError(f"its tensors would take {total:,} bytes, more than the file has")
+    return {name: tensor.clone() for name, tensor in found.items()}
+
+
+def _stored(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
+    """A member, which must be stored as it is: a compressed one could be far larger than the file."""
+    member = archive.getinfo(name)
+    if member.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"member {name} is compressed")
+    return member
 
 
 class _Module:
@@ -57,12 +72,15 @@ class _Module:
         self.attributes = state
 
 
-def _collect(module: _Module, prefix: str, found: dict[str, Tensor]) -> None:
+def _collect(module: _Module, prefix: str, found: dict[str, Tensor], seen: set[int]) -> None:
+    if id(module) in seen:
+        raise ValueError(f"module {prefix} appears twice")
+    seen.add(id(module))
     for name, value in module.attributes.items():
         if isinstance(value, Tensor):
             found[f"{prefix}{name}"] = value
         elif isinstance(value, _Module):
-            _collect(value, f"{prefix}{name}.", found)
+            _collect(value, f"{prefix}{name}.", found, seen)
 
 
 class _Unpickler(pickle.Unpickler):
@@ -96,7 +114,7 @@ class _Unpickler(pickle.Unpickler):
         """The flat values of a member of the archive."""
         _, kind, name, _, count = key
         if name not in self._storages:
-            content = bytearray(self._archive.read(f"{self._folder}/{name}"))
+            content = bytearray(self._archive.read(_stored(self._archive, f"{self._folder}/{name}")))
             if len(content) != count * kind.itemsize:
                 raise ValueError(f"member {name} holds {len(content)} bytes, expected {count * kind.itemsize}")
             self._storages[name] = torch.frombuffer(content, dtype=kind) if count else torch.empty(0, dtype=kind)
@@ -108,4 +126,4 @@ def _tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[i
     beyond = offset < 0 or min(stride, default=0) < 0 or last >= len(storage) or math.prod(size) > len(storage)
     if 0 not in size and beyond:
         raise ValueError(f"a tensor of shape {size} reaches beyond its storage")
-    return storage.as_strided(size, stride, offset).clone()
+    return storage.as_strided(size, stride, offset)

@@ -74,7 +74,7 @@ def _without_prefix(tensors: dict[str, Tensor], network: Backbone) -> tuple[dict
         prefix = "".join(f"{step}." for step in steps[:count])
         try:
             adopted = network.adopt({name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
-        except (KeyError, ValueError, RuntimeError):  # resembles an official file, but is none
+        except (KeyError, ValueError, RuntimeError, IndexError):  # resembles an official file, but is none
             continue
         if adopted.keys() == wanted or not steps:
             return adopted, prefix
