@@ -65,8 +65,13 @@ def _stored(archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
 class _Module:
     """An object of the archive: its attributes, without its class."""
 
-    def __init__(self) -> None:
-        self.attributes: dict[str, Any] = {}
+    attributes: dict[str, Any]
+
+    def __new__(cls) -> "_Module":
+        """A pickle makes objects without __init__."""
+        module = super().__new__(cls)
+        module.attributes = {}
+        return module
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.attributes = state
