@@ -1,6 +1,7 @@
 """Every kind of network that timm has, against timm's own output, and what is refused of each."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -336,3 +337,13 @@ def test_features_too_large_for_float16_name_the_layer():
     why = network.overflow_in(images, 3, key="backbones.x.precision", precision="float16")
     assert why.startswith("the output of layer 0 reaches")
     assert "Set backbones.x.precision: float32" in why
+
+
+def test_the_docs_list_what_was_tried():
+    """Each network of docs/networks.py has its row, or its reason, in docs/networks.md; they are at least forty."""
+    docs = Path(__file__).parents[2] / "docs"
+    tried = re.findall(r'^    "(\w+\.\w+)",$', (docs / "networks.py").read_text(), re.MULTILINE)
+    listed = re.findall(r"^(?:\| |- )`(\w+\.\w+)`", (docs / "networks.md").read_text(), re.MULTILINE)
+    assert sorted(tried) == sorted(listed)
+    assert len(set(tried)) == len(tried) > 40
+    assert all(timm.is_model_pretrained(tag) for tag in tried)
