@@ -314,8 +314,8 @@ def run(options: argparse.Namespace) -> None:
     elif options.set:
         raise UserError("--set: put the preset, whose keys it changes, before it; or edit params.yaml")
     values = params.load()
-    if options.engine == "dvc" and "layers" not in values.grid.model_fields_set:
-        raise UserError(f"{params.PARAMS_FILE}: grid.layers is missing, which dvc.yaml reads. Run: semcorr fix")
+    if options.engine == "dvc":
+        project.require_dvcs_keys(values)
     for lock in runs.repair():
         print(f"{lock}: removed, since the process that held it was killed")
     if Current(graph.Graph(values)).stale:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -106,6 +107,17 @@ def setting(*path_and_value: object) -> Callable[[dict], None]:
         values[key] = value
 
     return change
+
+
+def randomised(net: Any) -> Any:
+    """A network whose every tensor is random, so that none can be mistaken for another or left as it was."""
+    import torch
+
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for tensor in net.parameters():
+            tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1)
+    return net.eval()
 
 
 def small(values: dict) -> None:

@@ -24,6 +24,7 @@ from semcorr.engine import basis, markers
 from semcorr.engine.at_work import at_work, others
 from semcorr.engine.current import Current, remember_recorded
 from semcorr.engine.graph import Graph
+from semcorr.engine.project import require_dvcs_keys
 from semcorr.errors import UserError
 from semcorr.networks import architectures
 
@@ -129,8 +130,7 @@ def main() -> None:
         with at_work("telling DVC what Snakemake made"):
             record()
     except (UserError, OSError) as error:
-        advice = "run semcorr fix" if "grid.layers" in str(error) else "the next snakemake --cores will do it"
-        logger.warning("dvc.lock was not updated; %s (%s)", advice, error)
+        logger.warning("dvc.lock was not updated; the next snakemake --cores will do it (%s)", error)
 
 
 @contextlib.contextmanager
@@ -191,6 +191,7 @@ def record() -> None:
     with repository() as repo:
         if repo is None or not current.unrecorded or not experiment.params.runtime.record:
             return
+        require_dvcs_keys(experiment.params)
         logger.info("putting %d jobs into dvc.lock and DVC's cache", len(current.unrecorded))
         basis.write(current.basis)
         with repo.lock:

@@ -26,6 +26,10 @@ NETWORK = tuple(f"backbones.{{backbone}}.{key}" for key in ("family", "model", "
 SIZE, COMPUTE, PRECISION = (f"backbones.{{backbone}}.{key}" for key in ("image_size", "compute", "precision"))
 LAYER = ("backbones.{backbone}.layer", "backbones.{backbone}.facet")
 FEATURES = (*LAYER, "backbones.{backbone}.norm")
+EVERY_LAYER = (
+    *("backbones.{backbone}.norm", "backbones.{backbone}.debias"),
+    *("grid.layers.facets", "grid.layers.rule", "rules.{layers_rule}"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,18 +153,7 @@ STAGES: dict[str, Stage] = {
     ),
     "layers": Stage(
         axes={"backbone": "grid.layers.backbones", "dataset": "grid.layers.datasets"},
-        keys=(
-            *(
-                *NETWORK,
-                SIZE,
-                "backbones.{backbone}.norm",
-                "backbones.{backbone}.debias",
-                COMPUTE,
-                PRECISION,
-                "threads",
-            ),
-            *("grid.layers.facets", "grid.layers.rule", "rules.{layers_rule}", "evaluate", "datasets.{dataset}.format"),
-        ),
+        keys=(*NETWORK, SIZE, *EVERY_LAYER, COMPUTE, PRECISION, "evaluate", "datasets.{dataset}.format", "threads"),
         inputs={**FROZEN, "images": "data/{dataset}/images.parquet", "pairs": "data/{dataset}/pairs.parquet"},
         outputs={"curve": "metrics/{preset}/cells/{backbone}/layers/{dataset}.json"},
         basis=(FAMILY, "rules/{layers_rule}"),

@@ -124,6 +124,16 @@ def _result_modules() -> Iterator[str]:
             yield ".".join(path.relative_to(code.ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
+def require_dvcs_keys(values: params.Params) -> None:
+    """Check that params.yaml has the keys that may be left out of it, but not of what fills in dvc.yaml.
+
+    Raises:
+        UserError: one is missing.
+    """
+    if "layers" not in values.grid.model_fields_set:
+        raise UserError(f"{params.PARAMS_FILE}: grid.layers is missing, which dvc.yaml reads. Run: semcorr fix")
+
+
 def another_version() -> str | None:
     """One line if the project was made with another semcorr than this one; None if not, or if it is not recorded."""
     if not VERSION.is_file():

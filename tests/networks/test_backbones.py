@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from conftest import randomised
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
@@ -84,15 +85,6 @@ def _spec(smoke, **changes):
     return params.validate(smoke, "smoke").backbones["dinov2_tiny"].model_copy(update=changes)
 
 
-def _randomised(net: torch.nn.Module) -> torch.nn.Module:
-    """Every tensor random, so that none can be mistaken for another or left as it was."""
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for tensor in net.parameters():
-            tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1)
-    return net.eval()
-
-
 @pytest.mark.parametrize("model", ["vit_b", "vit_l"])
 def test_official_sam_files_give_sams_features(smoke, tmp_path, model):
     """segment-anything's own preprocessing and encoder, on a square and on others, against ours."""
@@ -116,7 +108,7 @@ def test_official_sam_files_give_sams_features(smoke, tmp_path, model):
     )
     decoder = MaskDecoder(transformer_dim=256, transformer=TwoWayTransformer(1, 256, 8, 512))
     sam = Sam(encoder, PromptEncoder(256, (16, 16), (256, 256), 16), decoder)
-    _randomised(sam)
+    randomised(sam)
     torch.save(sam.state_dict(), tmp_path / "sam.pth")
     spec = _spec(smoke, family="sam", model=model, overrides=small, layer="neck", norm=False)
     network, _ = get(spec, params.FileWeights(kind="file", path=str(tmp_path / "sam.pth"), sha256=None), tmp_path)
@@ -137,7 +129,7 @@ def test_official_sam_files_give_sams_features(smoke, tmp_path, model):
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
 def test_a_plain_file_of_the_networks_own_names(network, tmp_path, suffix):
     spec, net = network
-    state = _randomised(net).net.state_dict()
+    state = randomised(net).net.state_dict()
     path = tmp_path / f"plain.{suffix}"
     if suffix == "pth":
         torch.save({"model": state}, path)
@@ -235,7 +227,7 @@ def test_tensors_of_timms_hub(smoke, tmp_path, server):
     from semcorr.artifacts.files import write_json
 
     write_json(tmp_path / "params.yaml", smoke)
-    network = _randomised(build(_spec(smoke)))
+    network = randomised(build(_spec(smoke)))
     save_file(network.net.state_dict(), tmp_path / "x.safetensors")
     name = "timm/vit_small_patch14_dinov2.lvd142m/resolve/main/model.safetensors"
 
@@ -286,7 +278,7 @@ def test_facets_are_what_the_attention_computes(smoke, name, facet):
         spec = params.validate(smoke, "smoke").backbones[name]
     spec = spec.model_copy(update={"layer": 1, "facet": facet, "norm": False})
     net = build(spec)
-    _randomised(net)
+    randomised(net)
     caught = []
     attention = net.net.blocks[1].attn
     attention.qkv.register_forward_hook(lambda _, __, output: caught.append(output.clone()))

@@ -13,6 +13,7 @@ import pytest
 import timm
 import torch
 import transformers
+from conftest import randomised
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from safetensors.torch import load_file, save_file
 
@@ -30,15 +31,6 @@ def _spec(model: str, layer: int | str, family: str = "timm", **overrides) -> pa
     values = {"family": family, "model": model, "overrides": overrides, "layer": layer, "image_size": 128}
     values |= {"weights": {"kind": "random", "seed": 0}, "facet": "token", "norm": False, "debias": None}
     return params.BackboneSpec.model_validate(values | {"compute": "float32", "precision": "float32"})
-
-
-def _randomised(net: torch.nn.Module) -> torch.nn.Module:
-    """Every tensor random, so that none can be mistaken for another or left as it was."""
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for tensor in net.parameters():
-            tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1)
-    return net.eval()
 
 
 def _loaded(spec: params.BackboneSpec, path: Path) -> Backbone:
@@ -98,7 +90,7 @@ VITS: dict[str, tuple[Callable, str, dict, int]] = {
 def test_hugging_faces_transformers_give_their_own_features(tmp_path, case):
     """At the size that position embeddings were made for; at others libraries interpolate them each in its way."""
     make, model, overrides, prefix = VITS[case]
-    theirs = _randomised(make())
+    theirs = randomised(make())
     spec = _spec(model, 1, **overrides)
     ours = _loaded(spec, _saved(theirs, tmp_path))
     for size in [(112, 112)] if "dinov2" in model else [(128, 128), (64, 160)]:
@@ -201,7 +193,7 @@ def _in_hugging_faces_names(official: dict) -> dict:
 def test_all_forms_of_the_same_tensors_agree(tmp_path, case):
     """Official, timm's and Hugging Face's, through our contract, against timm's own forward, at several sizes."""
     model, overrides = OFFICIAL[case]
-    reference = _randomised(timm.create_model(model, num_classes=0, dynamic_img_size=True, **overrides))
+    reference = randomised(timm.create_model(model, num_classes=0, dynamic_img_size=True, **overrides))
     official = (_official_dinov3 if "dinov3" in model else _official_dinov2)(reference)
     forms = {"timm": reference.state_dict(), "official": official, "hugging face": _in_hugging_faces_names(official)}
     assert len({frozenset(form) for form in forms.values()}) == 3
@@ -220,7 +212,7 @@ def test_all_forms_of_the_same_tensors_agree(tmp_path, case):
 def test_biases_that_timms_network_does_not_have(tmp_path):
     """Dropping them would be another network."""
     reference = timm.create_model("vit_small_patch16_dinov3_qkvb", num_classes=0, depth=1)
-    official = _official_dinov3(_randomised(reference))
+    official = _official_dinov3(randomised(reference))
     for form in (official, _in_hugging_faces_names(official)):
         torch.save(form, tmp_path / "x.pth")
         with pytest.raises(UserError, match="Take model vit_small_patch16_dinov3_qkvb"):
@@ -241,7 +233,7 @@ def _hugging_faces_sam() -> torch.nn.Module:
 
 def test_sams_forms_agree(tmp_path):
     """Hugging Face's file against its own network; and the same tensors as SAM's authors and as timm name them."""
-    theirs = _randomised(_hugging_faces_sam())
+    theirs = randomised(_hugging_faces_sam())
     spec = _spec("vit_b", "neck", "sam", **SMALL_SAM, global_attn_indexes=[1])
     ours = _loaded(spec, _saved(theirs, tmp_path))
     state = {f"image_encoder.{name}": tensor for name, tensor in ours.net.state_dict().items()}
@@ -265,7 +257,7 @@ def test_sams_forms_agree(tmp_path):
 def test_dinov3s_convnexts(tmp_path):
     """Hugging Face's file against its own network, and the official names."""
     config = transformers.DINOv3ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 2, 1])
-    theirs = _randomised(transformers.DINOv3ConvNextModel(config))
+    theirs = randomised(transformers.DINOv3ConvNextModel(config))
     overrides = {"dims": [8, 16, 24, 32], "depths": [1, 1, 2, 1]}
     spec = _spec("convnext_tiny", 0, **overrides)
     path = _saved(theirs, tmp_path)
@@ -317,7 +309,7 @@ def _clips_blocks(clip: torch.nn.Module, images: torch.Tensor) -> list[torch.Ten
 def test_clips_files_give_clips_features(tmp_path, form):
     """open_clip saves a dictionary of tensors; OpenAI a TorchScript archive in float16, with QuickGELU."""
     own = form == "CLIP's own"
-    theirs = _randomised(_clip("quick" if own else torch.nn.GELU))
+    theirs = randomised(_clip("quick" if own else torch.nn.GELU))
     if own:
         holder = torch.nn.Module()
         for name, tensor in theirs.state_dict().items():
@@ -348,7 +340,7 @@ def test_clips_files_give_clips_features(tmp_path, form):
 
 def test_an_image_tower_of_timm_in_open_clips_names(tmp_path):
     """As its SigLIP models are saved; text tower and heads are left out, what nobody knows is not."""
-    reference = _randomised(timm.create_model("vit_base_patch16_siglip_224", num_classes=0, **CLIP_SMALL))
+    reference = randomised(timm.create_model("vit_base_patch16_siglip_224", num_classes=0, **CLIP_SMALL))
     state = {f"visual.trunk.{name}": tensor for name, tensor in reference.state_dict().items()}
     state |= {
         "visual.head.proj.weight": torch.ones(3, 64),
@@ -367,7 +359,7 @@ def test_an_image_tower_of_timm_in_open_clips_names(tmp_path):
 
 def test_timms_own_file_has_a_classifier(tmp_path):
     """As its hub has it; the classifier is left out, a counter of batches is kept."""
-    whole = _randomised(timm.create_model("resnet18", num_classes=10))
+    whole = randomised(timm.create_model("resnet18", num_classes=10))
     save_file(whole.state_dict(), tmp_path / "model.safetensors")
     spec = _spec("resnet18", 4)
     ours, images = _loaded(spec, tmp_path / "model.safetensors"), torch.randn(1, 3, 64, 64)
@@ -376,7 +368,7 @@ def test_timms_own_file_has_a_classifier(tmp_path):
 
 def test_a_hugging_face_file_with_a_tensor_missing_or_left_over(tmp_path):
     make, model, overrides, _ = VITS["DINOv2"]
-    state = load_file(_saved(_randomised(make()), tmp_path))
+    state = load_file(_saved(randomised(make()), tmp_path))
     spec = _spec(model, 1, **overrides)
     for case, changed, message in (
         ("more", state | {"pooler.dense.weight": torch.ones(1)}, "unexpected pooler.dense.weight"),
@@ -389,7 +381,7 @@ def test_a_hugging_face_file_with_a_tensor_missing_or_left_over(tmp_path):
 
 def test_position_embeddings_of_another_size_say_which(tmp_path):
     make, model, overrides, _ = VITS["DINOv2"]
-    path = _saved(_randomised(make()), tmp_path)
+    path = _saved(randomised(make()), tmp_path)
     other = {key: value for key, value in overrides.items() if key != "img_size"}
     with pytest.raises(UserError, match=r"made for images of 112 pixels: overrides: \{img_size: 112\}"):
         _loaded(_spec(model, 1, **other), path)

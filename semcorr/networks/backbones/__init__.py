@@ -118,10 +118,13 @@ def read(path: Path) -> dict[str, torch.Tensor]:
 
 def save(path: Path, tensors: dict[str, torch.Tensor], record: dict) -> None:
     """Write tensors as safetensors, with the provenance `record` and their digest; the output is deterministic."""
-    record = provenance.sealed(record | {provenance.TENSORS: digest(tensors)})
+    _write(path, tensors, record | {provenance.TENSORS: digest(tensors)})
+
+
+def _write(path: Path, tensors: dict[str, torch.Tensor], record: dict) -> None:
     contiguous = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
     with replacing(path) as partial:
-        save_file(contiguous, partial, metadata={provenance.KEY: provenance.dumps(record)})
+        save_file(contiguous, partial, metadata={provenance.KEY: provenance.dumps(provenance.sealed(record))})
 
 
 def save_shared(path: Path, tensors: dict[str, torch.Tensor]) -> str:
@@ -139,7 +142,7 @@ def save_shared(path: Path, tensors: dict[str, torch.Tensor]) -> str:
                     os.link(other, partial)
                     os.utime(partial)  # engines compare times, and this output is new
                     return key
-        save(path, tensors, {})
+        _write(path, tensors, {provenance.TENSORS: key})
     return key
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from semcorr.errors import UserError
 from semcorr.networks.backbones import names
+from semcorr.networks.backbones.attention import FACETS
 from semcorr.networks.backbones.base import Blockwise
 from semcorr.params import BackboneSpec
 
@@ -41,7 +42,7 @@ def network(spec: BackboneSpec) -> Blockwise:
 class Encoder(Blockwise):
     """SAM's encoder; activations are maps (B, h, w, C)."""
 
-    facets = ("token", "query", "key", "value")
+    facets = ("token", *FACETS)
     mean = (123.675 / 255, 116.28 / 255, 103.53 / 255)
     std = (58.395 / 255, 57.12 / 255, 57.375 / 255)
     resample = PillowImage.Resampling.BILINEAR
@@ -84,7 +85,7 @@ class Encoder(Blockwise):
     def facet(self, activations: Tensor, cells: tuple[int, int], block: int, facet: str) -> Tensor:
         attention = self.net.blocks[block]
         parts = attention.attn.qkv(attention.norm1(activations)).chunk(3, dim=-1)
-        return parts[("query", "key", "value").index(facet)].permute(0, 3, 1, 2)
+        return parts[FACETS.index(facet)].permute(0, 3, 1, 2)
 
     def activation_shape(self, cells: tuple[int, int]) -> tuple[int, ...]:
         return *cells, self.widths[0]

@@ -48,9 +48,9 @@ class Staged(Backbone):
         twin = _twin(net)
         side = size or _side(net)
         fixed = bool(net.pretrained_cfg.get("fixed_input_size"))
-        for size in [side] if fixed else [side, *SIDES]:
-            shapes = self._shapes(twin, (size, size))
-            self.strides = _strides(shapes, size)
+        for tried in [side] if fixed else [side, *SIDES]:
+            shapes = self._shapes(twin, (tried, tried))
+            self.strides = _strides(shapes, tried)
             if self.strides:
                 break
         else:
