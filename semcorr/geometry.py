@@ -56,32 +56,47 @@ class Grid:
     Attributes:
         image_size: original image (height, width) in pixels.
         resized_size: the image as the network sees it, without padding, (height, width) in pixels.
-        stride: network pixels between the centres of neighbouring cells; cell 0 covers pixels 0 to stride - 1.
+        stride: network pixels that a cell of the network covers; cell 0 covers pixels 0 to stride - 1.
+        upsample: cells of the map in each of these, along each axis.
     """
 
     image_size: tuple[int, int]
     resized_size: tuple[int, int]
     stride: int
+    upsample: int = 1
+
+    @property
+    def pitch(self) -> float:
+        """Network pixels between the centres of neighbouring cells."""
+        return self.stride / self.upsample
 
     @property
     def shape(self) -> tuple[int, int]:
         """Valid cells (h, w): those that cover any part of the image, so that every pixel lies in one."""
-        height, width = (-(-side // self.stride) for side in self.resized_size)
+        height, width = (-(-side * self.upsample // self.stride) for side in self.resized_size)
         return height, width
 
     def pixels_to_cells(self, points: np.ndarray) -> np.ndarray:
         """Points (..., 2), x y, from original pixels to cells."""
-        return rescale(resize_points(points, self.image_size, self.resized_size), float(self.stride), 1.0)
+        return rescale(
+            resize_points(points, self.image_size, self.resized_size), float(self.stride), float(self.upsample)
+        )
 
     def cells_to_pixels(self, points: np.ndarray) -> np.ndarray:
         """Points (..., 2), x y, from cells to original pixels; the inverse of `pixels_to_cells`."""
-        return resize_points(rescale(points, 1.0, float(self.stride)), self.resized_size, self.image_size)
+        return resize_points(
+            rescale(points, float(self.upsample), float(self.stride)), self.resized_size, self.image_size
+        )
+
+    def mirror(self, points: np.ndarray) -> np.ndarray:
+        """Points (..., 2), x y in original pixels, in the image mirrored left to right; its own inverse."""
+        return points * (-1, 1) + (self.image_size[1] - 1, 0)
 
     def answers(self, points: np.ndarray) -> np.ndarray:
         """Predicted points (..., 2), x y, from cells to original pixels, clipped to the image.
 
         The last cell of an axis may be centred on padding. The part of the image that it covers then lies within half a
-        stride of the image's edge, so the edge is the answer.
+        cell of the image's edge, so the edge is the answer.
         """
         edge = np.array(self.image_size[::-1], float) - 1
         return np.clip(self.cells_to_pixels(points), 0, edge)

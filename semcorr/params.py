@@ -12,6 +12,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
+from operator import getitem
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -19,8 +20,10 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     StringConstraints,
+    Tag,
     TypeAdapter,
     ValidationError,
     model_validator,
@@ -277,6 +280,13 @@ Weights = Annotated[
 ]
 
 
+View = Literal["plain", "mirrored"]
+
+
+def _plain() -> list[View]:
+    return ["plain"]
+
+
 class BackboneSpec(Model):
     """A network, the source of its tensors, and which of its activations are the features."""
 
@@ -296,6 +306,12 @@ class BackboneSpec(Model):
     facet: Facet = Field(description="which activations of the block")
     norm: bool = Field(description="apply the network's final LayerNorm")
     debias: Debias | None = Field(description="remove the positional part, as seen on a blank image; null keeps it")
+    views: list[View] = Field(
+        default_factory=_plain,
+        description="of each image; the features of both are joined, so that similarities are averaged; [plain] if "
+        "left out",
+        examples=[["plain"], ["plain", "mirrored"]],
+    )
     compute: Literal["float32", "bfloat16", "float16"] = Field(description="precision of the computation")
     precision: Literal["float16", "float32"] = Field(description="of the features on disk")
 
@@ -303,6 +319,11 @@ class BackboneSpec(Model):
     def layers(self) -> list[int | Literal["neck"]]:
         """The feature layers, in ascending order."""
         return [*self.layer] if isinstance(self.layer, list) else [self.layer]
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether the mirrored image is seen too."""
+        return "mirrored" in self.views
 
     @model_validator(mode="after")
     def _check_features(self) -> Self:
@@ -314,6 +335,8 @@ class BackboneSpec(Model):
             raise BadKey("facet", f"{self.facet!r} lies inside a block; allowed with norm or a neck: 'token'")
         if self.layers != sorted(set(self.layers)):
             raise BadKey("layer", f"{self.layer} must be in ascending order, without repeats")
+        if self.views not in (["plain"], ["plain", "mirrored"]):
+            raise BadKey("views", f"{self.views}; allowed: [plain] or [plain, mirrored]")
         return self
 
 
@@ -338,6 +361,28 @@ class Trunk(Model):
 
     blocks: Count = Field(description="number of blocks above it: the depth of the deepest tuning", examples=[2])
     precision: Literal["float16", "float32"] = Field(description="of the activations on disk")
+    mirrored: bool = Field(
+        False,
+        description="also of the mirrored images, for `augment.flip` from the cache and for mirrored `views`; false if "
+        "left out",
+    )
+
+
+class Schedule(Model):
+    """A number that moves evenly from one value to another over the training."""
+
+    from_: Positive = Field(alias="from", description="at the first step", examples=[3.0])
+    to: Positive = Field(description="at the last step", examples=[1.0])
+
+    def at(self, progress: float) -> float:
+        """The value at a fraction of the training, 0 to 1."""
+        return self.from_ + progress * (self.to - self.from_)
+
+
+Scheduled = Annotated[
+    Annotated[Positive, Tag("number")] | Annotated[Schedule, Tag("Schedule")],
+    Discriminator(lambda value: "Schedule" if isinstance(value, dict | Schedule) else "number"),
+]
 
 
 class GaussianCrossEntropy(Model):
@@ -345,7 +390,11 @@ class GaussianCrossEntropy(Model):
 
     name: Literal["gaussian_ce"] = Field(description="cross-entropy to a Gaussian")
     temperature: Temperature = Field(description="divides the similarity")
-    sigma_cells: Positive = Field(description="width of the Gaussian, in cells")
+    sigma_cells: Scheduled = Field(
+        description="width of the Gaussian, in cells of the network, also with a head; or {from: 3, to: 1} over the "
+        "training",
+        examples=[1.0, {"from": 3.0, "to": 1.0}],
+    )
 
 
 class Contrastive(Model):
@@ -386,6 +435,14 @@ class LoRA(Model):
     targets: Distinct = Field(description="names of linear layers", examples=[["qkv", "proj"]])
 
 
+class Head(Model):
+    """A small decoder from the tuned blocks' features to a finer grid, trained with them."""
+
+    upsample: Literal[2, 4] = Field(description="cells of the finer grid in each cell, along each axis")
+    channels: Annotated[int, Field(ge=1, le=4096, examples=[128])] = Field(description="of the features")
+    learning_rate: Positive = Field(5.0, description="times that of the blocks; 5 if left out", examples=[5.0])
+
+
 class ImageBatches(Model):
     """Batches of `images` images of one category: all annotated ordered pairs among them; each image once per epoch."""
 
@@ -401,9 +458,9 @@ class PairBatches(Model):
 
 
 class Augment(Model):
-    """Augmentation of the training images; the trunk then runs on every batch instead of being cached."""
+    """Augmentation of the training images: the trunk runs on every batch, unless its cache holds all that is needed."""
 
-    flip: bool = Field(description="mirror half of the batches")
+    flip: bool = Field(description="mirror half of the batches; from the cache with trunk.mirrored")
     photometric: Annotated[float, Field(ge=0, lt=1)] = Field(
         description="change colours by up to this fraction", examples=[0.3]
     )
@@ -428,6 +485,7 @@ class Tuning(Model):
 
     blocks: Count = Field(description="how many are trained, at most trunk.blocks", examples=[2])
     lora: LoRA | None = Field(description="train low-rank additions; null trains the tensors themselves")
+    head: Head | None = Field(None, description="a small decoder to a finer grid; null, or left out, for none")
     start: Start | None = Field(description="another tuning to continue from; null starts from the frozen weights")
     loss: Loss = Field(description="the loss to minimise")
     end_point: EndPoint | None = Field(description="a second loss term; null for none")
@@ -648,6 +706,8 @@ class Params(Model):
         spec, blocks = self.backbones[name], self.trunk.blocks
         if spec.debias is not None:
             yield f"backbones.{name}.debias", "tuned features are not debiased; allowed with grid.tunings: []"
+        if spec.mirrored and not self.trunk.mirrored:
+            yield "trunk.mirrored", f"false, but backbones.{name}.views asks for mirrored images; allowed: true{FIX}"
         highest, lowest = spec.layers[-1], spec.layers[0]
         if highest == "neck" or lowest == "neck":
             return
@@ -814,11 +874,12 @@ def fill_in(text: str, where: str) -> tuple[str, list[str]]:
     plain, values, changes = read_text(text, Path(where)), _editable(text), []
     with contextlib.suppress(KeyError, IndexError, TypeError, AttributeError, ValueError):  # told by `validate`
         for key, value in _following(plain):
-            part, name = key.split(".")
-            before = plain[part].get(name, "unset")
+            *path, name = key.split(".")
+            known, part = (functools.reduce(getitem, path, whole) for whole in (plain, values))
+            before = known.get(name, "unset")
             if before != value and not (isinstance(before, list) and value and set(before) == set(value)):
-                values[part][name] = _replaced(values[part].get(name), value)
-                changes.append(f"{key}: {_inline(before)} -> {_inline(values[part][name])}")
+                part[name] = _replaced(part.get(name), value)
+                changes.append(f"{key}: {_inline(before)} -> {_inline(part[name])}")
     new = _written(values) if changes else text
     validate(read_text(new, Path(where)), where)
     if lost := Counter(COMMENT.findall(text)) - Counter(COMMENT.findall(new)):
@@ -832,11 +893,15 @@ def _following(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     yield "grid.weights", [*grid["baselines"], *grid["tunings"]]
     if "layers" not in grid:
         yield "grid.layers", {"backbones": [], "datasets": [], "facets": ["token"], "rule": grid["rules"][0]}
+    for name in [name for name in grid["backbones"] if "views" not in values["backbones"][name]]:
+        yield f"backbones.{name}.views", ["plain"]
     if not grid["tunings"]:
         yield from {"grid.train": None, "grid.validate": None, "grid.trunks": []}.items()
         return
     if grid["train"] and grid["validate"]:
         yield "grid.trunks", list(dict.fromkeys([grid["train"], grid["validate"], *grid["datasets"]]))
+    if any("mirrored" in values["backbones"][name].get("views", []) for name in grid["backbones"]):
+        yield "trunk.mirrored", True
     layers = [values["backbones"][name]["layer"] for name in grid["backbones"]]
     depths = [layer[-1] + 1 - layer[0] for layer in layers if isinstance(layer, list)]
     yield "trunk.blocks", max([*depths, *(values["tunings"][name]["blocks"] for name in grid["tunings"])])
@@ -1076,7 +1141,12 @@ def _locate(location: tuple) -> tuple[list, dict[str, Any]]:
             break
         if optional := [part for part in node.get("anyOf", []) if "$ref" in part]:  # a part that may be null
             node = whole["$defs"][optional[0]["$ref"].removeprefix("#/$defs/")]
-        if "discriminator" in node:
+        if (
+            "oneOf" in node and "discriminator" not in node
+        ):  # by type: the step is a model's name, or stands for the rest
+            named = [part for part in node["oneOf"] if part.get("$ref") == f"#/$defs/{step}"]
+            inner = next(iter(named), None) or next(part for part in node["oneOf"] if "$ref" not in part)
+        elif "discriminator" in node:
             inner = {"$ref": node["discriminator"]["mapping"][step]}
         else:
             inner = node.get("properties", {}).get(step)

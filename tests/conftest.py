@@ -121,7 +121,7 @@ def randomised(net: Any) -> Any:
 
 
 def small(values: dict) -> None:
-    """One backbone, tested on SPair-71k's format: the smallest experiment with every stage in it."""
+    """One backbone, tested on SPair-71k's format: the smallest experiment with every stage in it, and every option."""
     test = values["datasets"]["toy_spair_val"] | {"split": "test"}
     values["datasets"] = {**values["datasets"], "toy_spair_test": test}
     values["datasets"].pop("toy_willow")
@@ -133,6 +133,13 @@ def small(values: dict) -> None:
         "rule": "argmax",
     }
     values["grid"]["layers"] = layers
+    values["backbones"]["dinov2_tiny"]["views"] = ["plain", "mirrored"]
+    values["trunk"]["mirrored"] = True
+    values["tunings"]["last1"] |= {
+        "head": {"upsample": 2, "channels": 16, "learning_rate": 2.0},
+        "loss": {"name": "gaussian_ce", "temperature": 0.05, "sigma_cells": {"from": 2.0, "to": 1.0}},
+        "augment": {"flip": True, "photometric": 0},
+    }
     values["grid"]["trunks"] = ["toy_spair_trn", "toy_spair_val", "toy_spair_test"]
     values["evaluate"]["references"].pop("pfwillow")
 

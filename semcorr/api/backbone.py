@@ -147,7 +147,7 @@ class UnifiedBackbone(nn.Module):
         """How the feature map lies on an image (H, W); one larger than the network's canvas is shrunk."""
         side = self.network.side
         resized = size if side is None or max(size) <= side else resized_size(size, side)
-        return Grid(image_size=size, resized_size=resized, stride=self.network.stride)
+        return self.network.grid(size, resized)
 
     @torch.inference_mode()
     def extract_features(self, image: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from semcorr.artifacts.files import canonical_json, locked, sha256, unwritable
 from semcorr.errors import UserError, reason
 from semcorr.geometry import Grid
 
-FORMAT = 2
+FORMAT = 3
 CHECKSUMS = ".crc32"
 
 
@@ -131,6 +131,7 @@ def _lay_out(path: Path, record: dict[str, Any], entries: dict[str, Entry], dtyp
                 dataset.attrs["image_size"] = np.array(entry.grid.image_size, np.int32)
                 dataset.attrs["resized_size"] = np.array(entry.grid.resized_size, np.int32)
                 dataset.attrs["stride"] = np.int32(entry.grid.stride)
+                dataset.attrs["upsample"] = np.int32(entry.grid.upsample)
             _room(file, CHECKSUMS, (len(entries),), np.dtype("<u4"))
         _allocate(path)
     except BaseException:
@@ -208,7 +209,8 @@ class Store:
         if isinstance(item, h5py.Group) or name == CHECKSUMS:
             return
         sizes = [(int(height), int(width)) for height, width in map(item.attrs.get, ("image_size", "resized_size"))]
-        grid = Grid(image_size=sizes[0], resized_size=sizes[1], stride=int(item.attrs["stride"]))
+        stride, upsample = (int(item.attrs[name]) for name in ("stride", "upsample"))
+        grid = Grid(image_size=sizes[0], resized_size=sizes[1], stride=stride, upsample=upsample)
         self._entries[name] = Entry(shape=item.shape, grid=grid)
         self._places[name] = item.id.get_offset(), item.dtype
 
@@ -282,7 +284,7 @@ def describe(path: Path) -> list[str]:
         record, entries = store.provenance, store.entries()
         types = sorted({str(store.array(image_id).dtype) for image_id in entries})
         channels = sorted({entry.shape[-1] for entry in entries.values()})
-        strides = sorted({entry.grid.stride for entry in entries.values()})
+        strides = sorted({f"{entry.grid.pitch:g}" for entry in entries.values()})
         shapes = sorted({entry.shape[:-1] for entry in entries.values()})
     shown = ", ".join(" x ".join(map(str, shape)) for shape in shapes[:6])
     tensors = record.get("inputs", {}).get("tensors") or record.get("inputs", {}).get("frozen") or {}
@@ -290,7 +292,7 @@ def describe(path: Path) -> list[str]:
         f"{path}: {record['stage']}, {path.stat().st_size / 1e6:,.1f} MB, all checksums right",
         f"images: {len(entries):,}, {', '.join(types)}",
         f"cells: {shown}{f' and {len(shapes) - 6} more shapes' if len(shapes) > 6 else ''}",
-        f"channels: {', '.join(map(str, channels))}; stride: {', '.join(map(str, strides))}",
+        f"channels: {', '.join(map(str, channels))}; stride: {', '.join(strides)}",
         f"tensors: {tensors.get('origin', 'unknown')}",
         f"fingerprint: {record['fingerprint']}",
         *(f"{key}: {value}" for key, value in record["settings"].items()),

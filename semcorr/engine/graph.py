@@ -25,7 +25,7 @@ from semcorr.params import Params, restrict
 NETWORK = tuple(f"backbones.{{backbone}}.{key}" for key in ("family", "model", "overrides", "weights"))
 SIZE, COMPUTE, PRECISION = (f"backbones.{{backbone}}.{key}" for key in ("image_size", "compute", "precision"))
 LAYER = ("backbones.{backbone}.layer", "backbones.{backbone}.facet")
-FEATURES = (*LAYER, "backbones.{backbone}.norm")
+FEATURES = (*LAYER, "backbones.{backbone}.norm", "backbones.{backbone}.views")
 EVERY_LAYER = (
     *("backbones.{backbone}.norm", "backbones.{backbone}.debias"),
     *("grid.layers.facets", "grid.layers.rule", "rules.{layers_rule}"),
@@ -220,6 +220,8 @@ class Graph:
     def __init__(self, params: Params):
         self.params = params
         self.values = params.to_dict()
+        for name, backbone in self.values["backbones"].items():
+            backbone.setdefault("views", params.backbones[name].views)
         grid = self.values["grid"]
         self.constants = {key: str(grid[key]) for key in ("train", "validate")} | {"preset": params.preset}
         self.constants["layers_rule"] = str(params.grid.layers.rule)

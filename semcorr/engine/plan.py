@@ -28,6 +28,7 @@ from semcorr.geometry import resized_size
 from semcorr.networks import runtime
 from semcorr.networks.backbones import build
 from semcorr.networks.backbones.base import Backbone, Blockwise
+from semcorr.networks.upsampler import Upsampler
 from semcorr.params import (
     DatasetSpec,
     ImageBatches,
@@ -175,7 +176,7 @@ class Costs:
         self.graph, self.params = graph, graph.params
         self.sizes = {name: size(spec, graph.job("fetch", name)) for name, spec in self.params.datasets.items()}
         self._networks: dict[str, Backbone] = {}
-        self._passes: dict[tuple[str, tuple[int, int]], tuple[float, float, int, int]] = {}
+        self._passes: dict[tuple[str, tuple[int, int], str | None], tuple[float, float, int, int]] = {}
 
     def of(self, job: Job) -> Cost | None:
         """The cost of one job, start-up included; None if its dataset's size is not known yet."""
@@ -196,11 +197,15 @@ class Costs:
                 self._networks[name] = build(self.params.backbones[name])
         return self._networks[name]
 
-    def _pass(self, name: str, shape: tuple[int, int]) -> tuple[float, float, int, int]:
-        """Operations of the trunk and of the tail on one image, and the number of values each stores."""
-        key = name, shape
+    def _pass(self, name: str, shape: tuple[int, int], weights: str | None = None) -> tuple[float, float, int, int]:
+        """Operations of the trunk and of the tail on one view of an image, and the number of values each stores."""
+        key = name, shape, weights
         if key not in self._passes:
             network, spec = self._network(name), self.params.backbones[name]
+            tuning = None if weights is None else self.params.tunings.get(weights)
+            if tuning is not None and tuning.head is not None:
+                with torch.device("meta"):
+                    network.upsampler = Upsampler(network.channels(spec), tuning.head)
             resized = resized_size(shape, spec.image_size)
             images = torch.zeros(1, 3, *network.canvas(resized), device="meta")
             parts: list[Callable[[], object]] = [lambda: network.features(images, spec)]
@@ -214,8 +219,10 @@ class Costs:
                     with FlopCounterMode(display=False) as counter:
                         part()
                     counts.append(float(counter.get_total_flops()))
-            height, width = (-(-side // network.stride) for side in resized)
-            self._passes[key] = (counts[0], counts[1] - counts[0], held, height * width * network.channels(spec))
+            height, width = network.grid(shape, resized).shape
+            values = height * width * network.channels(spec) * len(spec.views)
+            self._passes[key] = (counts[0], counts[1] - counts[0], held, values)
+            network.upsampler = None
         return self._passes[key]
 
     def _fetch(self, job: Job, dataset: Size) -> Cost:
@@ -230,26 +237,32 @@ class Costs:
         name = job.cell["backbone"]
         trunk, tail, _, values = self._pass(name, dataset.shape)
         width = 2 if self.params.backbones[name].precision == "float16" else 4
-        return Cost(flops=dataset.images * (trunk + tail), disk=dataset.images * values * width)
+        seen = dataset.images * len(self.params.backbones[name].views)
+        return Cost(flops=seen * (trunk + tail), disk=dataset.images * values * width)
 
     def _trunk(self, job: Job, dataset: Size) -> Cost:
         trunk, _, held, _ = self._pass(job.cell["backbone"], dataset.shape)
         width = 2 if self.params.trunk.precision == "float16" else 4
-        return Cost(flops=dataset.images * trunk, disk=dataset.images * held * width)
+        seen = dataset.images * (2 if self.params.trunk.mirrored else 1)
+        return Cost(flops=seen * trunk, disk=seen * held * width)
 
     def _adapt(self, job: Job, dataset: Size) -> Cost:
         name = job.cell["backbone"]
-        _, tail, _, values = self._pass(name, dataset.shape)
+        _, tail, _, values = self._pass(name, dataset.shape, job.cell["tuning"])
         width = 2 if self.params.backbones[name].precision == "float16" else 4
-        return Cost(flops=dataset.images * tail, disk=dataset.images * values * width)
+        seen = dataset.images * len(self.params.backbones[name].views)
+        return Cost(flops=seen * tail, disk=dataset.images * values * width)
 
     def _finetune(self, job: Job, train: Size, validate: Size) -> Cost:
         name, tuning = job.cell["backbone"], self.params.tunings[job.cell["tuning"]]
-        trunk, tail, _, _ = self._pass(name, train.shape)
+        trunk, tail, _, _ = self._pass(name, train.shape, job.cell["tuning"])
         tail *= tuning.blocks / self.params.trunk.blocks
         seen = train.images if isinstance(tuning.batches, ImageBatches) else 2 * train.pairs
-        live = trunk if tuning.augment else 0.0
-        scored = validate.images * self._pass(name, validate.shape)[1] * (tuning.epochs // tuning.validation.every + 1)
+        augment = tuning.augment
+        live = trunk if augment and (augment.photometric or not self.params.trunk.mirrored) else 0.0
+        views = len(self.params.backbones[name].views)
+        scored = views * validate.images * self._pass(name, validate.shape, job.cell["tuning"])[1]
+        scored *= tuning.epochs // tuning.validation.every + 1
         network = self._network(name)
         assert isinstance(network, Blockwise), "architectures.py refuses to tune others"
         tuned = sum(
@@ -261,7 +274,7 @@ class Costs:
         return Cost(flops=flops, disk=5 * 4 * tuned)  # best, and in last.pt: tensors, two moments and best
 
     def _match(self, job: Job, dataset: Size) -> Cost:
-        *_, values = self._pass(job.cell["backbone"], dataset.shape)
+        *_, values = self._pass(job.cell["backbone"], dataset.shape, job.cell["weights"])
         return Cost(flops=2.0 * dataset.keypoints * values, disk=KEYPOINT_BYTES * dataset.keypoints)
 
     def _layers(self, job: Job, dataset: Size) -> Cost:

@@ -130,8 +130,12 @@ def require_dvcs_keys(values: params.Params) -> None:
     Raises:
         UserError: one is missing.
     """
-    if "layers" not in values.grid.model_fields_set:
-        raise UserError(f"{params.PARAMS_FILE}: grid.layers is missing, which dvc.yaml reads. Run: semcorr fix")
+    missing = [] if "layers" in values.grid.model_fields_set else ["grid.layers"]
+    for name in values.grid.backbones:
+        missing += [] if "views" in values.backbones[name].model_fields_set else [f"backbones.{name}.views"]
+    if missing:
+        keys, verb = ", ".join(missing), "is" if len(missing) == 1 else "are"
+        raise UserError(f"{params.PARAMS_FILE}: {keys} {verb} missing, which dvc.yaml reads. Run: semcorr fix")
 
 
 def another_version() -> str | None:

@@ -25,7 +25,7 @@ from semcorr.artifacts.progress import progress
 from semcorr.datasets.base import Image, read_image, read_images
 from semcorr.errors import UserError
 from semcorr.geometry import Grid, resized_size
-from semcorr.networks import runtime
+from semcorr.networks import runtime, views
 from semcorr.networks.backbones.base import Backbone
 from semcorr.params import BackboneSpec, Runtime
 from semcorr.tensors import rounded
@@ -90,7 +90,9 @@ class Encoder:
         forward: (B, 3, H, W) images -> (B, ...) arrays.
         shape: padded cells (h, w) -> shape of one image's array.
         stop: the block after the last one that runs.
-        valid_only: whether to cut (B, h, w, C) to the valid cells.
+        features: whether the arrays are features: (h, w, C) of the valid cells, of both views joined; or a trunk's
+            activations, padding included, of each view under its own name.
+        mirrored: whether the mirrored images run too.
     """
 
     network: Backbone
@@ -98,15 +100,28 @@ class Encoder:
     forward: Callable[[Tensor], Tensor]
     shape: Callable[[tuple[int, int]], tuple[int, ...]]
     stop: int
-    valid_only: bool
+    features: bool
+    mirrored: bool
 
     def entry(self, image: Image) -> store.Entry:
         """The shape and geometry of one image's array."""
         size, stride = (image.height, image.width), self.network.stride
-        grid = Grid(image_size=size, resized_size=resized_size(size, self.spec.image_size), stride=stride)
+        grid = self.network.grid(size, resized_size(size, self.spec.image_size))
         height, width = self.network.canvas(grid.resized_size)
-        cells = grid.shape if self.valid_only else (height // stride, width // stride)
+        cells = grid.shape if self.features else (height // stride, width // stride)
         return store.Entry(shape=self.shape(cells), grid=grid)
+
+    def names(self, image_id: str) -> list[str]:
+        """The names of one image's arrays."""
+        return [image_id, views.mirrored(image_id)] if self.mirrored and not self.features else [image_id]
+
+    def arrays(self, image_id: str, grid: Grid, outputs: list[Tensor]) -> list[tuple[str, Tensor]]:
+        """The arrays of one image by name, from the output of each view."""
+        if not self.features:
+            return list(zip(self.names(image_id), outputs, strict=True))
+        height, width = grid.shape
+        valid = [output[:height, :width] for output in outputs]
+        return [(image_id, views.joined(valid[0], valid[1], grid) if self.mirrored else valid[0])]
 
 
 def encode(encoder: Encoder, index: Path, kept: StoreTarget, options: Runtime) -> str:
@@ -123,18 +138,23 @@ def encode(encoder: Encoder, index: Path, kept: StoreTarget, options: Runtime) -
     """
     network, spec, images = encoder.network, encoder.spec, read_images(index)
     device = next(network.parameters()).device
-    entries = {image.id: encoder.entry(image) for image in images}
+    entries = {name: entry for image in images for entry in [encoder.entry(image)] for name in encoder.names(image.id)}
     forward = runtime.compiled(encoder.forward, options)
 
     def why(image: Tensor) -> str:
         return network.overflow_in(image[None].to(device), encoder.stop, key=kept.key, precision=kept.precision)
 
     def arrays(done: set[str]) -> Arrays:
-        for batch, pixels in batches(network, images, index.parent / "images", spec.image_size, options, done):
-            outputs = halving(lambda part: forward(part.to(device)), pixels)
-            for image, shown, array in zip(batch, pixels, outputs, strict=True):
-                height, width = entries[image.id].grid.shape
-                yield image.id, array[:height, :width] if encoder.valid_only else array, partial(why, shown)
+        whole = {image.id for image in images if done.issuperset(encoder.names(image.id))}
+        for batch, pixels in batches(network, images, index.parent / "images", spec.image_size, options, whole):
+            shown = [pixels]
+            if encoder.mirrored:
+                pairs = zip(batch, pixels, strict=True)
+                shown.append(torch.stack([network.mirrored(one, entries[image.id].grid) for image, one in pairs]))
+            outputs = [halving(lambda part: forward(part.to(device)), view) for view in shown]
+            for image, one, *seen in zip(batch, pixels, *outputs, strict=True):
+                for name, array in encoder.arrays(image.id, entries[image.id].grid, seen):
+                    yield name, array, partial(why, one)
 
     with runtime.autocast(device, spec.compute):
         fill(kept, entries, arrays)
@@ -144,6 +164,8 @@ def encode(encoder: Encoder, index: Path, kept: StoreTarget, options: Runtime) -
 def dense(network: Backbone, spec: BackboneSpec, images: Tensor, grid: Grid, what: str, key: str) -> Tensor:
     """The features (B, h, w, C) of images of one size, valid cells only, rounded to the backbone's precision.
 
+    Both views, if the backbone has two.
+
     Args:
         network: on the images' device.
         spec: of the network.
@@ -152,11 +174,15 @@ def dense(network: Backbone, spec: BackboneSpec, images: Tensor, grid: Grid, wha
         what: the images' name in errors.
         key: sets the precision; named in errors.
     """
-    with runtime.autocast(images.device, spec.compute):
-        features = network.features(images, spec)
     height, width = grid.shape
+    seen = [images, network.mirrored(images, grid)] if spec.mirrored else [images]
+    with runtime.autocast(images.device, spec.compute):
+        maps = [network.features(view, spec).permute(0, 2, 3, 1)[:, :height, :width] for view in seen]
+    features = maps[0]
+    if spec.mirrored:
+        features = torch.stack([views.joined(one, other, grid) for one, other in zip(*maps, strict=True)])
     why = partial(network.overflow_in, images[:1], network.stop(spec), key=key, precision=spec.precision)
-    return rounded(features.permute(0, 2, 3, 1)[:, :height, :width], spec.precision, what, why)
+    return rounded(features, spec.precision, what, why)
 
 
 def versions() -> dict[str, str]:

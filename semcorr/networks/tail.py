@@ -11,6 +11,7 @@ from torch import Tensor
 
 from semcorr.artifacts.store import Store
 from semcorr.geometry import Grid
+from semcorr.networks import views
 from semcorr.networks.backbones import build_blockwise, load
 from semcorr.params import BackboneSpec
 
@@ -31,23 +32,33 @@ class Tail:
         self.network = load(build_blockwise(spec), *tensors).to(device)
         self.first = self.network.stop(spec) - blocks
 
-    def forward(self, trunk: Store, ids: list[str]) -> dict[str, tuple[Tensor, Grid]]:
-        """Feature maps (h, w, C), valid cells only, and grids of some images; one pass per padded shape."""
+    def forward(self, trunk: Store, ids: list[str], mirrored: bool = False) -> dict[str, tuple[Tensor, Grid]]:
+        """Feature maps (h, w, C), valid cells only, and grids of some images; one pass per padded shape.
+
+        Args:
+            trunk: the input of the tuned blocks.
+            ids: of the images.
+            mirrored: whether they are mirrored, all of them; the trunk must have been stored of these too.
+        """
 
         def activations(members: list[str]) -> Tensor:
-            arrays = np.stack([trunk.array(image_id) for image_id in members])
+            names = [views.mirrored(image_id) for image_id in members] if mirrored else members
+            arrays = np.stack([trunk.array(name) for name in names])
             return torch.from_numpy(arrays).to(self.device).float()
 
         return self._finish({image_id: trunk.grid(image_id) for image_id in ids}, activations)
 
-    def forward_live(self, images: dict[str, PillowImage.Image], long_side: int) -> dict[str, tuple[Tensor, Grid]]:
+    def forward_live(
+        self, images: dict[str, PillowImage.Image], long_side: int, mirrored: bool = False
+    ) -> dict[str, tuple[Tensor, Grid]]:
         """The same for images: the trunk runs too, without gradients, since its blocks are not trained."""
         prepared = {image_id: self.network.preprocess(image, long_side) for image_id, image in images.items()}
 
         @torch.no_grad()
         def activations(members: list[str]) -> Tensor:
-            pixels = torch.stack([prepared[image_id][0] for image_id in members])
-            return self.network.trunk(pixels.to(self.device), self.first)
+            shown = [prepared[image_id] for image_id in members]
+            pixels = [self.network.mirrored(*one) if mirrored else one[0] for one in shown]
+            return self.network.trunk(torch.stack(pixels).to(self.device), self.first)
 
         return self._finish({image_id: grid for image_id, (_, grid) in prepared.items()}, activations)
 
@@ -55,6 +66,8 @@ class Tail:
         self, grids: dict[str, Grid], activations: Callable[[list[str]], Tensor]
     ) -> dict[str, tuple[Tensor, Grid]]:
         """Run the tail on one batch per padded shape, and cut each image's map to its valid cells."""
+        # The trunk knows nothing of a finer grid.
+        grids = {image_id: self.network.grid(grid.image_size, grid.resized_size) for image_id, grid in grids.items()}
         shapes: dict[tuple[int, int], list[str]] = defaultdict(list)
         for image_id, grid in grids.items():
             shapes[self._cells(grid)].append(image_id)
@@ -79,9 +92,13 @@ class Tail:
 
     @torch.inference_mode()
     def features(self, trunk: Store, ids: list[str], batch_size: int) -> Iterator[tuple[str, Tensor, Grid]]:
-        """Feature maps of many images, in order, without gradients."""
+        """Feature maps of many images, in order, without gradients; both views, if the backbone has two."""
         for at in range(0, len(ids), batch_size):
             batch = ids[at : at + batch_size]
             maps = self.forward(trunk, batch)
+            others = self.forward(trunk, batch, mirrored=True) if self.spec.mirrored else {}
             for image_id in batch:
-                yield image_id, *maps[image_id]
+                features, grid = maps[image_id]
+                if others:
+                    features = views.joined(features, others[image_id][0], grid)
+                yield image_id, features, grid

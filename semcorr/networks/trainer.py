@@ -48,6 +48,7 @@ class Run:
         pairs: of the training set.
         validation: pairs of the validation set.
         read: image id -> the training image, for augmentation.
+        mirrored: whether the trunk holds the mirrored images too.
         last: file for the run's state.
         key: identifies the run, which resumes only from the same key; "settings" and "basis" are dictionaries.
         options: how the machine is used.
@@ -59,6 +60,7 @@ class Run:
     pairs: list[Pair]
     validation: list[Pair]
     read: Callable[[str], PillowImage.Image]
+    mirrored: bool
     last: Path
     key: dict[str, Any]
     options: Runtime
@@ -84,8 +86,8 @@ class Trainer:
         self.batches = Batches(run.pairs, self.tuning)
         self.validation = _evenly(run.validation, self.tuning.validation.pairs)
         self.steps = self.batches.count()
-        rate, decay = self.tuning.learning_rate, self.tuning.weight_decay
-        self.optimizer = torch.optim.AdamW(self.tuned.tensors.values(), lr=rate, weight_decay=decay)
+        groups, rate = self.tuned.groups(self.tuning), self.tuning.learning_rate
+        self.optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=self.tuning.weight_decay)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.spec.compute == "float16")
         self.ema = self.tuned.values() if self.tuning.ema else None
         self.warned = False  # about features that overflow the backbone's precision
@@ -149,8 +151,9 @@ class Trainer:
         """Take one step of the optimizer; return the loss, averaged over the batches."""
         state = self.state
         factor = learning_rate(state["step"], self.steps, self.tuning)
+        progress = state["step"] / max(1, self.steps - 1)
         for group in self.optimizer.param_groups:
-            group["lr"] = factor * self.tuning.learning_rate
+            group["lr"] = group["factor"] * factor * self.tuning.learning_rate
         self.optimizer.zero_grad()
         total = torch.zeros((), device=self.device)
         for batch in batches[self.group.rank :: self.group.size]:
@@ -158,7 +161,7 @@ class Trainer:
                 maps, move = self._maps(trunk, batch)
             # Not under autocast, which would compute similarities in the lower precision.
             maps = {image_id: (features.float(), grid) for image_id, (features, grid) in maps.items()}
-            mean = loss(maps, batch, self.tuning, move) / len(batches)
+            mean = loss(maps, batch, self.tuning, move, progress) / len(batches)
             self.scaler.scale(mean).backward()
             total += mean.detach()
         value = self.group.sum([total])[0].item()
@@ -187,12 +190,15 @@ class Trainer:
             )
 
     def _maps(self, trunk: Store, batch: Batch) -> tuple[Maps, Any]:
-        """The features of a batch's images, from the cached trunk, or from the images if they are augmented."""
-        if self.tuning.augment is None:
+        """The features of a batch's images, from the cached trunk, or from the images if theirs are not cached."""
+        augment = self.tuning.augment
+        if augment is None:
             return self.tail.forward(trunk, batch.ids), lambda points, _: points
-        change = Augmentation(self.tuning.augment, batch.seed)
+        change = Augmentation(augment, batch.seed)
+        if self.run.mirrored and not augment.photometric:
+            return self.tail.forward(trunk, batch.ids, change.mirrored), change.keypoints
         images = {image_id: change.image(self.run.read(image_id)) for image_id in batch.ids}
-        return self.tail.forward_live(images, self.spec.image_size), change.keypoints
+        return self.tail.forward_live(images, self.spec.image_size, change.mirrored), change.keypoints
 
     def _validate(self, held_out: Store, epoch: int) -> None:
         """Score the validation pairs with the current tensors, or their average; keep them if they are the best."""

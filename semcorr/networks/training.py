@@ -19,6 +19,7 @@ from semcorr.geometry import Grid
 from semcorr.matching import by_image, heatmaps, normalise, sample
 from semcorr.networks import losses
 from semcorr.networks.backbones.base import Blockwise
+from semcorr.networks.upsampler import PREFIX, Upsampler
 from semcorr.params import Augment, BackboneSpec, ImageBatches, LoRA, Tuning
 
 Maps = dict[str, tuple[Tensor, Grid]]  # image id -> feature map (h, w, C), and its grid
@@ -28,9 +29,12 @@ class Tuned:
     """The trained tensors of a network; the others are frozen.
 
     Args:
-        network: its tuned modules are unfrozen, or get low-rank updates.
+        network: its tuned modules are unfrozen, or get low-rank updates; it gets the tuning's head if it has none.
         spec: of the backbone.
         tuning: which blocks, and how.
+
+    Attributes:
+        tensors: the trained ones by name; those of the head start with `PREFIX`.
     """
 
     def __init__(self, network: Blockwise, spec: BackboneSpec, tuning: Tuning):
@@ -43,6 +47,9 @@ class Tuned:
         else:
             self._add_lora(modules, tuning.lora)
         self.tensors = {name: tensor for name, tensor in self.net.named_parameters() if tensor.requires_grad}
+        self.head = _head(network, spec, tuning)
+        if self.head is not None:
+            self.tensors |= {PREFIX + name: tensor for name, tensor in self.head.named_parameters()}
 
     def _add_lora(self, modules: list[nn.Module], lora: LoRA) -> None:
         names = {module: name for name, module in self.net.named_modules()}
@@ -60,11 +67,18 @@ class Tuned:
     @torch.no_grad()
     def export(self) -> dict[str, Tensor]:
         """The trained tensors by the network's own names, with low-rank updates merged."""
-        split = {name: name.rpartition(".") for name in self._merged or self.tensors}
-        return {
-            name: getattr(self.net.get_submodule(path), last).detach().cpu().clone()
-            for name, (path, _, last) in split.items()
-        }
+        merged = {name: name.rpartition(".") for name in self._merged}
+        tensors = {name: getattr(self.net.get_submodule(path), last) for name, (path, _, last) in merged.items()}
+        kept = {name: tensor for name, tensor in self.tensors.items() if not merged or name.startswith(PREFIX)}
+        return {name: tensor.detach().cpu().clone() for name, tensor in {**tensors, **kept}.items()}
+
+    def groups(self, tuning: Tuning) -> list[dict[str, Any]]:
+        """The trained tensors as groups of the optimizer, each with its `factor` on the learning rate."""
+        own = [tensor for name, tensor in self.tensors.items() if not name.startswith(PREFIX)]
+        groups: list[dict[str, Any]] = [{"params": own, "factor": 1.0}]
+        if self.head is not None and tuning.head is not None:
+            groups.append({"params": list(self.head.parameters()), "factor": tuning.head.learning_rate})
+        return groups
 
     @torch.no_grad()
     def put(self, tensors: dict[str, Tensor]) -> None:
@@ -75,6 +89,20 @@ class Tuned:
     def values(self) -> dict[str, Tensor]:
         """A copy of the trained tensors."""
         return {name: tensor.detach().clone() for name, tensor in self.tensors.items()}
+
+
+def _head(network: Blockwise, spec: BackboneSpec, tuning: Tuning) -> Upsampler | None:
+    """The network's head, to be trained: the one that it was loaded with, or a new one."""
+    there, asked = network.upsampler, tuning.head
+    if there is not None and (asked is None or (there.upsample, there.channels) != (asked.upsample, asked.channels)):
+        size = f"{{upsample: {there.upsample}, channels: {there.channels}}}"
+        raise UserError(f"params.yaml: tunings: head: the tuning that it starts from has a head; allowed: {size}")
+    if asked is None:
+        return None
+    if there is None:
+        network.upsampler = Upsampler(network.channels(spec), asked).to(next(network.parameters()).device)
+    assert network.upsampler is not None
+    return network.upsampler.requires_grad_(True)
 
 
 class _LowRank(nn.Module):
@@ -173,6 +201,8 @@ class Batches:
 class Augmentation:
     """Random changes of a batch's images: each one's colours, and all of them mirrored or none.
 
+    Whether they are mirrored is drawn first, so it does not depend on what else changes.
+
     If only one image were mirrored, its left eye would match the other's right eye.
     """
 
@@ -182,18 +212,20 @@ class Augmentation:
         self.mirrored = augment.flip and bool(self._rng.random() < 0.5)
 
     def image(self, image: PillowImage.Image) -> PillowImage.Image:
-        """One image of the batch."""
+        """One image of the batch in its colours, not mirrored yet."""
         for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
             factor = 1 + self._augment.photometric * self._rng.uniform(-1, 1)
             image = change(image).enhance(factor) if self._augment.photometric else image
-        return image.transpose(PillowImage.Transpose.FLIP_LEFT_RIGHT) if self.mirrored else image
+        return image
 
     def keypoints(self, points: np.ndarray, grid: Grid) -> np.ndarray:
         """Keypoints (N, 2), x y in pixels, in an augmented image."""
-        return points * (-1, 1) + (grid.image_size[1] - 1, 0) if self.mirrored else points
+        return grid.mirror(points) if self.mirrored else points
 
 
-def loss(maps: Maps, batch: Batch, tuning: Tuning, move: Callable[[np.ndarray, Grid], np.ndarray]) -> Tensor:
+def loss(
+    maps: Maps, batch: Batch, tuning: Tuning, move: Callable[[np.ndarray, Grid], np.ndarray], progress: float = 0.0
+) -> Tensor:
     """The mean loss over the keypoints of a batch.
 
     Args:
@@ -201,6 +233,7 @@ def loss(maps: Maps, batch: Batch, tuning: Tuning, move: Callable[[np.ndarray, G
         batch: its pairs.
         tuning: `loss` and `end_point`.
         move: keypoints and the image's grid -> keypoints in the augmented image.
+        progress: of the training, 0 to 1, for numbers that change over it.
     """
     unit = {image_id: normalise(features) for image_id, (features, _) in maps.items()}
     counts = np.array([len(pair.keypoint_ids) for pair in batch.pairs])
@@ -217,7 +250,8 @@ def loss(maps: Maps, batch: Batch, tuning: Tuning, move: Callable[[np.ndarray, G
     order = np.argsort(np.concatenate(list(numbers["source"].values())))
     descriptors = torch.cat(sampled)[torch.from_numpy(order)]
     generator = torch.Generator().manual_seed(batch.seed)
-    objective = losses.objective(tuning.loss, tuning.end_point)
+    upsample = maps[batch.ids[0]][1].upsample
+    objective = losses.objective(tuning.loss, tuning.end_point, progress, upsample)
     values = []
     for image_id, keypoints in numbers["target"].items():
         target, source = unit[image_id], descriptors[torch.from_numpy(keypoints)]

@@ -168,7 +168,8 @@ def lay(cells: PillowImage.Image, grid: Grid, size: tuple[int, int]) -> PillowIm
     """A picture with one pixel per cell, smoothed and laid over its image's (width, height)."""
     whole = (cells.width * grid.stride, cells.height * grid.stride)
     smooth = cells.resize(whole, PillowImage.Resampling.BILINEAR)
-    return smooth.crop((0, 0, *grid.resized_size[::-1])).resize(size, PillowImage.Resampling.BILINEAR)
+    height, width = (side * grid.upsample for side in grid.resized_size)
+    return smooth.crop((0, 0, width, height)).resize(size, PillowImage.Resampling.BILINEAR)
 
 
 def false_colours(*layers: tuple[PillowImage.Image, np.ndarray, np.ndarray, Grid], side: int) -> PillowImage.Image:

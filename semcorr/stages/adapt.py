@@ -6,7 +6,7 @@ from semcorr.artifacts.provenance import provenance, verified
 from semcorr.artifacts.store import Entry, Store
 from semcorr.engine.basis import resume_key
 from semcorr.engine.graph import Job
-from semcorr.networks import runtime
+from semcorr.networks import runtime, views
 from semcorr.networks.encode import Arrays, StoreTarget, fill
 from semcorr.networks.tail import Tail
 from semcorr.params import Params
@@ -27,15 +27,18 @@ def adapt(job: Job, params: Params) -> str:
         key=f"backbones.{job.cell['backbone']}.precision",
     )
     with Store(job.inputs["trunk"], job.expects["trunk"]) as trunk:
-        grids = {image_id: trunk.grid(image_id) for image_id in trunk.ids()}
-        channels = tail.network.channels(spec)
-        entries = {image_id: Entry(shape=(*grid.shape, channels), grid=grid) for image_id, grid in grids.items()}
+        channels = len(spec.views) * tail.network.channels(spec)
+        entries = {}
+        for image_id in views.plain(trunk.ids()):
+            below = trunk.grid(image_id)
+            grid = tail.network.grid(below.image_size, below.resized_size)
+            entries[image_id] = Entry(shape=(*grid.shape, channels), grid=grid)
 
         def arrays(done: set[str]) -> Arrays:
-            ids = [image_id for image_id in grids if image_id not in done]
+            ids = [image_id for image_id in entries if image_id not in done]
             for image_id, features, _ in tail.features(trunk, ids, params.runtime.batch_size):
                 yield image_id, features, partial(tail.overflow, trunk, image_id, kept.key)
 
         with runtime.autocast(device, spec.compute):
             fill(kept, entries, arrays)
-    return f"{' '.join(job.cell.values())}: {len(grids):,} images"
+    return f"{' '.join(job.cell.values())}: {len(entries):,} images"

@@ -19,9 +19,10 @@ def extract(job: Job, params: Params) -> str:
         network=network,
         spec=spec,
         forward=lambda images: network.features(images, spec).permute(0, 2, 3, 1),
-        shape=lambda cells: (*cells, network.channels(spec)),
+        shape=lambda cells: (*cells, len(spec.views) * network.channels(spec)),
         stop=network.stop(spec),
-        valid_only=True,
+        features=True,
+        mirrored=spec.mirrored,
     )
     kept = StoreTarget(
         path=job.outputs["store"],

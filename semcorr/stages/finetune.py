@@ -38,6 +38,7 @@ def finetune(job: Job, params: Params) -> str:
         pairs=read_pairs(job.inputs["train_pairs"]),
         validation=read_pairs(job.inputs["validate_pairs"]),
         read=lambda image_id: read_image(folder, images[image_id]),
+        mirrored=params.trunk.mirrored,
         last=job.outputs["tensors"].with_name("last.pt"),
         key={
             "fingerprint": job.fingerprint,

@@ -22,7 +22,8 @@ def trunk(job: Job, params: Params) -> str:
         forward=lambda images: network.trunk(images, stop),
         shape=network.activation_shape,
         stop=stop,
-        valid_only=False,
+        features=False,
+        mirrored=params.trunk.mirrored,
     )
     kept = StoreTarget(
         path=job.outputs["store"],

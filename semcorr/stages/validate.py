@@ -5,6 +5,7 @@ The command line has already validated params.yaml itself, as for every stage. T
 """
 
 import logging
+import os
 
 from semcorr.engine import basis, project
 from semcorr.engine.graph import Graph, Job
@@ -17,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 def validate(job: Job, params: Params) -> str:
     """Check params.yaml against its networks, and write the basis; if that is unchanged, nothing re-runs."""
+    if "DVC_STAGE" in os.environ:
+        project.require_dvcs_keys(params)
     architectures.check(params)
     if another := project.another_version():
         logger.warning(another)

@@ -17,6 +17,7 @@ def grids(draw: st.DrawFn) -> Grid:
         image_size=size,
         resized_size=resized_size(size, draw(st.integers(16, 900))),
         stride=draw(st.sampled_from([7, 8, 14, 16])),
+        upsample=draw(st.sampled_from([1, 2, 4])),
     )
 
 
@@ -48,14 +49,14 @@ def test_there_and_back(grid, x, y):
 
 
 @given(grids(), st.floats(0, 1), st.floats(0, 1))
-def test_the_nearest_cell_answers_within_half_a_stride(grid, x, y):
+def test_the_nearest_cell_answers_within_half_a_cell(grid, x, y):
     """Of any point of the image, padding or not, and the answer lies on the image."""
     height, width = grid.shape
     point = np.array([x * (grid.image_size[1] - 1), y * (grid.image_size[0] - 1)])
     cell = np.clip(np.round(grid.pixels_to_cells(point)), 0, (width - 1, height - 1))
     answer = grid.answers(cell)
     scale = np.array(grid.resized_size[::-1]) / grid.image_size[::-1]
-    assert (np.abs(answer - point) * scale <= grid.stride / 2 + 1e-6).all()
+    assert (np.abs(answer - point) * scale <= grid.pitch / 2 + 1e-6).all()
     assert (answer >= 0).all()
     assert (answer <= np.array(grid.image_size[::-1]) - 1).all()
 
@@ -71,3 +72,22 @@ def test_resizing_keeps_the_edges_of_the_image(x, old, new):
 def test_long_side_decides():
     assert resized_size((375, 500), 336) == (252, 336)
     assert resized_size((10000, 10), 336) == (336, 1)
+
+
+@pytest.mark.parametrize("upsample", [2, 4])
+def test_finer_cells_share_out_those_of_the_network(upsample):
+    """Each of the network's cells is the middle of its finer ones, and no finer cell lies wholly on padding."""
+    coarse = Grid(image_size=(60, 90), resized_size=(60, 90), stride=14)
+    fine = Grid(image_size=(60, 90), resized_size=(60, 90), stride=14, upsample=upsample)
+    first = np.stack(np.meshgrid(np.arange(upsample), np.arange(upsample)), axis=-1).reshape(-1, 2).astype(float)
+    centre = fine.cells_to_pixels(first + upsample * np.array([3, 2])).mean(axis=0)
+    np.testing.assert_allclose(centre, coarse.cells_to_pixels(np.array([3.0, 2.0])))
+    step = 14 / upsample
+    assert fine.shape == (np.ceil(60 / step), np.ceil(90 / step))
+
+
+@given(grids(), st.floats(-5, 905), st.floats(-5, 905))
+def test_mirrored_twice_is_not_mirrored(grid, x, y):
+    points = np.array([[x, y]])
+    assert grid.mirror(np.array([[0.0, y]])).tolist() == [[grid.image_size[1] - 1, y]]
+    np.testing.assert_allclose(grid.mirror(grid.mirror(points)), points, atol=1e-9)

@@ -90,6 +90,7 @@ LEAVES: dict[str, tuple[object, set[str]]] = {
     f"backbones.{B}.image_size": (126, ENCODE),
     f"backbones.{B}.layer": (1, EXTRACT | TRUNK),
     f"backbones.{B}.norm": (False, EXTRACT | FINETUNE | LAYERS),
+    f"backbones.{B}.views": (["plain"], EXTRACT | FINETUNE),
     f"backbones.{B}.compute": ("bfloat16", ENCODE),
     f"backbones.{B}.precision": ("float32", EXTRACT | FINETUNE | LAYERS),
     "backbones.dinov3_tiny.layer": (2, NOTHING),  # not in the grid
@@ -99,6 +100,7 @@ LEAVES: dict[str, tuple[object, set[str]]] = {
     **{
         f"tunings.last1.{leaf}": (value, FINETUNE)
         for leaf, value in {
+            "head": {"upsample": 4, "channels": 16, "learning_rate": 2.0},
             "lora": {"rank": 2, "alpha": 4.0, "targets": ["qkv"]},
             "start": {"path": "x.safetensors", "sha256": "0" * 64},
             "loss": {"name": "cosine"},
@@ -143,6 +145,7 @@ TOGETHER = {
     "backbones.*.facet": "not with norm; read where `layer` is",
     "backbones.*.debias": "not with tunings; read by extract alone",
     "baselines": "`kind` has no other value for the trained weights",
+    "trunk.mirrored": "true with mirrored views; as the other keys of trunk",
     "tunings.last1.blocks": "at most trunk.blocks; as any key of the tuning",
     "rules.*.readout": "its other keys change too; as `sampling`",
     "runtime.processes": "as the other keys of runtime",
@@ -155,6 +158,7 @@ MODULES: dict[str, set[str]] = {
     **dict.fromkeys((f"artifacts/{name}.py" for name in ("__init__", "files", "progress", "provenance")), EVERYTHING),
     **dict.fromkeys((f"datasets/{name}.py" for name in ("__init__", "archive", "download")), EVERYTHING),
     **dict.fromkeys(("stages/weights.py", "tensors.py", "geometry.py", "networks/__init__.py"), WEIGHTS),
+    "networks/upsampler.py": WEIGHTS,
     **dict.fromkeys((f"networks/backbones/{name}.py" for name in ("__init__", "base", "timm")), WEIGHTS),
     **dict.fromkeys((f"networks/backbones/{name}.py" for name in ("attention", "names", "plain", "staged")), WEIGHTS),
     **dict.fromkeys(
@@ -165,6 +169,7 @@ MODULES: dict[str, set[str]] = {
     **dict.fromkeys((f"datasets/toy/{name}.py" for name in ("__init__", "benchmarks", "objects", "scene")), FETCHED),
     "stages/fetch.py": FETCHED,
     **dict.fromkeys(("networks/encode.py", "artifacts/store.py", "networks/runtime.py"), ENCODE),
+    "networks/views.py": ENCODE,
     "stages/extract.py": EXTRACT,
     "stages/trunk.py": TRUNK,
     "stages/layers.py": LAYERS,

@@ -225,9 +225,10 @@ def test_the_schedule_ends_with_the_training(smoke):
     assert batches.count() == sum(counts)
 
 
-def test_mirrored_images_keep_their_pairs():
+def test_mirrored_images_keep_their_pairs(smoke):
     """A marked pixel is where its keypoint says, mirrored or not, and all images of a batch are mirrored or none."""
     augment = params.Augment(flip=True, photometric=0.3)
+    network = build(params.validate(smoke, "smoke").backbones["dinov2_tiny"])
     mirrored = set()
     for seed in range(8):
         change = training.Augmentation(augment, seed)
@@ -236,7 +237,8 @@ def test_mirrored_images_keep_their_pairs():
             pixels = np.zeros((20, width, 3), np.uint8)
             pixels[7, x] = 255
             grid = Grid(image_size=(20, width), resized_size=(20, width), stride=4)
-            shown = np.asarray(change.image(PillowImage.fromarray(pixels))).sum(axis=2)
+            shown = torch.from_numpy(np.asarray(change.image(PillowImage.fromarray(pixels))).sum(axis=2))
+            shown = network.mirrored(shown, grid).numpy() if change.mirrored else shown.numpy()
             row, column = np.unravel_index(shown.argmax(), shown.shape)
             assert change.keypoints(np.array([[float(x), 7.0]]), grid).tolist() == [[column, row]]
     assert mirrored == {True, False}
@@ -358,6 +360,11 @@ VARIANTS = {
         "loss": LOSSES["contrastive"],
     },
     "augmented": {"augment": {"flip": True, "photometric": 0.2}},
+    "head, narrowing target": {
+        "head": {"upsample": 2, "channels": 8, "learning_rate": 3.0},
+        "loss": LOSSES["gaussian_ce"] | {"sigma_cells": {"from": 3.0, "to": 0.7}},
+        "ema": 0.9,
+    },
 }
 
 

@@ -18,8 +18,9 @@ from safetensors.torch import save_file
 
 from semcorr.artifacts import provenance
 from semcorr.artifacts.files import locked, replacing
-from semcorr.errors import UserError
+from semcorr.errors import UserError, reason
 from semcorr.networks.backbones.base import Backbone, Blockwise
+from semcorr.networks.upsampler import PREFIX, upsampler_of
 from semcorr.params import BackboneSpec
 from semcorr.tensors import require_finite
 
@@ -71,9 +72,28 @@ def load(network: Network, *files: Path) -> Network:
         UserError: a tensor is missing, unexpected or of the wrong shape; the message lists them.
     """
     tensors = {name: tensor for file in files for name, tensor in read(file).items()}
-    check(tensors, network, " and ".join(map(str, files)))
+    where = " and ".join(map(str, files))
+    require_finite({name: tensor.float() for name, tensor in tensors.items()}, where)
+    tensors = attach(network, tensors, where)
+    check(tensors, network, where)
     network.net.load_state_dict(tensors)
     return network
+
+
+def attach(network: Backbone, tensors: dict[str, torch.Tensor], where: str) -> dict[str, torch.Tensor]:
+    """Attach the head whose tensors are among those of a checkpoint, if any, and return the others.
+
+    Raises:
+        UserError: they are not the tensors of a head of this network.
+    """
+    own = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
+    if own:
+        try:
+            network.upsampler = upsampler_of(own)
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise UserError(f"{where}: not the tensors of a head ({reason(error)})") from None
+        network.upsampler.to(next(network.parameters()).device)
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(PREFIX)}
 
 
 def overlay(network: Backbone, path: Path, base: str) -> dict[str, torch.Tensor]:
@@ -91,11 +111,12 @@ def overlay(network: Backbone, path: Path, base: str) -> dict[str, torch.Tensor]
     if record.get("sha256") != base:
         raise UserError(f"{path}: was tuned from other tensors ({record.get('origin', 'it does not say which')})")
     tensors, own = read(path), network.net.state_dict()
-    for name, tensor in tensors.items():
+    require_finite(tensors, str(path))
+    of_network = attach(network, tensors, str(path))
+    for name, tensor in of_network.items():
         if name not in own or own[name].shape != tensor.shape:
             raise UserError(f"{path}: {name} is not a tensor of this network")
-    require_finite(tensors, str(path))
-    network.net.load_state_dict(own | tensors)
+    network.net.load_state_dict(own | of_network)
     return tensors
 
 

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from semcorr.errors import UserError
 from semcorr.geometry import Grid, resize
+from semcorr.networks.upsampler import Upsampler
 from semcorr.params import BackboneSpec
 from semcorr.tensors import limit
 
@@ -86,6 +87,7 @@ class Backbone(nn.Module, ABC):
     def __init__(self) -> None:
         super().__init__()
         self._bases: dict[tuple, Tensor] = {}
+        self.upsampler: Upsampler | None = None
 
     @property
     def depth(self) -> int:
@@ -114,13 +116,22 @@ class Backbone(nn.Module, ABC):
         """
         pixels = standardise(pixels_of(resize(image, long_side, self.resample)), self.mean, self.std)
         resized = pixels.shape[1], pixels.shape[2]
-        grid = Grid(image_size=(image.height, image.width), resized_size=resized, stride=self.stride)
-        return self.pad(pixels), grid
+        return self.pad(pixels), self.grid((image.height, image.width), resized)
+
+    def grid(self, size: tuple[int, int], resized: tuple[int, int]) -> Grid:
+        """How the features lie on an image (height, width) that is resized to another size."""
+        upsample = 1 if self.upsampler is None else self.upsampler.upsample
+        return Grid(image_size=size, resized_size=resized, stride=self.stride, upsample=upsample)
 
     def pad(self, pixels: Tensor) -> Tensor:
         """(..., H, W) pixels padded with zeros at the bottom and right to the canvas."""
         height, width = self.canvas((pixels.shape[-2], pixels.shape[-1]))
         return nn.functional.pad(pixels, (0, width - pixels.shape[-1], 0, height - pixels.shape[-2]))
+
+    def mirrored(self, pixels: Tensor, grid: Grid) -> Tensor:
+        """(..., H, W) pixels of the image mirrored left to right, with the padding where it was."""
+        width = grid.resized_size[1]
+        return torch.cat([pixels[..., :width].flip(-1), pixels[..., width:]], dim=-1)
 
     @abstractmethod
     def maps(self, images: Tensor, spec: BackboneSpec, layers: Sequence[int | str], facets: Sequence[str]) -> Maps:
@@ -160,7 +171,9 @@ class Backbone(nn.Module, ABC):
         return max(stops)
 
     def channels(self, spec: BackboneSpec) -> int:
-        """C of the features, summed over the layers."""
+        """C of the features of one view: summed over the layers, or of the upsampler."""
+        if self.upsampler is not None:
+            return self.upsampler.channels
         return sum(self.neck_width if layer == "neck" else self.widths[layer] for layer in spec.layers)
 
     def at(self, spec: BackboneSpec) -> Self:
@@ -180,8 +193,13 @@ class Backbone(nn.Module, ABC):
     def features(self, images: Tensor, spec: BackboneSpec) -> Tensor:
         """Features (B, C, h, w) of (B, 3, H, W) images; `spec.debias` removes what a blank image shows too."""
         maps = self.maps(images, spec, spec.layers, [spec.facet])
-        features = _joined([features for _, _, features in maps])
+        features = self._finished([features for _, _, features in maps])
         return features if spec.debias is None else self.debiased(features, images, spec)
+
+    def _finished(self, maps: list[Tensor]) -> Tensor:
+        """The features (B, C, h, w) from the maps of the layers."""
+        features = _joined(maps)
+        return features if self.upsampler is None else self.upsampler(features)
 
     def debiased(self, features: Tensor, images: Tensor, spec: BackboneSpec) -> Tensor:
         """Features (B, C, h, w) of images without their positional part."""
@@ -302,7 +320,7 @@ class Blockwise(Backbone):
     def tail(self, activations: Tensor, cells: tuple[int, int], first: int, spec: BackboneSpec) -> Tensor:
         """Features (B, C, h, w) from the input of block `first`."""
         maps = self._read_on(activations, cells, first, spec, spec.layers, [spec.facet])
-        return _joined([features for _, _, features in maps])
+        return self._finished([features for _, _, features in maps])
 
     def maps(self, images: Tensor, spec: BackboneSpec, layers: Sequence[int | str], facets: Sequence[str]) -> Maps:
         """See `Backbone.maps`."""

@@ -19,13 +19,26 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from semcorr.params import EndPoint, Loss
+from semcorr.params import EndPoint, Loss, Schedule
 from semcorr.tensors import require_shape
 
 
-def objective(loss: Loss, end_point: EndPoint | None) -> Callable[..., Tensor]:
-    """The loss of params.yaml, with its numbers bound, plus the weighted `end_point`."""
-    main = _function(loss.name, **loss.model_dump(exclude={"name"}))
+def objective(
+    loss: Loss, end_point: EndPoint | None, progress: float = 0.0, upsample: int = 1
+) -> Callable[..., Tensor]:
+    """The loss of params.yaml, with its numbers bound, plus the weighted `end_point`.
+
+    Args:
+        loss: the loss.
+        end_point: the second term; None for none.
+        progress: of the training, 0 to 1, for numbers that change over it.
+        upsample: cells of the maps in each of the network's, along each axis; `sigma_cells` counts the network's.
+    """
+    numbers = {name: getattr(loss, name) for name in type(loss).model_fields if name != "name"}
+    numbers = {name: value.at(progress) if isinstance(value, Schedule) else value for name, value in numbers.items()}
+    if "sigma_cells" in numbers:
+        numbers["sigma_cells"] *= upsample
+    main = _function(loss.name, **numbers)
     weight = 0.0 if end_point is None else end_point.weight
     extra = None if end_point is None else _function("end_point", temperature=end_point.temperature)
 

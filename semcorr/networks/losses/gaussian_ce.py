@@ -12,7 +12,7 @@ def gaussian_ce(*, maps: Tensor, cells: Tensor, temperature: float, sigma_cells:
         maps: similarity.
         cells: true positions.
         temperature: divides the similarity.
-        sigma_cells: of the Gaussian, in cells.
+        sigma_cells: of the Gaussian, in cells of the maps.
 
     Returns:
         (N,) in nats.
