@@ -157,6 +157,22 @@ CATEGORIES = Field(
 )
 
 
+class Part(Model):
+    """A seeded part of the images, or the rest: no image is in both, whatever else is chosen."""
+
+    seed: Seed = Field(description="of the draw")
+    fraction: Annotated[float, Field(gt=0, lt=1, examples=[0.2])] = Field(description="of the images, on average")
+    keep: Literal["part", "rest"] = Field(description="pairs whose images are both in the part, or both in the rest")
+
+
+PART = Field(
+    None,
+    description="only pairs within a seeded part of the images, or within the rest, to choose a recipe on data that is "
+    "neither trained nor tested on; null, or left out, takes all",
+    examples=[{"seed": 0, "fraction": 0.2, "keep": "rest"}],
+)
+
+
 class SPairSpec(Model):
     """One split of SPair-71k, or of a folder in its format (`expect: any`)."""
 
@@ -166,6 +182,7 @@ class SPairSpec(Model):
     split: Literal["trn", "val", "test"] = Field(description="which split")
     layout: Literal["large", "small"] = Field(description="which list of pairs")
     categories: Distinct | None = CATEGORIES
+    part: Part | None = PART
     limit: Count | None = Field(description="this many pairs from the start of the list; null takes all")
 
 
@@ -181,6 +198,7 @@ class PFWillowSpec(Model):
     )
     subsets: Distinct | None = Field(description="folders; null takes all", examples=[["car(G)", "duck(S)"]])
     categories: Distinct | None = CATEGORIES
+    part: Part | None = PART
     limit: Count | None = Field(description="this many pairs from the start of the list; null takes all")
 
 
@@ -192,6 +210,7 @@ class PFPascalSpec(Model):
     expect: Literal["pfpascal", "any"] = Field(description="which dataset this must be; `any` for your own data")
     split: Literal["trn", "val", "test"] = Field(description="which split")
     categories: Distinct | None = CATEGORIES
+    part: Part | None = PART
     limit: Count | None = Field(description="this many pairs from the start of the list; null takes all")
 
 
@@ -204,6 +223,7 @@ class AP10KSpec(Model):
     split: Literal["trn", "val", "test"] = Field(description="which split")
     subset: Literal["intra_species", "cross_species", "cross_family"] = Field(description="which animals form pairs")
     categories: Distinct | None = CATEGORIES
+    part: Part | None = PART
     limit: Count | None = Field(description="this many pairs from the start of the list; null takes all")
 
 

@@ -20,6 +20,7 @@ from PIL import Image as PillowImage
 from semcorr.artifacts import provenance
 from semcorr.datasets.decode import decode
 from semcorr.errors import UserError
+from semcorr.params import Part
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +123,18 @@ class Benchmark:
             raise NoSuchCategory(f"{self.root}: holds no pairs of category {strangers[0]}; it has {has}")
         return self._with([pair for pair in self.pairs if pair.category in categories], "pairs of other categories")
 
+    def within(self, part: Part | None) -> "Benchmark":
+        """The pairs within a seeded part of the images, or within the rest; all if `part` is None.
+
+        Each image is drawn by itself, from the seed and its id, so that neither depends on which others there are.
+        """
+        if part is None:
+            return self
+        wanted = part.keep == "part"
+        drawn = {image.id: _fraction(f"{part.seed} {image.id}") < part.fraction for image in self.images}
+        pairs = [pair for pair in self.pairs if drawn[pair.source] == drawn[pair.target] == wanted]
+        return self._with(pairs, "pairs outside `part`")
+
     def _with(self, pairs: list[Pair], why: str) -> "Benchmark":
         """These pairs and the images they use; the others are counted as left out."""
         used = {pair.source for pair in pairs} | {pair.target for pair in pairs}
@@ -129,6 +142,11 @@ class Benchmark:
         rest = len(self.pairs) - len(pairs)
         left_out = self.left_out | ({why: rest} if rest else {})
         return Benchmark(root=self.root, images=images, pairs=pairs, left_out=left_out)
+
+
+def _fraction(text: str) -> float:
+    """A number in [0, 1) drawn evenly by a text."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big") / 256**7
 
 
 _KINDS: dict[Any, pa.DataType] = {  # type of a field -> of its column

@@ -33,6 +33,7 @@ from semcorr.params import (
     DatasetSpec,
     ImageBatches,
     Params,
+    Part,
     PathSource,
     PFPascalSpec,
     PFWillowSpec,
@@ -113,12 +114,12 @@ def size(dataset: DatasetSpec, index: Job) -> Size | None:
         return Size(images=len(images), pairs=len(pairs), keypoints=keypoints, shape=shape, known=True)
     for source in dataset.sources:
         if isinstance(source, ToySource):
-            return _limited(_toy(dataset, source), dataset.limit)
+            return _limited(_within(_toy(dataset, source), dataset.part), dataset.limit)
         if isinstance(source, PathSource) and (path := project_path(source.path)).exists():
             if counted := count(path, dataset):
-                return _estimate(dataset, *counted)
+                return _within(_estimate(dataset, *counted), dataset.part)
             break
-    return _limited(_published(dataset), dataset.limit)
+    return _limited(_within(_published(dataset), dataset.part), dataset.limit)
 
 
 def _estimate(dataset: DatasetSpec, images: int, pairs: int, shape: tuple[int, int]) -> Size:
@@ -147,6 +148,15 @@ def _published(dataset: DatasetSpec) -> Size | None:
             )
             return _estimate(dataset, round(2 * pairs), round(pairs), (375, 500))
     return None
+
+
+def _within(whole: Size | None, part: Part | None) -> Size | None:
+    """The size of a seeded part of the images; both images of a pair must be in it."""
+    if whole is None or part is None:
+        return whole
+    share = part.fraction if part.keep == "part" else 1 - part.fraction
+    pairs, keypoints = (round(share**2 * count) for count in (whole.pairs, whole.keypoints))
+    return replace(whole, images=round(share * whole.images), pairs=pairs, keypoints=keypoints)
 
 
 def _limited(whole: Size | None, limit: int | None) -> Size | None:

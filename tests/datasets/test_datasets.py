@@ -13,8 +13,8 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from semcorr import cli
-from semcorr.datasets import ap10k, pfpascal, pfwillow, spair, toy, verify
+from semcorr import cli, params
+from semcorr.datasets import ap10k, base, pfpascal, pfwillow, spair, toy, verify
 from semcorr.errors import UserError
 
 SHARED = Path(os.environ.get("SEMCORR_DATA", Path(__file__).parents[3] / "shared/datasets"))
@@ -390,6 +390,34 @@ def test_only_some_categories(toy_root, capsys):
     with pytest.raises(SystemExit):
         cli.main(["check", str(toy_root / "spair"), "--categories", "zebra"])
     assert "no split holds pairs of category zebra; allowed: bicycle, bird, car" in capsys.readouterr().err
+
+
+def test_a_part_of_the_images_and_the_rest(toy_root):
+    """No image is in both, pairs between the two are in neither, and other seeds draw other images."""
+    whole = spair.read(toy_root / "spair", "trn", "large")
+
+    def within(**part) -> tuple[set[str], set[str]]:
+        kept = whole.within(params.Part.model_validate({"seed": 0, "fraction": 0.5, "keep": "part"} | part))
+        return {image.id for image in kept.images}, {pair.id for pair in kept.pairs}
+
+    (part, part_pairs), (rest, rest_pairs) = within(), within(keep="rest")
+    assert not part & rest
+    assert not part_pairs & rest_pairs
+    left_out = [pair for pair in whole.pairs if pair.id not in part_pairs | rest_pairs]
+    assert left_out
+    assert not any({pair.source, pair.target} <= images for pair in left_out for images in (part, rest))
+    assert part
+    assert rest
+    assert sum(base._fraction(f"0 {number}") < 0.2 for number in range(2000)) == pytest.approx(400, abs=60)
+    assert within() == (part, part_pairs)
+    assert within(seed=1)[0] != part
+    assert within(fraction=0.9)[0] >= part  # a larger one holds the smaller
+    category = whole.pairs[0].category
+    alone = whole.only([category]).within(params.Part(seed=0, fraction=0.5, keep="part"))
+    assert {pair.id for pair in alone.pairs} == {
+        p.id for p in whole.pairs if p.id in part_pairs and p.category == category
+    }
+    assert whole.within(None) is whole
 
 
 def test_an_image_knows_all_its_keypoints(toy_root, spair_root):
