@@ -16,9 +16,10 @@ from common import DATA, compare, experiment, preset
 from semcorr import params
 from semcorr.datasets.base import read_pairs
 from semcorr.datasets.decode import decode
-from semcorr.matching import heatmaps, normalise, sample
+from semcorr.matching import heatmaps
 from semcorr.networks.backbones import build, load
 from semcorr.readouts.argmax import argmax
+from semcorr.tensors import normalise, sample
 
 
 def main() -> None:

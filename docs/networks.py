@@ -16,11 +16,12 @@ from PIL import Image
 from semcorr import params
 from semcorr.artifacts.progress import progress
 from semcorr.errors import UserError
-from semcorr.matching import match_points, normalise
+from semcorr.matching import match_points
 from semcorr.networks import architectures
 from semcorr.networks.backbones import build
 from semcorr.networks.backbones.base import Backbone, Blockwise
 from semcorr.readouts.argmax import argmax
+from semcorr.tensors import normalise
 
 PAGE = Path(__file__).with_name("networks.md")
 START, END = "<!-- written by docs/networks.py -->\n", "<!-- end -->\n"

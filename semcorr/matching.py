@@ -13,42 +13,12 @@ from torch import Tensor
 from semcorr.errors import UserError
 from semcorr.geometry import Grid
 from semcorr.readouts import ReadOut
-from semcorr.tensors import require_shape, unit
+from semcorr.tensors import require_shape, sample, unit
 
 CHUNK = 2048  # keypoints whose heatmaps are in memory at once
 FLAT = 1e-6  # a range of similarity that is only rounding
 
 logger = logging.getLogger(__name__)
-
-
-def normalise(features: Tensor) -> Tensor:
-    """Scale vectors (..., C) to length one; a zero vector stays zero."""
-    return torch.nn.functional.normalize(features, dim=-1)
-
-
-def sample(features: Tensor, cells: Tensor, sampling: str) -> Tensor:
-    """Descriptors at points of a feature map.
-
-    Args:
-        features: (h, w, C) of unit length.
-        cells: (N, 2) x y; points beyond the outermost cell centres take the border's values.
-        sampling: "bilinear" or "nearest".
-
-    Returns:
-        (N, C) of unit length.
-    """
-    require_shape("features", features, "h", "w", "C")
-    require_shape("cells", cells, "N", 2)
-    height, width, _ = features.shape
-    grid = 2 * (cells + 0.5) / cells.new_tensor([width, height]) - 1
-    sampled = torch.nn.functional.grid_sample(
-        features.permute(2, 0, 1)[None],
-        grid[None, None].to(features),
-        mode=sampling,
-        padding_mode="border",
-        align_corners=False,
-    )
-    return normalise(sampled[0, :, 0].T)
 
 
 def heatmaps(descriptors: Tensor, features: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Checks of tensor shapes and finite values, shared by matching, training and feature stores."""
+"""Checks of tensors, and places between the cells of a feature map; shared by matching, training and feature stores."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -27,6 +27,36 @@ def require_shape(name: str, tensor: Tensor | np.ndarray, *expected: int | str) 
     pairs = zip(expected, given, strict=False)
     if len(given) != len(expected) or not all(isinstance(wanted, str) or wanted == size for wanted, size in pairs):
         raise ValueError(f"{name} is ({', '.join(map(str, given))}), expected ({', '.join(map(str, expected))})")
+
+
+def normalise(features: Tensor) -> Tensor:
+    """Scale vectors (..., C) to length one; a zero vector stays zero."""
+    return torch.nn.functional.normalize(features, dim=-1)
+
+
+def sample(features: Tensor, cells: Tensor, sampling: str) -> Tensor:
+    """Descriptors at points of a feature map.
+
+    Args:
+        features: (h, w, C) of unit length.
+        cells: (N, 2) x y; points beyond the outermost cell centres take the border's values.
+        sampling: "bilinear" or "nearest".
+
+    Returns:
+        (N, C) of unit length.
+    """
+    require_shape("features", features, "h", "w", "C")
+    require_shape("cells", cells, "N", 2)
+    height, width, _ = features.shape
+    grid = 2 * (cells + 0.5) / cells.new_tensor([width, height]) - 1
+    sampled = torch.nn.functional.grid_sample(
+        features.permute(2, 0, 1)[None],
+        grid[None, None].to(features),
+        mode=sampling,
+        padding_mode="border",
+        align_corners=False,
+    )
+    return normalise(sampled[0, :, 0].T)
 
 
 def limit(precision: str, channels: int) -> float:

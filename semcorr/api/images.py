@@ -29,7 +29,7 @@ from semcorr.datasets.decode import AnyImage, decode
 from semcorr.engine import graph
 from semcorr.errors import UserError, one_of
 from semcorr.geometry import Grid
-from semcorr.matching import heatmaps, match_points, sample
+from semcorr.matching import heatmaps, match_points
 from semcorr.networks import runtime
 from semcorr.networks.backbones import build, load
 from semcorr.networks.backbones.base import Backbone
@@ -38,7 +38,7 @@ from semcorr.networks.encode import dense
 from semcorr.networks.published import DEFAULT, PUBLISHED, RULES, cache, is_here
 from semcorr.readouts import readout
 from semcorr.report import pictures
-from semcorr.tensors import unit
+from semcorr.tensors import sample, unit
 
 SIDE = 512  # pixels of each image in a picture
 SMALLEST, LARGEST = 16, 4096  # allowed longer side of a network's input, in pixels

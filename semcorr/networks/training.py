@@ -16,11 +16,12 @@ from torch.nn.utils import parametrize
 from semcorr.datasets.base import Pair
 from semcorr.errors import UserError
 from semcorr.geometry import Grid
-from semcorr.matching import by_image, heatmaps, normalise, sample
+from semcorr.matching import by_image, heatmaps
 from semcorr.networks import losses
 from semcorr.networks.backbones.base import Blockwise
 from semcorr.networks.upsampler import PREFIX, Upsampler
 from semcorr.params import Augment, BackboneSpec, ImageBatches, LoRA, Tuning
+from semcorr.tensors import normalise, sample
 
 Maps = dict[str, tuple[Tensor, Grid]]  # image id -> feature map (h, w, C), and its grid
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from semcorr.geometry import Grid
-from semcorr.matching import normalise, sample
+from semcorr.tensors import normalise, sample
 
 MIRRORED = ".mirrored/"  # before an image's id; no id starts with a dot
 

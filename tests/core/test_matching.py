@@ -7,13 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semcorr.geometry import Grid
-from semcorr.matching import match_pairs, normalise, sample
+from semcorr.matching import match_pairs
 from semcorr.networks.losses.gaussian_ce import gaussian_ce
 from semcorr.params import SoftArgmax
 from semcorr.readouts import readout
 from semcorr.readouts.argmax import argmax
 from semcorr.readouts.kernel_softargmax import kernel_softargmax
 from semcorr.readouts.softargmax import softargmax
+from semcorr.tensors import normalise, sample
 
 
 def test_argmax_takes_the_first_of_equals():

@@ -19,12 +19,13 @@ from safetensors.torch import save_file
 from semcorr import params
 from semcorr.artifacts.files import sha256
 from semcorr.errors import UserError
-from semcorr.matching import heatmaps, normalise, sample
+from semcorr.matching import heatmaps
 from semcorr.networks.backbones import build, check, digest, load, save
 from semcorr.networks.backbones.base import Blockwise
 from semcorr.networks.backbones.weights import get
 from semcorr.networks.backbones.wheel import download_wheel, onnx_to_timm
 from semcorr.readouts.argmax import argmax
+from semcorr.tensors import normalise, sample
 
 NAMES = ["dinov2_tiny", "dinov3_tiny", "sam_tiny"]
 

@@ -12,11 +12,12 @@ from PIL import Image
 from semcorr import params
 from semcorr.errors import UserError
 from semcorr.geometry import Grid
-from semcorr.matching import match_points, normalise
+from semcorr.matching import match_points
 from semcorr.networks import architectures
 from semcorr.networks.backbones import build
 from semcorr.networks.backbones.base import Blockwise
 from semcorr.readouts.argmax import argmax
+from semcorr.tensors import normalise
 
 THIN = {"depth": 2, "embed_dim": 48, "num_heads": 3}
 # Model -> arguments that make it small, the strides of its layers, whether it takes images of any size, and whether

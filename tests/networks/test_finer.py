@@ -12,19 +12,20 @@ from conftest import randomised, setting
 from PIL import Image as PillowImage
 from PIL import ImageOps
 
-from semcorr import UnifiedBackbone, cli, params
+from semcorr import UnifiedBackbone, cli, match_images, params
 from semcorr.artifacts.files import write_json
 from semcorr.artifacts.store import Store, describe
 from semcorr.datasets.base import read_image, read_images
 from semcorr.engine import graph
 from semcorr.errors import UserError
 from semcorr.geometry import Grid
-from semcorr.matching import heatmaps, normalise, sample
+from semcorr.matching import heatmaps
 from semcorr.networks import losses, training, views
 from semcorr.networks.backbones import build, load, overlay, save
 from semcorr.networks.tail import Tail
 from semcorr.networks.upsampler import Upsampler
 from semcorr.report import pictures
+from semcorr.tensors import normalise, sample
 
 B = "dinov2_tiny"
 TUNED = {"fingerprint": "", "inputs": {"tensors": {"sha256": "base"}}}  # provenance of a checkpoint
@@ -218,6 +219,20 @@ def test_adapt_and_the_api_see_both_views_and_the_finer_grid(experiment, tmp_pat
             assert found.shape == (*grid.shape, 2 * HEAD["channels"])
     frozen = plan.job("extract", B, "frozen", "toy_spair_val").outputs["store"]
     assert "stride: 14\n" in "\n".join(describe(frozen))
+
+
+def test_own_images_are_matched_on_the_finer_grid(experiment):
+    """The centre of a finer cell is found again in the same image; the heatmaps and the pictures are as fine."""
+    plan = experiment("fetch", "weights", "trunk", "finetune", "adapt")
+    image = next(iter(_images(plan, "toy_spair_val").values()))
+    backbone = UnifiedBackbone.from_params(B, "checkpoints/dinov2_tiny/last1", device="cpu")
+    _, grid = backbone.network.preprocess(image, backbone.spec.image_size)
+    points = grid.cells_to_pixels(np.array([[3.0, 4.0], [grid.shape[1] - 4.0, 7.0]]))
+    found = match_images(image, image, points, backbone=B, weights="last1", rule="argmax")
+    np.testing.assert_allclose(found.target_points, points, atol=1e-6)
+    assert found.heatmaps().shape[1:] == found.target_grid.shape
+    assert found.target_grid.pitch == 7
+    assert found.dense(side=64).size == found.picture(side=64).size
 
 
 def test_matches_on_the_finer_grid_are_in_the_images_pixels(experiment):

@@ -73,7 +73,6 @@ def load(network: Network, *files: Path) -> Network:
     """
     tensors = {name: tensor for file in files for name, tensor in read(file).items()}
     where = " and ".join(map(str, files))
-    require_finite({name: tensor.float() for name, tensor in tensors.items()}, where)
     tensors = attach(network, tensors, where)
     check(tensors, network, where)
     network.net.load_state_dict(tensors)
@@ -88,6 +87,7 @@ def attach(network: Backbone, tensors: dict[str, torch.Tensor], where: str) -> d
     """
     own = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
     if own:
+        require_finite({PREFIX + name: tensor for name, tensor in own.items()}, where)
         try:
             network.upsampler = upsampler_of(own)
         except (KeyError, ValueError, RuntimeError) as error:

@@ -5,8 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from semcorr.matching import sample
 from semcorr.networks.losses import axes
+from semcorr.tensors import sample
 
 
 def contrastive(

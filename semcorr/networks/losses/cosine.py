@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from semcorr.matching import sample
+from semcorr.tensors import sample
 
 
 def cosine(*, descriptors: Tensor, target: Tensor, cells: Tensor, **_: object) -> Tensor:

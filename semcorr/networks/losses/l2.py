@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from semcorr.matching import sample
+from semcorr.tensors import sample
 
 
 def l2(*, descriptors: Tensor, target: Tensor, cells: Tensor, **_: object) -> Tensor:
