@@ -232,7 +232,7 @@ def test_own_images_are_matched_on_the_finer_grid(experiment):
     np.testing.assert_allclose(found.target_points, points, atol=1e-6)
     assert found.heatmaps().shape[1:] == found.target_grid.shape
     assert found.target_grid.pitch == 7
-    assert found.dense(side=64).size == found.picture(side=64).size
+    assert found.dense(side=64).width == found.picture(side=64).width
 
 
 def test_matches_on_the_finer_grid_are_in_the_images_pixels(experiment):
