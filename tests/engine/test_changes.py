@@ -81,6 +81,7 @@ LEAVES: dict[str, tuple[object, set[str]]] = {
             "split": "val" if split == "trn" else "trn",
             "layout": "small",
             "categories": ["car"],
+            "part": {"seed": 0, "fraction": 0.5, "keep": "part"},
             "limit": 1,
         }.items()
     },
