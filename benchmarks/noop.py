@@ -33,7 +33,8 @@ TOYS = {"spair_trn": "trn", "spair_val": "val", "spair_test": "test", "pfwillow"
 
 def wide() -> dict:
     """The parameters: spair71k's axes over what is small."""
-    values, full = preset("smoke"), preset("spair71k")["grid"]
+    values, whole = preset("smoke"), preset("spair71k")
+    full = whole["grid"]
     toys = values["datasets"]
     spair, willow = toys["toy_spair_trn"], toys["toy_willow"]
     values["datasets"] = {name: spair | {"split": split} if split else willow for name, split in TOYS.items()}
@@ -42,7 +43,7 @@ def wide() -> dict:
         backbone["layer"] = "neck" if backbone["family"] == "sam" else 4
     values["trunk"]["blocks"] = 4
     tuning = values["tunings"]["last1"] | {"epochs": 1}
-    values["tunings"] = {name: tuning | {"blocks": int(name.removeprefix("last"))} for name in full["tunings"]}
+    values["tunings"] = {name: tuning | {"blocks": whole["tunings"][name]["blocks"]} for name in full["tunings"]}
     values["grid"] = full | {"backbones": list(values["backbones"])}
     return values
 

@@ -81,8 +81,8 @@ def test_tuning_is_turned_off_and_on_again(project, capsys):
 
 
 def test_the_trunk_is_as_deep_as_the_tunings_need(project, capsys):
-    project("spair71k", {"tunings: [last1, last2, last4]": "tunings: [last1, last2]"})
-    changed = ["grid.weights: [frozen, last1, last2, last4] -> [frozen, last1, last2]", "trunk.blocks: 4 -> 2"]
+    project("spair71k", {"tunings: [last1, last2, last4, recipe]": "tunings: [last1, last2]"})
+    changed = ["grid.weights: [frozen, last1, last2, last4, recipe] -> [frozen, last1, last2]", "trunk.blocks: 4 -> 2"]
     assert _fixed(capsys) == changed
     project("spair71k", {"trunk:\n  blocks: 4": "trunk:\n  blocks: 1"})
     assert _fixed(capsys) == ["trunk.blocks: 1 -> 4"]
