@@ -13,7 +13,7 @@ from torch import Tensor
 from semcorr.errors import UserError
 from semcorr.geometry import Grid
 from semcorr.readouts import ReadOut
-from semcorr.tensors import require_shape, sample, unit
+from semcorr.tensors import normalise, require_shape, sample, unit  # noqa: F401  # normalise: to match by hand
 
 CHUNK = 2048  # keypoints whose heatmaps are in memory at once
 FLAT = 1e-6  # a range of similarity that is only rounding
