@@ -194,12 +194,12 @@ def run_forked(folder: Path, *words: str) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path) -> Path:
-    """A file system of 8 MB."""
+    """A file system of 24 MB."""
     if os.geteuid() != 0:
         pytest.skip("needs root, to mount a small disk: sudo make test; full and read-only disks are not tried without")
     folder = tmp_path / "small"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "none", folder]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "none", folder]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("this machine lets not even root mount; in a container: docker run --cap-add SYS_ADMIN")
     yield folder
