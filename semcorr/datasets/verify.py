@@ -39,7 +39,7 @@ def require_tables(benchmark: Benchmark) -> None:
     """Build the indexes, so that invalid values are found before a file is copied.
 
     Raises:
-        UserError: a value is invalid, there is no pair, or two pairs have the same id.
+        UserError: a value is invalid, there is no pair, two pairs have the same id, or an image's starts with a dot.
     """
     if not benchmark.pairs:
         raise UserError(f"{benchmark.root}: holds no pairs, so there is nothing to match")
@@ -48,6 +48,9 @@ def require_tables(benchmark: Benchmark) -> None:
         if (first := seen.setdefault(pair.id, pair)) is not pair:
             both = f"{first.source}, {first.target} and {pair.source}, {pair.target}"
             raise UserError(f"{benchmark.root}: the pairs {both} have the same id, {pair.id}. Rename an image")
+    for image in benchmark.images:
+        if image.id.startswith("."):  # such names in a store are not those of images
+            raise UserError(f"{benchmark.root}: the name of {image.id} starts with a dot. Rename it")
     index_table(benchmark.pairs, PAIR_SCHEMA)
     index_table(benchmark.images, IMAGE_SCHEMA)
 

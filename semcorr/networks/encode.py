@@ -120,8 +120,7 @@ class Encoder:
         if not self.features:
             return list(zip(self.names(image_id), outputs, strict=True))
         height, width = grid.shape
-        valid = [output[:height, :width] for output in outputs]
-        return [(image_id, views.joined(valid[0], valid[1], grid) if self.mirrored else valid[0])]
+        return [(image_id, views.joined([output[:height, :width] for output in outputs], grid))]
 
 
 def encode(encoder: Encoder, index: Path, kept: StoreTarget, options: Runtime) -> str:
@@ -175,12 +174,10 @@ def dense(network: Backbone, spec: BackboneSpec, images: Tensor, grid: Grid, wha
         key: sets the precision; named in errors.
     """
     height, width = grid.shape
-    seen = [images, network.mirrored(images, grid)] if spec.mirrored else [images]
+    shown = [images, network.mirrored(images, grid)] if spec.mirrored else [images]
     with runtime.autocast(images.device, spec.compute):
-        maps = [network.features(view, spec).permute(0, 2, 3, 1)[:, :height, :width] for view in seen]
-    features = maps[0]
-    if spec.mirrored:
-        features = torch.stack([views.joined(one, other, grid) for one, other in zip(*maps, strict=True)])
+        maps = [network.features(view, spec).permute(0, 2, 3, 1)[:, :height, :width] for view in shown]
+    features = torch.stack([views.joined(list(seen), grid) for seen in zip(*maps, strict=True)])
     why = partial(network.overflow_in, images[:1], network.stop(spec), key=key, precision=spec.precision)
     return rounded(features, spec.precision, what, why)
 

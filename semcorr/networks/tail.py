@@ -95,10 +95,7 @@ class Tail:
         """Feature maps of many images, in order, without gradients; both views, if the backbone has two."""
         for at in range(0, len(ids), batch_size):
             batch = ids[at : at + batch_size]
-            maps = self.forward(trunk, batch)
-            others = self.forward(trunk, batch, mirrored=True) if self.spec.mirrored else {}
+            maps = [self.forward(trunk, batch, mirrored=view == "mirrored") for view in self.spec.views]
             for image_id in batch:
-                features, grid = maps[image_id]
-                if others:
-                    features = views.joined(features, others[image_id][0], grid)
-                yield image_id, features, grid
+                grid = maps[0][image_id][1]
+                yield image_id, views.joined([seen[image_id][0] for seen in maps], grid), grid

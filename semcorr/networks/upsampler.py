@@ -1,5 +1,6 @@
 """A small decoder that turns a network's features into those of a finer grid; it is trained with the tuned blocks."""
 
+import torch
 from torch import Tensor, nn
 
 from semcorr.params import Head
@@ -53,6 +54,8 @@ def upsampler_of(tensors: dict[str, Tensor]) -> Upsampler:
     """
     channels, width, *_ = tensors["project.weight"].shape
     steps = {name.split(".")[1] for name in tensors if name.startswith("steps.")}
-    upsampler = Upsampler(width, Head.model_validate({"upsample": 2 ** len(steps), "channels": channels}))
-    upsampler.load_state_dict(tensors)
-    return upsampler.eval().requires_grad_(False)
+    head = Head.model_validate({"upsample": 2 ** len(steps), "channels": channels})
+    with torch.device("meta"):  # nothing is drawn, and no memory is taken for what the tensors only claim
+        upsampler = Upsampler(width, head)
+    upsampler.load_state_dict(tensors, assign=True)
+    return upsampler.float().eval().requires_grad_(False)

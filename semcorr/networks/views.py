@@ -13,7 +13,7 @@ from torch import Tensor
 from semcorr.geometry import Grid
 from semcorr.tensors import normalise, sample
 
-MIRRORED = ".mirrored/"  # before an image's id; no id starts with a dot
+MIRRORED = ".mirrored/"  # before an image's id; `fetch` refuses ids that start with a dot
 
 
 def mirrored(image_id: str) -> str:
@@ -26,18 +26,21 @@ def plain(names: Iterable[str]) -> list[str]:
     return [name for name in names if not name.startswith(MIRRORED)]
 
 
-def joined(features: Tensor, other: Tensor, grid: Grid) -> Tensor:
-    """The features of both views of an image, each of length one.
+def joined(seen: list[Tensor], grid: Grid) -> Tensor:
+    """The features of an image: of its only view as they are, or of both, each of length one.
 
     Args:
-        features: (h, w, C) of the image, valid cells only.
-        other: the same of the mirrored image. It is sampled where the image's cells lie in it, which is between its
-            own cells unless the image is a whole number of cells wide.
-        grid: of both.
+        seen: (h, w, C) of the image and, if there are two views, of the mirrored image; valid cells only. The mirrored
+            one is sampled where the image's cells lie in it, which is between its own cells unless the image is a
+            whole number of cells wide.
+        grid: of each.
 
     Returns:
-        (h, w, 2 C) float32.
+        (h, w, C), or (h, w, 2 C) float32.
     """
+    if len(seen) == 1:
+        return seen[0]
+    features, other = seen
     height, width, _ = features.shape
     cells = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1).reshape(-1, 2)
     there = torch.from_numpy(grid.pixels_to_cells(grid.mirror(grid.cells_to_pixels(cells.astype(float)))))

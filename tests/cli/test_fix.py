@@ -92,6 +92,18 @@ def test_the_trunk_is_as_deep_as_the_tunings_need(project, capsys):
     assert _fixed(capsys) == ["trunk.blocks: 4 -> 7"]
 
 
+def test_views_that_are_left_out_are_filled_in(project, capsys):
+    """Each backbone of the grid says its views, and mirrored ones have their trunk."""
+    line = "    views: [plain] # or [plain, mirrored]: of each image; similarities are averaged\n"
+    text = project("demo", {line: ""})
+    assert params.load().to_dict()["backbones"]["dinov2_s14"].keys().isdisjoint({"views"})
+    assert _fixed(capsys) == ["backbones.dinov2_s14.views: unset -> [plain]"]
+    assert params.load().to_dict() == params.load(ROOT / "workflow/presets/demo.yaml").to_dict()
+    assert set(text.splitlines()) <= set(FILE.read_text().splitlines())
+    project("demo", {"views: [plain] #": "views: [plain, mirrored] #"})
+    assert _fixed(capsys) == ["trunk.mirrored: False -> True"]
+
+
 def test_lists_keep_their_order_and_comments(project, capsys):
     several = "weights:\n    - last2 # mine\n    - gone\n    - frozen # theirs\n"
     project("demo", {"weights: [frozen, random, last2] # all rows: baselines and tunings\n": several})

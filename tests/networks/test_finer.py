@@ -13,17 +13,18 @@ from PIL import Image as PillowImage
 from PIL import ImageOps
 
 from semcorr import UnifiedBackbone, cli, match_images, params
-from semcorr.artifacts.files import write_json
+from semcorr.artifacts.files import sha256, write_json
 from semcorr.artifacts.store import Store, describe
 from semcorr.datasets.base import read_image, read_images
 from semcorr.engine import graph
 from semcorr.errors import UserError
 from semcorr.geometry import Grid
-from semcorr.matching import heatmaps
+from semcorr.matching import heatmaps, match_points
 from semcorr.networks import losses, training, views
-from semcorr.networks.backbones import build, load, overlay, save
+from semcorr.networks.backbones import build, load, overlay, read, save
 from semcorr.networks.tail import Tail
 from semcorr.networks.upsampler import Upsampler
+from semcorr.readouts.argmax import argmax
 from semcorr.report import pictures
 from semcorr.tensors import normalise, sample
 
@@ -92,6 +93,20 @@ def test_a_head_travels_with_the_tuned_tensors(smoke, tmp_path, name):
     overlay(over, tmp_path / "best.safetensors", "base")
     torch.testing.assert_close(over.features(images, spec), expected, rtol=0, atol=0)
     assert not any(tensor.requires_grad for tensor in over.upsampler.parameters())
+
+
+def test_loading_a_head_draws_nothing(smoke, tmp_path):
+    """The caller's random numbers go on as if no network had been loaded."""
+    spec = params.validate(smoke, "smoke").backbones[B]
+    network = build(spec)
+    save(tmp_path / "frozen.safetensors", network.net.state_dict(), {})
+    tuned = training.Tuned(network, spec, params.Tuning.model_validate(smoke["tunings"]["last1"] | {"head": HEAD}))
+    save(tmp_path / "best.safetensors", tuned.export(), TUNED)
+    torch.manual_seed(999)
+    expected = torch.rand(1)
+    torch.manual_seed(999)
+    load(build(spec), tmp_path / "frozen.safetensors", tmp_path / "best.safetensors")
+    assert torch.equal(torch.rand(1), expected)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +208,7 @@ def test_the_mirrored_view_is_sampled_where_the_image_lies_in_it():
         x = grid.cells_to_pixels(np.stack([np.arange(count), np.zeros(count)], axis=1))[:, 0]
         angle = torch.from_numpy(x / 100).float().expand(height, count)
         where = torch.stack([angle.cos(), angle.sin()], dim=-1)
-        both = views.joined(where, where, grid)
+        both = views.joined([where, where], grid)
         torch.testing.assert_close(both[..., :2], where)
         seen = torch.atan2(both[..., 3], both[..., 2])[0].numpy() * 100
         inside = (width - 1 - x >= x[0]) & (width - 1 - x <= x[-1])  # elsewhere the border's value
@@ -201,7 +216,7 @@ def test_the_mirrored_view_is_sampled_where_the_image_lies_in_it():
         np.testing.assert_allclose(seen[inside], (width - 1 - x)[inside], atol=0.05)
 
 
-def test_adapt_and_the_api_see_both_views_and_the_finer_grid(experiment, tmp_path):
+def test_adapt_and_the_api_see_both_views_and_the_finer_grid(experiment):
     """The tuned store, from the cached trunks, holds what the API computes from the images."""
     plan = experiment("fetch", "weights", "trunk", "finetune", "adapt", "extract")
     job = plan.job("adapt", B, "last1", "toy_spair_val")
@@ -231,15 +246,13 @@ def test_own_images_are_matched_on_the_finer_grid(experiment):
     found = match_images(image, image, points, backbone=B, weights="last1", rule="argmax")
     np.testing.assert_allclose(found.target_points, points, atol=1e-6)
     assert found.heatmaps().shape[1:] == found.target_grid.shape
-    assert found.target_grid.pitch == 7
-    assert found.dense(side=64).width == found.picture(side=64).width
+    assert found.target_grid == grid
+    assert grid.pitch == 7
+    assert found.objects()[0].shape == grid.shape
 
 
-def test_matches_on_the_finer_grid_are_in_the_images_pixels(experiment):
+def test_matches_on_the_finer_grid_are_in_the_images_pixels():
     """A map whose cells are all different finds each of its own cells where it lies."""
-    from semcorr.matching import match_points
-    from semcorr.readouts.argmax import argmax
-
     generator = torch.Generator().manual_seed(0)
     for upsample in (1, 2, 4):
         grid = Grid(image_size=(100, 150), resized_size=(70, 105), stride=14, upsample=upsample)
@@ -328,7 +341,7 @@ def test_the_head_has_its_own_learning_rate(smoke):
     assert len(both) == len(tuned.tensors)
 
 
-def test_a_tuning_goes_on_from_another_ones_head(smoke, tmp_path):
+def test_a_head_of_another_size_is_not_gone_on_with(smoke):
     spec = params.validate(smoke, "smoke").backbones[B]
     tuning = params.Tuning.model_validate(smoke["tunings"]["last1"] | {"head": HEAD})
     network = build(spec)
@@ -340,6 +353,23 @@ def test_a_tuning_goes_on_from_another_ones_head(smoke, tmp_path):
         changed = params.Tuning.model_validate(smoke["tunings"]["last1"] | {"head": other})
         with pytest.raises(UserError, match=r"starts from has a head; allowed: \{upsample: 2, channels: 8\}"):
             training.Tuned(network, spec, changed)
+
+
+def test_a_run_starts_from_the_head_of_another(experiment):
+    """At a learning rate of nearly nothing, the second run ends with the first one's blocks and head."""
+    job = experiment("fetch", "weights", "trunk", "finetune").job("finetune", B, "last1")
+    first = read(job.outputs["tensors"])
+    start = job.outputs["tensors"].rename("start.safetensors")
+    source = {"path": start.name, "sha256": sha256(start)}
+    changes = [setting("tunings", "last1", "start", source), setting("tunings", "last1", "learning_rate", 1e-9)]
+    job = experiment("finetune", changes=changes).job("finetune", B, "last1")
+    second = read(job.outputs["tensors"])
+    assert second.keys() == first.keys()
+    assert any(name.startswith("upsampler.") for name in first)
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, rtol=0, atol=1e-6)
+    with pytest.raises(UserError, match="starts from has a head"):
+        experiment("finetune", changes=[*changes, setting("tunings", "last1", "head", None)])
 
 
 BAD = [
@@ -372,12 +402,12 @@ def test_bad_values_are_refused_at_validation(smoke, change, message):
         params.validate(values, "x")
 
 
-def test_heatmaps_of_both_views(smoke):
+def test_heatmaps_of_both_views():
     """Source descriptors are sampled from the joined map, so a keypoint between cells is between both views' cells."""
     grid = Grid(image_size=(56, 56), resized_size=(56, 56), stride=14)
     generator = torch.Generator().manual_seed(0)
     plain, other = (torch.randn(4, 4, 8, generator=generator) for _ in range(2))
-    both = normalise(views.joined(plain, other, grid))
+    both = normalise(views.joined([plain, other], grid))
     cells = torch.tensor([[1.0, 2.0], [3.0, 0.0]])
     found = heatmaps(sample(both, cells, "bilinear"), both)
     mirrored = normalise(other).flip(1)

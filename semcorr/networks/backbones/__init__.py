@@ -73,13 +73,13 @@ def load(network: Network, *files: Path) -> Network:
     """
     tensors = {name: tensor for file in files for name, tensor in read(file).items()}
     where = " and ".join(map(str, files))
-    tensors = attach(network, tensors, where)
+    tensors = _attach(network, tensors, where)
     check(tensors, network, where)
     network.net.load_state_dict(tensors)
     return network
 
 
-def attach(network: Backbone, tensors: dict[str, torch.Tensor], where: str) -> dict[str, torch.Tensor]:
+def _attach(network: Backbone, tensors: dict[str, torch.Tensor], where: str) -> dict[str, torch.Tensor]:
     """Attach the head whose tensors are among those of a checkpoint, if any, and return the others.
 
     Raises:
@@ -112,7 +112,7 @@ def overlay(network: Backbone, path: Path, base: str) -> dict[str, torch.Tensor]
         raise UserError(f"{path}: was tuned from other tensors ({record.get('origin', 'it does not say which')})")
     tensors, own = read(path), network.net.state_dict()
     require_finite(tensors, str(path))
-    of_network = attach(network, tensors, str(path))
+    of_network = _attach(network, tensors, str(path))
     for name, tensor in of_network.items():
         if name not in own or own[name].shape != tensor.shape:
             raise UserError(f"{path}: {name} is not a tensor of this network")
