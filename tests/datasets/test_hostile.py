@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,15 @@ def test_two_pairs_of_one_id_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"have the same id, car\(S\)/a-b-a\. Rename an image"):
         verify.check(verify.recognise(root, "any"), root)
     assert len({pair.id for pair in pfwillow.read(_willow(tmp_path / "V", ["a", "c", "d"])).pairs}) == 6
+
+
+def test_a_name_that_starts_with_a_dot_is_refused(tmp_path):
+    """Stores keep such names for themselves, among them those of mirrored images."""
+    whole = pfwillow.read(_willow(tmp_path / "V", ["a", "b"]))
+    verify.require_tables(whole)
+    images = [replace(image, id=f".{image.id}") for image in whole.images]
+    with pytest.raises(UserError, match=r"the name of \.car\(S\)/a starts with a dot\. Rename it"):
+        verify.require_tables(replace(whole, images=images))
 
 
 def test_animals_of_one_name_in_two_families_are_two(tmp_path):

@@ -402,6 +402,15 @@ def test_bad_values_are_refused_at_validation(smoke, change, message):
         params.validate(values, "x")
 
 
+def test_views_that_are_left_out_are_plain_but_dvc_needs_them(experiment, monkeypatch):
+    changes = [lambda values: values["backbones"][B].pop("views"), setting("trunk", "mirrored", False)]
+    plan = experiment("validate", "fetch", "weights", "extract", changes=changes)
+    assert plan.job("extract", B, "frozen", "toy_spair_val").settings[f"backbones.{B}.views"] == ["plain"]
+    monkeypatch.setenv("DVC_STAGE", "validate")
+    with pytest.raises(UserError, match=rf"backbones\.{B}\.views is missing, which dvc\.yaml reads\. Run: semcorr fix"):
+        experiment("validate", changes=changes)
+
+
 def test_heatmaps_of_both_views():
     """Source descriptors are sampled from the joined map, so a keypoint between cells is between both views' cells."""
     grid = Grid(image_size=(56, 56), resized_size=(56, 56), stride=14)
