@@ -227,7 +227,33 @@ class AP10KSpec(Model):
     limit: Count | None = Field(description="this many pairs from the start of the list; null takes all")
 
 
-DatasetSpec = Annotated[SPairSpec | PFWillowSpec | PFPascalSpec | AP10KSpec, Field(discriminator="format")]
+class Sample(Model):
+    """A seeded number of all pairs."""
+
+    seed: Seed = Field(description="of the draw")
+    pairs: Count = Field(description="how many", examples=[10000])
+
+
+class COCOSpec(Model):
+    """The objects of a COCO keypoints file, paired."""
+
+    format: Literal["coco"] = Field(description="COCO's, for keypoints, as labelling tools export it")
+    sources: Sources = Field(description="sources of the data; the first available one is used")
+    expect: Literal["any"] = Field(description="which dataset this must be")
+    annotations: str = Field(
+        description="path of the JSON file in the data, for instance of one split", examples=["annotations/train.json"]
+    )
+    images: str = Field(description="path of the folder of images in the data; . for that of the data", examples=["."])
+    pairs: Literal["within", "across"] = Field(
+        description="all ordered pairs of two objects of one category, or of different ones that share keypoint names"
+    )
+    sample: Sample | None = Field(description="a seeded number of these; null takes all")
+    categories: Distinct | None = CATEGORIES
+    part: Part | None = PART
+    limit: Count | None = Field(description="this many pairs from the start of the list; null takes all")
+
+
+DatasetSpec = Annotated[SPairSpec | PFWillowSpec | PFPascalSpec | AP10KSpec | COCOSpec, Field(discriminator="format")]
 FORMATS = tuple(get_args(spec.model_fields["format"].annotation)[0] for spec in get_args(get_args(DatasetSpec)[0]))
 
 
@@ -577,16 +603,19 @@ class Evaluate(Model):
         examples=[0.1],
     )
     references: dict[
-        Literal["spair", "pfwillow", "pfpascal", "ap10k"],
+        Literal["spair", "pfwillow", "pfpascal", "ap10k", "coco"],
         Annotated[list[Reference], Field(min_length=1), AfterValidator(_distinct)],
     ] = Field(
         description="by dataset format, the lengths that a threshold multiplies; the first is the headline",
         examples=[{"spair": ["bbox"], "pfwillow": ["bbox_kp", "image"]}],
     )
-    sides: dict[Literal["spair", "pfwillow", "pfpascal", "ap10k"], Literal["spair71k", "ap10k", "toy"]] = Field(
+    sides: dict[
+        Literal["spair", "pfwillow", "pfpascal", "ap10k", "coco"], Literal["spair71k", "ap10k", "toy", "names"]
+    ] = Field(
         default_factory=dict,
-        description="by dataset format, whose keypoint numbers say which parts exist on another side; a format that is "
-        "not named has no geometry-aware subset; may be left out",
+        description="by dataset format, whose keypoint numbers say which parts exist on another side, or `names` where "
+        "keypoints are named left, right, front, back; a format that is not listed has no geometry-aware subset; may "
+        "be left out",
         examples=[{"spair": "spair71k"}],
     )
     bootstrap: Annotated[int, Field(ge=100)] = Field(description="resamples for confidence intervals", examples=[1000])
@@ -595,7 +624,7 @@ class Evaluate(Model):
     @model_validator(mode="after")
     def _tables_fit_formats(self) -> Self:
         for format_, table in self.sides.items():
-            known = {"spair": ["spair71k", "toy"], "ap10k": ["ap10k"]}.get(format_, [])
+            known = {"spair": ["spair71k", "toy"], "ap10k": ["ap10k"], "coco": ["names"]}.get(format_, [])
             if table not in known:
                 allowed = ", ".join(known) or "none, so leave it out"
                 raise BadKey("sides", f"{table} does not number the keypoints of {format_}; allowed: {allowed}")

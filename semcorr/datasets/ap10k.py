@@ -45,7 +45,7 @@ def find(folder: Path) -> Path | None:
 
 def load(root: Path, spec: AP10KSpec) -> Benchmark:
     """Read the pairs that params.yaml names."""
-    return read(root, spec.split, spec.subset)
+    return read(root, spec.split, spec.subset).only(spec.categories).within(spec.part)
 
 
 def listed(files: Files, spec: AP10KSpec) -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -124,15 +124,11 @@ class Benchmark:
         return self._with([pair for pair in self.pairs if pair.category in categories], "pairs of other categories")
 
     def within(self, part: Part | None) -> "Benchmark":
-        """The pairs within a seeded part of the images, or within the rest; all if `part` is None.
-
-        Each image is drawn by itself, from the seed and its id, so that neither depends on which others there are.
-        """
+        """The pairs within a seeded part of the images, or within the rest; all if `part` is None."""
         if part is None:
             return self
-        wanted = part.keep == "part"
-        drawn = {image.id: _fraction(f"{part.seed} {image.id}") < part.fraction for image in self.images}
-        pairs = [pair for pair in self.pairs if drawn[pair.source] == drawn[pair.target] == wanted]
+        kept = {image.id for image in self.images if in_part(image.file, part)}
+        pairs = [pair for pair in self.pairs if pair.source in kept and pair.target in kept]
         return self._with(pairs, "pairs outside `part`")
 
     def _with(self, pairs: list[Pair], why: str) -> "Benchmark":
@@ -144,9 +140,17 @@ class Benchmark:
         return Benchmark(root=self.root, images=images, pairs=pairs, left_out=left_out)
 
 
-def _fraction(text: str) -> float:
-    """A number in [0, 1) drawn evenly by a text."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big") / 256**7
+def in_part(file: str, part: Part | None) -> bool:
+    """Whether an image file, or what it shows, is in a part.
+
+    Each is drawn by itself, from the seed and its path without suffix, so that it does not matter which others there
+    are, and all objects of one image are in the same part.
+    """
+    if part is None:
+        return True
+    digest = hashlib.sha256(f"{part.seed} {PurePosixPath(file).with_suffix('')}".encode()).digest()
+    fraction = int.from_bytes(digest[:7], "big") / 256**7
+    return (fraction < part.fraction) == (part.keep == "part")
 
 
 _KINDS: dict[Any, pa.DataType] = {  # type of a field -> of its column

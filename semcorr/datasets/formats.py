@@ -3,7 +3,7 @@
 It has
 
     find        finds its root in a folder
-    load        loads one dataset of params.yaml as a Benchmark
+    load        loads one dataset of params.yaml as a Benchmark: its categories and its part, whatever its limit
     listed      the images of each of its pairs, from lists and names of files alone; see `listing`
     verify      checks what no single part can show
     parts       all parts that the folder holds, each as a dataset of params.yaml

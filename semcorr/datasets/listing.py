@@ -56,8 +56,9 @@ class Folder:
 class Archive:
     """Files in an archive, or in one of its folders."""
 
-    def __init__(self, content: dict[str, Any], prefix: str = ""):
-        self._content, self._prefix = content, prefix
+    def __init__(self, path: Path, prefix: str = ""):
+        self._path, self._prefix = path, prefix
+        self._content = _content(path)
 
     def names(self, pattern: str) -> list[str]:
         """Their paths that match, sorted; `*` stands for any part of a name."""
@@ -67,7 +68,8 @@ class Archive:
 
     def text(self, name: str) -> str:
         """The content of a list; nothing if there is no such file."""
-        return self._content.get(self._prefix + name) or ""
+        known = self._content.get(self._prefix + name)
+        return known if isinstance(known, str) else _text(self._path, self._prefix + name)
 
     def size(self, name: str) -> tuple[int, int] | None:
         """Height and width of an image; None if it cannot be read."""
@@ -76,7 +78,7 @@ class Archive:
     def below(self) -> "list[Archive]":
         """The files below each of its folders."""
         tops = sorted({name.partition("/")[0] for name in self._content if "/" in name})
-        return [Archive(self._content, f"{top}/") for top in tops]
+        return [Archive(self._path, f"{top}/") for top in tops]
 
 
 def _visible(names: Iterator[str]) -> list[str]:
@@ -95,6 +97,15 @@ def _content(archive: Path) -> dict[str, Any]:
         return {path.as_posix(): _look(path.suffix, start) for path, start in members(archive)}
     except Exception as error:  # the libraries raise many kinds for a damaged archive
         raise UserError(f"{archive}: damaged or truncated archive ({reason(error)})") from None
+
+
+def _text(archive: Path, name: str) -> str:
+    """The content of one member that is no list, such as a file of annotations; nothing if there is none."""
+    members = _zip_members if zipfile.is_zipfile(archive) else _tar_members
+    for path, start in members(archive) if name in _content(archive) else ():
+        if path.as_posix() == name:
+            return start().read().decode("utf-8-sig", "replace")
+    return ""
 
 
 def _zip_members(archive: Path) -> Iterator[tuple[PurePosixPath, Callable[[], Any]]]:
@@ -134,7 +145,7 @@ def count(path: Path, spec: DatasetSpec) -> tuple[int, int, tuple[int, int]] | N
         damaged or holds nothing in the format, which is for `fetch` to explain.
     """
     try:
-        top: Folder | Archive = Archive(_content(path)) if is_archive(path) else Folder(path)
+        top: Folder | Archive = Archive(path) if is_archive(path) else Folder(path)
         for files in (top, *top.below()):
             if pairs := reader(spec.format).listed(files, spec)[: spec.limit]:
                 images = sorted({name for both in pairs for name in both})

@@ -66,7 +66,7 @@ def find(folder: Path) -> Path | None:
 
 def load(root: Path, spec: PFPascalSpec) -> Benchmark:
     """Read the split that params.yaml names."""
-    return read(root, spec.split)
+    return read(root, spec.split).only(spec.categories).within(spec.part)
 
 
 def listed(files: Files, spec: PFPascalSpec) -> list[tuple[str, str]]:

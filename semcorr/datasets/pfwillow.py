@@ -37,15 +37,19 @@ def load(root: Path, spec: PFWillowSpec) -> Benchmark:
     """Read all pairs, or those of the list and the subsets that params.yaml names."""
     whole = read(root, project_path(spec.pairs) if spec.pairs else None)
     if spec.subsets is None:
-        return whole
+        return whole.only(spec.categories).within(spec.part)
     known = {image.id.split("/")[0] for image in whole.images}
     if strangers := set(spec.subsets) - known:
         raise UserError(f"{root}: holds no subset {min(strangers)}; it has {', '.join(sorted(known))}")
-    return Benchmark(
-        root=whole.root,
-        images=[image for image in whole.images if image.id.split("/")[0] in spec.subsets],
-        pairs=[pair for pair in whole.pairs if pair.subset in spec.subsets],
-        left_out=whole.left_out,
+    return (
+        Benchmark(
+            root=whole.root,
+            images=[image for image in whole.images if image.id.split("/")[0] in spec.subsets],
+            pairs=[pair for pair in whole.pairs if pair.subset in spec.subsets],
+            left_out=whole.left_out,
+        )
+        .only(spec.categories)
+        .within(spec.part)
     )
 
 

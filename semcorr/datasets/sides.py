@@ -4,6 +4,10 @@ SPair-71k's and AP-10K's groups are those of GeoAware-SC (Zhang et al., Telling 
 utils_geoware.py); its list for bicycle carries placeholder ids. Numbers are the keypoint ids of annotations.
 """
 
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+
 SPAIR71K: dict[str, list[list[int]]] = {
     "aeroplane": [[4, 5], [6, 7], [8, 9], [10, 11], [12, 13], [14, 15], [16, 17], [18, 19], [20, 21]],
     "bicycle": [[2, 3], [6, 7], [9, 10]],
@@ -44,6 +48,7 @@ SPAIR71K: dict[str, list[list[int]]] = {
     "tvmonitor": [[0, 2, 4, 6], [1, 3, 5, 7], [8, 10, 12, 14], [9, 11, 13, 15]],
 }
 AP10K: list[list[int]] = [[5, 8], [6, 9, 12, 15], [7, 10, 13, 16], [11, 14]]
+POSITION = re.compile(r"(?:^|[^a-z])(l|r|left|right|front|fore|back|rear|hind)(?=[^a-z]|$)")
 # Of the drawn objects: names that differ in left, right, front, rear or hind alone.
 TOY: dict[str, list[list[int]]] = {
     "bicycle": [[1, 6], [2, 7], [4, 8], [5, 9]],
@@ -57,13 +62,17 @@ TOY: dict[str, list[list[int]]] = {
 }
 
 
-def groups(table: str, category: str) -> list[frozenset[str]]:
+def groups(table: str, category: str, names: Iterable[str] = ()) -> list[frozenset[str]]:
     """The groups of a category, as sets of keypoint names.
 
     Args:
-        table: "spair71k", "ap10k" (the same for every category) or "toy".
+        table: "spair71k", "ap10k" (the same for every category), "toy", or "names": those of `names` that differ in
+            their position alone (left, right, front, back).
         category: one that the table lacks has no groups.
+        names: of the category's keypoints.
     """
+    if table == "names":
+        return _by_names(names)
     match table:
         case "ap10k":
             found = AP10K
@@ -72,3 +81,12 @@ def groups(table: str, category: str) -> list[frozenset[str]]:
         case _:
             found = SPAIR71K.get(category, [])
     return [frozenset(map(str, group)) for group in found]
+
+
+def _by_names(names: Iterable[str]) -> list[frozenset[str]]:
+    """Names that are the same without words such as left and back, however they are written."""
+    alike: defaultdict[str, set[str]] = defaultdict(set)
+    for name in names:
+        words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()  # leftEye
+        alike[re.sub(r"[^a-z0-9]", "", POSITION.sub("", words))].add(name)
+    return [frozenset(group) for rest, group in alike.items() if rest and len(group) > 1]

@@ -49,7 +49,7 @@ def find(folder: Path) -> Path | None:
 
 def load(root: Path, spec: SPairSpec) -> Benchmark:
     """Read the split that params.yaml names."""
-    return read(root, spec.split, spec.layout)
+    return read(root, spec.split, spec.layout).only(spec.categories).within(spec.part)
 
 
 def listed(files: Files, spec: SPairSpec) -> list[tuple[str, str]]:

@@ -79,17 +79,18 @@ def check(spec: DatasetSpec, folder: Path) -> list[str]:
     lines = module.verify(root, spec)
     wanted, known = set(spec.categories or ()), set()
     for part in module.parts(root, spec):
-        benchmark = module.load(root, part)
+        benchmark = module.load(root, part.model_copy(update={"categories": None, "part": None}))
         require_tables(benchmark)
         has = {pair.category for pair in benchmark.pairs}
         known |= has
+        label = getattr(part, "split", getattr(part, "annotations", "all"))
         if spec.categories and (kept := [name for name in spec.categories if name in has]):
             benchmark = benchmark.only(kept)
             wanted -= set(kept)
         elif spec.categories:
-            lines.append(f"{getattr(part, 'split', 'all')}: holds none of {', '.join(spec.categories)}")
+            lines.append(f"{label}: holds none of {', '.join(spec.categories)}")
             continue
-        lines.append(f"{getattr(part, 'split', 'all')}: {summary(benchmark)}")
+        lines.append(f"{label}: {summary(benchmark)}")
     if wanted:
         raise UserError(f"{root}: no split holds pairs of category {min(wanted)}; allowed: {', '.join(sorted(known))}")
     files = module.rest(root)

@@ -30,6 +30,7 @@ from semcorr.networks.backbones import build
 from semcorr.networks.backbones.base import Backbone, Blockwise
 from semcorr.networks.upsampler import Upsampler
 from semcorr.params import (
+    COCOSpec,
     DatasetSpec,
     ImageBatches,
     Params,
@@ -51,7 +52,7 @@ KEYPOINT_BYTES = 150  # per row of matches
 SPAIR = {"trn": (990, 53_340, 10_652), "val": (324, 5_384, 1_070), "test": (486, 12_234, 2_438)}  # images, large, small
 WILLOW = {"car": 3, "duck": 1, "motorbike": 3, "winebottle": 3}  # sub-sets
 PFPASCAL = {"trn": 1_470, "val": 308, "test": 299}  # pairs, without mirrored copies
-KEYPOINTS = {"spair": 7.2, "pfwillow": 10, "pfpascal": 7, "ap10k": 11}  # per pair, as usual
+KEYPOINTS = {"spair": 7.2, "pfwillow": 10, "pfpascal": 7, "ap10k": 11, "coco": 9}  # per pair, as usual
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +118,8 @@ def size(dataset: DatasetSpec, index: Job) -> Size | None:
             return _limited(_within(_toy(dataset, source), dataset.part), dataset.limit)
         if isinstance(source, PathSource) and (path := project_path(source.path)).exists():
             if counted := count(path, dataset):
-                return _within(_estimate(dataset, *counted), dataset.part)
+                part = None if isinstance(dataset, COCOSpec) else dataset.part  # which its pairs are counted in
+                return _within(_estimate(dataset, *counted), part)
             break
     return _limited(_within(_published(dataset), dataset.part), dataset.limit)
 

@@ -141,10 +141,13 @@ def _surroundings(job: Job, matches: pd.DataFrame, table: str | None) -> measure
         for name, rows in matches[unknown].groupby("pair"):
             shown[f"pair {name}"] = (rows["keypoint"].tolist(), rows[["true_x", "true_y"]].to_numpy())
     number, known = pd.factorize(target)
+    names: dict[str, set[str]] = {}
+    for category, id_ in set(zip(matches["category"], target, strict=True)):
+        names.setdefault(category, set()).update(shown[id_][0])
     in_group = {
         (category, name): group
-        for category in matches["category"].unique()
-        for group in (groups(table, category) if table else [])
+        for category in names
+        for group in (groups(table, category, names[category]) if table else [])
         for name in group
     }
     keypoint = matches["keypoint"].tolist()

@@ -21,7 +21,7 @@ def fetch(job: Job, params: Params) -> str:
     format_ = reader(spec.format)
     format_.verify(root, spec)
     try:
-        benchmark = format_.load(root, spec).only(spec.categories).within(spec.part).first(spec.limit)
+        benchmark = format_.load(root, spec).first(spec.limit)
     except NoSuchCategory as error:
         raise UserError(f"params.yaml: datasets.{name}.categories: {error}") from None
     require_tables(benchmark)
