@@ -286,8 +286,8 @@ def test_a_folder_is_recognised_and_checked(root, capsys):
     cli.main(["check", str(root.parent)])
     said = capsys.readouterr().out.splitlines()
     assert said[0] == f"{root}: format coco, 6 image files, each decoded"
-    assert said[1].startswith("annotations/b.json: 2 images, 2 pairs, 8 keypoints")
-    assert said[2].startswith("keypoints.json: 6 images, 8 pairs")
+    assert said[2].startswith("annotations/b.json: 2 images, 2 pairs, 8 keypoints")
+    assert said[1].startswith("keypoints.json: 6 images, 8 pairs")
 
 
 def test_ap10k_as_its_authors_publish_it(tmp_path):

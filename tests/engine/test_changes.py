@@ -188,7 +188,7 @@ MODULES: dict[str, set[str]] = {
     "stages/headline.py": {"headline"},
     # What no cell of the small experiment uses.
     **dict.fromkeys((f"networks/losses/{name}.py" for name in ("contrastive", "cosine", "l2", "end_point")), NOTHING),
-    **dict.fromkeys((f"datasets/{name}.py" for name in ("ap10k", "pfpascal", "pfwillow")), NOTHING),
+    **dict.fromkeys((f"datasets/{name}.py" for name in ("ap10k", "coco", "pfpascal", "pfwillow")), NOTHING),
     **dict.fromkeys(("networks/backbones/sam.py", "readouts/kernel_softargmax.py"), NOTHING),
     # What decides or shows, and computes nothing.
     **dict.fromkeys(("datasets/listing.py", "engine/run_cache.py"), NOTHING),
