@@ -181,6 +181,12 @@ class SPairSpec(Model):
     expect: Literal["spair71k", "any"] = Field(description="which dataset this must be; `any` for your own data")
     split: Literal["trn", "val", "test"] = Field(description="which split")
     layout: Literal["large", "small"] = Field(description="which list of pairs")
+    annotations: str | None = Field(
+        None,
+        description="a folder of other annotations of the same images, such as SPair-U; null, or left out, takes the "
+        "dataset's own",
+        examples=["/data/SPair-U"],
+    )
     categories: Distinct | None = CATEGORIES
     part: Part | None = PART
     limit: Count | None = Field(description="this many pairs from the start of the list; null takes all")

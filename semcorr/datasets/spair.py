@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image as PillowImage
 
-from semcorr.artifacts.files import read_json
+from semcorr.artifacts.files import project_path, read_json
 from semcorr.datasets.annotations import COLONS, code, understood
 from semcorr.datasets.base import (
     Benchmark,
@@ -48,8 +48,13 @@ def find(folder: Path) -> Path | None:
 
 
 def load(root: Path, spec: SPairSpec) -> Benchmark:
-    """Read the split that params.yaml names."""
-    return read(root, spec.split, spec.layout).only(spec.categories).within(spec.part)
+    """Read the split that params.yaml names, with other annotations if it names them."""
+    annotations = root if spec.annotations is None else project_path(spec.annotations)
+    if spec.annotations is not None and not (annotations / "PairAnnotation").is_dir():
+        raise UserError(
+            f"{annotations}: `annotations`: holds no PairAnnotation; it must be a folder like SPair-71k's own"
+        )
+    return read(annotations, spec.split, spec.layout, images=root).only(spec.categories).within(spec.part)
 
 
 def listed(files: Files, spec: SPairSpec) -> list[tuple[str, str]]:
@@ -184,29 +189,47 @@ def read_mask(root: Path, image_id: str, size: tuple[int, int]) -> PillowImage.I
     return mask
 
 
-def read(root: Path, split: str, layout: str) -> Benchmark:
+def read(root: Path, split: str, layout: str, images: Path | None = None) -> Benchmark:
     """Read one split.
 
     Args:
         root: the folder that holds Layout, PairAnnotation and JPEGImages.
         split: trn, val or test.
         layout: large (all pairs) or small.
+        images: the folder that holds JPEGImages, if that is another one, as for SPair-U. If `root` then has no lists,
+            its pairs are those that it has annotations of.
 
     Raises:
         UserError: a file is missing or damaged, or contradicts another.
     """
-    lines = read_layout(root, split, layout)
+    folder = images or root
+    own = folder == root or (root / "Layout").is_dir()
+    lines = read_layout(root, split, layout) if own else _annotated(root, split)
     sizes: dict[str, tuple[int, int]] = {}
-    pairs = [read_pair(root, split, line, sizes) for line in lines]
-    images = [read_image(root, id_, sizes[id_]) for id_ in sorted(sizes)]
-    if not all(image.keypoint_ids for image in images):  # without ImageAnnotation, what pairs know of an image
+    pairs = [read_pair(root, split, line, sizes, folder) for line in lines]
+    found = [read_image(root, id_, sizes[id_], folder) for id_ in sorted(sizes)]
+    if not all(image.keypoint_ids for image in found):  # without ImageAnnotation, what pairs know of an image
         known = shared_keypoints(pairs)
-        images = [image if image.keypoint_ids else replace(image, **known[image.id]) for image in images]
-    return Benchmark(root=root / "JPEGImages", images=images, pairs=pairs)
+        found = [image if image.keypoint_ids else replace(image, **known[image.id]) for image in found]
+    return Benchmark(root=folder / "JPEGImages", images=found, pairs=pairs)
 
 
-def read_image(root: Path, image_id: str, size: tuple[int, int]) -> Image:
-    """Read the annotation of an image of this (height, width), if it has one.
+def _annotated(root: Path, split: str) -> list[str]:
+    """The pair names of a split by its files of annotations, in the order of their numbers."""
+    colons = re.compile(rf"[{''.join(COLONS)}](?=[^{''.join(COLONS)}]*$)")
+    files = (root / "PairAnnotation" / split).glob("*.json")
+    lines = [colons.sub(":", path.stem) for path in files if not path.name.startswith(".")]
+    if strangers := [line for line in lines if not LAYOUT_LINE.fullmatch(line)]:
+        raise UserError(f"{root / 'PairAnnotation' / split}: {min(strangers)}.json is not named as a pair is")
+    if not lines:
+        raise UserError(
+            f"{root / 'PairAnnotation' / split}: holds no annotations of pairs, nor has {root} a list of them"
+        )
+    return sorted(lines, key=lambda line: (int(_parse(line)[0]), line))
+
+
+def read_image(root: Path, image_id: str, size: tuple[int, int], images: Path | None = None) -> Image:
+    """Read the annotation of an image of this (height, width), if it has one; `images` as in `read`.
 
     Raises:
         UserError: it is damaged, or has the wrong image size.
@@ -221,10 +244,10 @@ def read_image(root: Path, image_id: str, size: tuple[int, int]) -> Image:
             pose, azimuth = str(annotation["pose"]), code(annotation["azimuth_id"], AZIMUTHS)
             keypoints = {key: _points([point])[0] for key, point in annotation["kps"].items() if point is not None}
         if annotated != size:
-            raise other_size(path, _image_file(root, image_id), annotated, size)
+            raise other_size(path, _image_file(images or root, image_id), annotated, size)
     category = image_id.split("/")[0]
     height, width = size
-    file = _image_file(root, image_id).relative_to(root / "JPEGImages").as_posix()
+    file = _image_file(images or root, image_id).relative_to((images or root) / "JPEGImages").as_posix()
     image = Image(
         id=image_id,
         file=file,
@@ -277,8 +300,8 @@ def read_image_annotation(root: Path, image_id: str) -> dict[str, Any] | None:
     return read_json(path) if path.exists() else None
 
 
-def read_pair(root: Path, split: str, line: str, sizes: dict[str, tuple[int, int]]) -> Pair:
-    """Read the annotation of one line of a layout; `sizes` collects (height, width) by image id.
+def read_pair(root: Path, split: str, line: str, sizes: dict[str, tuple[int, int]], images: Path | None = None) -> Pair:
+    """Read the annotation of one line of a layout; `sizes` collects (height, width) by image id; `images` as in `read`.
 
     Raises:
         UserError: it or one of its images is missing or damaged.
@@ -289,9 +312,9 @@ def read_pair(root: Path, split: str, line: str, sizes: dict[str, tuple[int, int
         pair = _to_pair(values, line)
         for id_, (width, height, *_) in ((pair.source, values["src_imsize"]), (pair.target, values["trg_imsize"])):
             if id_ not in sizes:
-                sizes[id_] = image_size(_image_file(root, id_))
+                sizes[id_] = image_size(_image_file(images or root, id_))
             if sizes[id_] != (height, width):
-                raise other_size(path, _image_file(root, id_), (height, width), sizes[id_])
+                raise other_size(path, _image_file(images or root, id_), (height, width), sizes[id_])
     return check_pair(pair, sizes, path)
 
 

@@ -23,7 +23,7 @@ from semcorr.engine import code
 from semcorr.engine.graph import BASIS, Graph, Job
 from semcorr.engine.memory import Memory, files
 from semcorr.errors import UserError
-from semcorr.params import FileWeights, Params, PathSource, PFWillowSpec
+from semcorr.params import FileWeights, Params, PathSource, PFWillowSpec, SPairSpec
 
 
 def texts(graph: Graph, memory: Memory) -> dict[Path, str]:
@@ -56,8 +56,12 @@ def sources(path: Path, params: Params) -> tuple[list[Path], str]:
         spec = params.datasets[name]
         folders = [project_path(source.path) for source in spec.sources if isinstance(source, PathSource)]
         roots = [_root(folder, spec.format) for folder in folders if folder.exists()]
-        listed = [project_path(spec.pairs)] if isinstance(spec, PFWillowSpec) and spec.pairs else []
-        paths, given = (roots[:1] or folders[:1]) + listed, [source.model_dump() for source in spec.sources]
+        match spec:
+            case PFWillowSpec(pairs=str(further)) | SPairSpec(annotations=str(further)):
+                beside = [project_path(further)]
+            case _:
+                beside = []
+        paths, given = (roots[:1] or folders[:1]) + beside, [source.model_dump() for source in spec.sources]
     else:
         return [], ""
     return paths, f"read of this machine, for {hashlib.sha256(canonical_json(given).encode()).hexdigest()[:16]}:"

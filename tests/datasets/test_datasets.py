@@ -43,6 +43,38 @@ def willow_root(toy_root, tmp_path):
     return Path(shutil.copytree(toy_root / "willow", tmp_path / "willow"))
 
 
+@pytest.mark.parametrize("lists", [True, False])
+def test_other_annotations_of_the_same_images(spair_root, tmp_path, monkeypatch, lists):
+    """As SPair-U: its folders, without images, beside the dataset's own; half of each point's x, and another name."""
+    monkeypatch.chdir(tmp_path)
+    own = spair.read(spair_root, "test", "large")
+    other = tmp_path / "SPair-U"
+    for folder in ("PairAnnotation", *(["Layout", "ImageAnnotation"] if lists else [])):
+        shutil.copytree(spair_root / folder, other / folder)
+    for path in other.glob("*Annotation/**/*.json"):
+        values = json.loads(path.read_text())
+        for side in ("src_kps", "trg_kps"):
+            values |= {side: [[x // 2, y] for x, y in values[side]]} if side in values else {}
+        if "kps" in values:
+            values["kps"] = {f"new{id_}": xy and [xy[0] // 2, xy[1]] for id_, xy in values["kps"].items()}
+        else:
+            values["kps_ids"] = [f"new{id_}" for id_ in values["kps_ids"]]
+        path.write_text(json.dumps(values))
+    entry = {"format": "spair", "expect": "any", "sources": [{"kind": "path", "path": str(spair_root)}]}
+    entry |= spair.WHOLE | {"annotations": "SPair-U"}
+    spec = params.SPairSpec.model_validate(entry)
+    found = spair.load(spair_root, spec)
+    assert found.root == own.root
+    assert [pair.id for pair in found.pairs] == [pair.id for pair in own.pairs]
+    for new, old in zip(found.pairs, own.pairs, strict=True):
+        assert new.keypoint_ids == [f"new{id_}" for id_ in old.keypoint_ids]
+        np.testing.assert_array_equal(new.points("source"), old.points("source") // [2, 1])
+    assert {image.file for image in found.images} == {image.file for image in own.images}
+    assert {id_[:3] for image in found.images for id_ in image.keypoint_ids} == {"new"}
+    with pytest.raises(UserError, match="SPair-V: `annotations`: holds no PairAnnotation"):
+        spair.load(spair_root, params.SPairSpec.model_validate(entry | {"annotations": "SPair-V"}))
+
+
 def test_toy_spair_is_a_spair_folder(toy_root):
     splits = {split: spair.read(toy_root / "spair", split, "large") for split in spair.SPLITS}
     images = [{image.id for image in benchmark.images} for benchmark in splits.values()]
@@ -408,7 +440,8 @@ def test_a_part_of_the_images_and_the_rest(toy_root):
     assert not any({pair.source, pair.target} <= images for pair in left_out for images in (part, rest))
     assert part
     assert rest
-    assert sum(base._fraction(f"0 {number}") < 0.2 for number in range(2000)) == pytest.approx(400, abs=60)
+    fifth = params.Part(seed=0, fraction=0.2, keep="part")
+    assert sum(base.in_part(f"{number}.jpg", fifth) for number in range(2000)) == pytest.approx(400, abs=60)
     assert within() == (part, part_pairs)
     assert within(seed=1)[0] != part
     assert within(fraction=0.9)[0] >= part  # a larger one holds the smaller
