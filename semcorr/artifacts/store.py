@@ -31,6 +31,7 @@ from semcorr.geometry import Grid
 
 FORMAT = 3
 CHECKSUMS = ".crc32"
+FEATURES = ("extract", "adapt")  # the stages whose stores hold the valid cells of images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +202,7 @@ class Store:
         except Exception as error:  # h5py raises many kinds for a damaged file
             raise _damaged(path, error) from None
         if version != FORMAT:
-            raise UserError(f"{path}: format {version}, this version reads {FORMAT}. Delete it")
+            raise UserError(f"{path}: format {version!r}, this version reads {FORMAT}. Delete it")
         self._verified: set[str] = set()
         self._file = path.open("rb")
 
@@ -209,8 +210,12 @@ class Store:
         if isinstance(item, h5py.Group) or name == CHECKSUMS:
             return
         sizes = [(int(height), int(width)) for height, width in map(item.attrs.get, ("image_size", "resized_size"))]
-        stride, upsample = (int(item.attrs[name]) for name in ("stride", "upsample"))
+        stride, upsample = (_whole(item.attrs[name], name) for name in ("stride", "upsample"))
         grid = Grid(image_size=sizes[0], resized_size=sizes[1], stride=stride, upsample=upsample)
+        if min(*sizes[0], *sizes[1]) < 1:
+            raise ValueError(f"{name}: an image of {sizes}")
+        if self.provenance.get("stage") in FEATURES and item.shape[:2] != grid.shape:
+            raise ValueError(f"{name}: {item.shape[:2]} cells, where its geometry has {grid.shape}")
         self._entries[name] = Entry(shape=item.shape, grid=grid)
         self._places[name] = item.id.get_offset(), item.dtype
 
@@ -255,6 +260,13 @@ class Store:
             return self._entries[image_id]
         except KeyError:
             raise UserError(f"{self.path}: holds no image {image_id}. Make it again") from None
+
+
+def _whole(value: Any, name: str) -> int:
+    """A whole number of at least 1."""
+    if not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"{name} {value!r}")
+    return int(value)
 
 
 def content(path: Path) -> str:

@@ -42,7 +42,10 @@ def require_tables(benchmark: Benchmark) -> None:
         UserError: a value is invalid, there is no pair, two pairs have the same id, or an image's starts with a dot.
     """
     if not benchmark.pairs:
-        raise UserError(f"{benchmark.root}: holds no pairs, so there is nothing to match")
+        why = "; ".join(f"{count:,} {what} left out" for what, count in benchmark.left_out.items())
+        raise UserError(
+            f"{benchmark.root}: no pair is left to match{f' ({why})' if why else ''}. See its entry in params.yaml"
+        )
     seen: dict[str, Pair] = {}
     for pair in benchmark.pairs:
         if (first := seen.setdefault(pair.id, pair)) is not pair:

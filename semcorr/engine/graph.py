@@ -108,6 +108,7 @@ STAGES: dict[str, Stage] = {
             "train_images": "data/{train}/images.parquet",
             "validate": "features/{backbone}/trunk/{validate}.h5",
             "validate_pairs": "data/{validate}/pairs.parquet",
+            "validate_images": "data/{validate}/images.parquet",
         },
         outputs={
             "tensors": "checkpoints/{backbone}/{tuning}/best.safetensors",

@@ -94,14 +94,14 @@ class Tuned:
 
 def _head(network: Blockwise, spec: BackboneSpec, tuning: Tuning) -> Upsampler | None:
     """The network's head, to be trained: the one that it was loaded with, or a new one."""
-    there, asked = network.upsampler, tuning.head
+    there, asked, width = network.upsampler, tuning.head, network.channels(spec)
     if there is not None and (asked is None or (there.upsample, there.channels) != (asked.upsample, asked.channels)):
         size = f"{{upsample: {there.upsample}, channels: {there.channels}}}"
         raise UserError(f"params.yaml: tunings: head: the tuning that it starts from has a head; allowed: {size}")
     if asked is None:
         return None
     if there is None:
-        network.upsampler = Upsampler(network.channels(spec), asked).to(next(network.parameters()).device)
+        network.upsampler = Upsampler(width, asked).to(next(network.parameters()).device)
     assert network.upsampler is not None
     return network.upsampler.requires_grad_(True)
 

@@ -16,17 +16,26 @@ class Upsampler(nn.Module):
     Args:
         width: channels of the network's features.
         head: channels and upsampling.
+
+    Attributes:
+        width, upsample, channels: these.
     """
 
     def __init__(self, width: int, head: Head):
         super().__init__()
-        self.upsample, self.channels = head.upsample, head.channels
+        self.width, self.upsample, self.channels = width, head.upsample, head.channels
         self.project = nn.Conv2d(width, head.channels, 1, bias=False)
         nn.init.orthogonal_(self.project.weight.flatten(1))
         self.steps = nn.ModuleList(_Step(head.channels) for _ in range(head.upsample.bit_length() - 1))
 
     def forward(self, maps: Tensor) -> Tensor:
         """Features (B, C, h, w) -> (B, channels, h * upsample, w * upsample)."""
+        if torch.is_grad_enabled():
+            return self._refined(maps)
+        # One by one: the last bits of a convolution may depend on how many images there are.
+        return torch.cat([self._refined(one) for one in maps.split(1)])
+
+    def _refined(self, maps: Tensor) -> Tensor:
         maps = self.project(maps)
         for step in self.steps:
             maps = step(maps)

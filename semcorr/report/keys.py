@@ -48,7 +48,7 @@ def _rows(path: str, value: dict[str, Any], parts: dict[str, Any]) -> Iterator[t
             yield from _below(f"{path} ({word}: {name})", reference, parts)
         return
     yield path, _allowed(value, parts), meaning
-    for inner in (value, *value.get("anyOf", [])):
+    for inner in (value, *value.get("anyOf", []), *value.get("oneOf", [])):
         if "$ref" in inner:
             yield from _below(path, inner["$ref"], parts)
         for named in inner.get("patternProperties", {}).values():
@@ -68,8 +68,9 @@ def _part(reference: str, parts: dict[str, Any]) -> dict[str, Any]:
 
 def _allowed(value: dict[str, Any], parts: dict[str, Any]) -> str:
     """The values that a schema allows, in words."""
-    if "anyOf" in value:
-        return ", or ".join(dict.fromkeys(_allowed(one, parts) for one in value["anyOf"]))
+    for either in ("anyOf", "oneOf"):
+        if either in value:
+            return ", or ".join(dict.fromkeys(_allowed(one, parts) for one in value[either]))
     if "$ref" in value or "patternProperties" in value:
         return "a mapping"
     if "const" in value:

@@ -1,5 +1,6 @@
 """finetune: train the last blocks of a backbone on cached trunk activations, with keypoint supervision."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from torch import Tensor
 from semcorr.artifacts.files import project_path, sha256, write_text
 from semcorr.artifacts.provenance import provenance, verified
 from semcorr.artifacts.store import Store
-from semcorr.datasets.base import read_image, read_images, read_pairs
+from semcorr.datasets.base import Image, read_image, read_images, read_pairs
 from semcorr.engine.basis import resume_key
 from semcorr.engine.graph import Job
 from semcorr.errors import UserError
@@ -18,6 +19,8 @@ from semcorr.networks.backbones import overlay, save
 from semcorr.networks.tail import Tail
 from semcorr.networks.trainer import VALIDATION_THRESHOLD, Run, Trainer
 from semcorr.params import Params, Start
+
+logger = logging.getLogger(__name__)
 
 
 def finetune(job: Job, params: Params) -> str:
@@ -30,6 +33,7 @@ def finetune(job: Job, params: Params) -> str:
     device = runtime.device(params.runtime, params.threads)
     tail = Tail(params.backbones[backbone], params.trunk.blocks, device, job.inputs["tensors"])
     images = {image.id: image for image in read_images(job.inputs["train_images"])}
+    _require_other_images(images, read_images(job.inputs["validate_images"]))
     folder = job.inputs["train_images"].parent / "images"
     run = Run(
         backbone=backbone,
@@ -67,6 +71,20 @@ def finetune(job: Job, params: Params) -> str:
         f"{title}: PCK@{VALIDATION_THRESHOLD:.2f} on {job.inputs['validate'].stem} {100 * state['curve'][0][2]:.1f} % "
         f"before, {100 * state['best_score']:.1f} % at its best, after epoch {state['best_epoch']} of {tuning.epochs}"
     )
+
+
+def _require_other_images(train: dict[str, Image], validate: list[Image]) -> None:
+    """Refuse to validate on images that are trained on; say if a picture only has another name there.
+
+    Raises:
+        UserError: an image is in both.
+    """
+    pictures = {image.sha256 for image in train.values()}
+    shown = [image.id for image in validate if image.sha256 in pictures]
+    if same := [id_ for id_ in shown if id_ in train]:
+        raise UserError(f"params.yaml: grid.validate: {len(same):,} of its images are trained on, such as {same[0]}")
+    if shown:
+        logger.warning("%d pictures are trained on and validated on under two names, such as %s", len(shown), shown[0])
 
 
 def _begin_from(start: Start, name: str, tail: Tail, base: str) -> dict[str, Tensor]:

@@ -121,6 +121,10 @@ MISTAKES = {
         setting("grid", "validate", "toy_spair_trn"),
         "grid.validate: .* is also trained on",
     ),
+    "training is part of validation": (
+        setting("datasets", "toy_spair_val", "split", "trn"),
+        "grid.validate: 'toy_spair_val' has images of 'toy_spair_trn', which is trained on; allowed: another split",
+    ),
     "training is test": (
         setting("grid", "datasets", ["toy_willow", "toy_spair_trn"]),
         "grid.datasets: 'toy_spair_trn' is trained on and cannot be tested on",
@@ -303,3 +307,35 @@ def test_the_page_of_keys_is_the_schemas():
             free = re.sub(r"^(datasets|backbones|baselines|tunings|rules)\.[^.]+", r"\1.<name>", leaf)
             free = re.sub(r"(\.images|overrides|references|sides)\..*", r"\1", free)
             assert free in named or "." not in free or free.endswith("<name>"), (preset.name, leaf)
+
+
+def test_what_keeps_images_of_training_apart(smoke):
+    """Split, categories, and the two parts of one seed and fraction; nothing else."""
+    part = {"seed": 0, "fraction": 0.2, "keep": "part"}
+    apart = [
+        {"split": "val"},
+        {"categories": ["car"]},
+        {"part": part},
+        {"sources": [{"kind": "path", "path": "elsewhere"}]},
+    ]
+    shared = [
+        {},
+        {"limit": 3},
+        {"layout": "small"},
+        {"categories": ["car", "dog"]},
+        {"categories": None},
+        {"part": part | {"keep": "rest"}},
+        {"part": part | {"seed": 1}},
+        {"part": part | {"fraction": 0.3}},
+        {"part": None},
+    ]
+    for change in (*apart, *shared):
+        values = json.loads(json.dumps(smoke))
+        train = values["datasets"]["toy_spair_trn"]
+        train |= {"categories": ["dog", "bird"], "part": part | {"keep": "rest"}}
+        values["datasets"]["toy_spair_val"] = train | change
+        if change in apart:
+            params.validate(values, "x")
+        else:
+            with pytest.raises(UserError, match=r"grid\.validate: 'toy_spair_val' has images of 'toy_spair_trn'"):
+                params.validate(values, "x")

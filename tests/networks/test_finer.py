@@ -4,6 +4,7 @@ import json
 from itertools import pairwise
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -54,6 +55,19 @@ def test_a_new_head_interpolates_between_the_networks_cells(upsample):
         expected = project @ np.array([cx, cy, cx + cy, cx - cy, 2 * cx, 1])
         np.testing.assert_allclose(found[:, row, column], expected, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(project @ project.T, np.eye(4), atol=1e-5)  # lengths and angles are kept
+
+
+def test_a_features_last_bit_does_not_depend_on_the_batch():
+    """Each image alone, and all at once, without gradients; with few channels the kernels do differ."""
+    head = Upsampler(48, params.Head(upsample=2, channels=16))
+    torch.nn.init.normal_(head.steps[0].out.weight)
+    maps = torch.randn(8, 48, 8, 9, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        together = head(maps)
+        for index in range(len(maps)):
+            assert torch.equal(together[index], head(maps[index : index + 1])[0])
+            assert torch.equal(together[index : index + 3], head(maps[index : index + 3]))
+    torch.testing.assert_close(head(maps), together.clone(), rtol=1e-4, atol=1e-4)
 
 
 def test_the_target_narrows_with_the_training():
@@ -234,6 +248,29 @@ def test_adapt_and_the_api_see_both_views_and_the_finer_grid(experiment):
             assert found.shape == (*grid.shape, 2 * HEAD["channels"])
     frozen = plan.job("extract", B, "frozen", "toy_spair_val").outputs["store"]
     assert "stride: 14\n" in "\n".join(describe(frozen))
+    spec = backbone.spec.model_dump()
+    own = {key: spec[key] for key in ("model", "overrides", "layer", "facet", "norm", "precision")}
+    own["weights"] = str(plan.job("weights", B, "frozen").outputs["tensors"])
+    tuned = ("dinov2", True, "checkpoints/dinov2_tiny/last1", "cpu")
+    both = UnifiedBackbone(*tuned, views=["plain", "mirrored"], **own)
+    picture = torch.rand(1, 3, 56, 70, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(both(picture), backbone(picture))
+    with pytest.raises(UserError, match=r"was tuned for views \['plain', 'mirrored'\], this backbone has \['plain'\]"):
+        UnifiedBackbone(*tuned, **own)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("upsample", 1), ("upsample", 0), ("upsample", 2.7), ("stride", 0), ("stride", -14)]
+)
+def test_a_store_whose_geometry_is_not_that_of_its_arrays_is_refused(experiment, name, value):
+    store = experiment("fetch", "weights", "trunk", "finetune", "adapt").job("adapt", B, "last1", "toy_spair_val")
+    path = store.outputs["store"]
+    with Store(path, None) as whole:
+        image_id = whole.ids()[0]
+    with h5py.File(path, "r+") as file:
+        file[image_id].attrs[name] = value
+    with pytest.raises(UserError, match=rf"{path.name}: damaged \(.*({name}|cells)"):
+        describe(path)
 
 
 def test_own_images_are_matched_on_the_finer_grid(experiment):
@@ -370,6 +407,10 @@ def test_a_run_starts_from_the_head_of_another(experiment):
         torch.testing.assert_close(second[name], tensor, rtol=0, atol=1e-6)
     with pytest.raises(UserError, match="starts from has a head"):
         experiment("finetune", changes=[*changes, setting("tunings", "last1", "head", None)])
+    two = [setting("backbones", B, "layer", [1, 2]), setting("trunk", "blocks", 2)]
+    two.append(setting("tunings", "last1", "blocks", 2))
+    with pytest.raises(UserError, match=r"head was trained on 48 channels, layer \[1, 2\] has 96"):
+        experiment("trunk", "finetune", changes=[*changes, *two])
 
 
 BAD = [
@@ -383,6 +424,12 @@ BAD = [
         r"loss\.sigma_cells\.from: ",
     ),
     (setting("tunings", "last1", "loss", NARROWING | {"sigma_cells": -1}), r"loss\.sigma_cells: "),
+    (setting("tunings", "last1", "loss", NARROWING | {"sigma_cells": 1e-30}), r"loss\.sigma_cells: "),
+    (
+        setting("tunings", "last1", "loss", NARROWING | {"sigma_cells": {"from": 1e300, "to": 1}}),
+        r"loss\.sigma_cells\.from: ",
+    ),
+    (setting("tunings", "last1", "head", HEAD | {"learning_rate": 1e300}), r"head\.learning_rate"),
     (setting("backbones", B, "views", []), r"views: \[\]; allowed: \[plain\] or \[plain, mirrored\]"),
     (setting("backbones", B, "views", ["mirrored"]), r"views: \['mirrored'\]; allowed"),
     (setting("backbones", B, "views", ["plain", "plain"]), r"views: .*; allowed"),

@@ -3,7 +3,7 @@
 INPUTS
     data/weights/{backbone}/frozen.{json, safetensors}
     features/{backbone}/trunk/{dataset}.h5
-    data/{dataset}/pairs.parquet
+    data/{dataset}/{images, pairs}.parquet
 OUTPUTS
     checkpoints/{backbone}/{tuning}/{best.safetensors, curve.csv, steps.csv}
     features/{backbone}/{tuning}/{dataset}.h5
@@ -20,6 +20,7 @@ rule finetune:
         train_images=known(f"data/{GRID['train']}/images.parquet"),
         validate=known(f"features/{{backbone}}/trunk/{GRID['validate']}.h5"),
         validate_pairs=known(f"data/{GRID['validate']}/pairs.parquet"),
+        validate_images=known(f"data/{GRID['validate']}/images.parquet"),
         marker=marker("finetune"),
     output:
         tensors="checkpoints/{backbone}/{tuning}/best.safetensors",

@@ -171,10 +171,20 @@ class Backbone(nn.Module, ABC):
         return max(stops)
 
     def channels(self, spec: BackboneSpec) -> int:
-        """C of the features of one view: summed over the layers, or of the upsampler."""
-        if self.upsampler is not None:
-            return self.upsampler.channels
-        return sum(self.neck_width if layer == "neck" else self.widths[layer] for layer in spec.layers)
+        """C of the features of one view: summed over the layers, or of the upsampler.
+
+        Raises:
+            UserError: the upsampler was made for another number.
+        """
+        width = sum(self.neck_width if layer == "neck" else self.widths[layer] for layer in spec.layers)
+        if self.upsampler is None:
+            return width
+        if self.upsampler.width != width:
+            raise UserError(
+                f"{self.name}: the tuning's head was trained on {self.upsampler.width} channels, layer {spec.layer} "
+                f"has {width}. Set the layer that it was trained for"
+            )
+        return self.upsampler.channels
 
     def at(self, spec: BackboneSpec) -> Self:
         """Itself, with the stride of the feature layers.
