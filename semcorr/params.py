@@ -673,6 +673,26 @@ class Runtime(Model):
     record: bool = Field(True, description="record Snakemake's outputs in dvc.lock and DVC's cache; true if left out")
 
 
+class KeypointDraw(Model):
+    """A seeded part of all keypoint names."""
+
+    seed: Seed = Field(description="of the draw")
+    fraction: Annotated[float, Field(gt=0, lt=1, examples=[0.3])] = Field(description="of the names, on average")
+
+
+class HoldOuts(Model):
+    """What no tuning is trained or validated on, so that results of all cells split into seen and unseen."""
+
+    keypoints: KeypointDraw | None = Field(description="a seeded part of the keypoint names; null for none")
+    categories: Distinct | None = Field(description="whole categories; null for none", examples=[["sheep"]])
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if self.keypoints is None and self.categories is None:
+            raise ValueError("holds out nothing; allowed: keypoints, categories or both, or null for hold_outs")
+        return self
+
+
 FIX = "; `semcorr fix` sets it"
 
 
@@ -686,6 +706,11 @@ class Params(Model):
     baselines: Annotated[dict[Name, Baseline], Field(min_length=1)] = Field(description="rows not fine-tuned, by name")
     trunk: Trunk = Field(description="the cached part below every tuning")
     tunings: dict[Name, Tuning] = Field(description="how backbones are trained, by name")
+    hold_outs: HoldOuts | None = Field(
+        None,
+        description="what no tuning is trained or validated on, for results on seen and unseen keypoints and "
+        "categories; null, or left out, holds out nothing",
+    )
     rules: Annotated[dict[Name, Rule], Field(min_length=1)] = Field(description="how heatmaps are read, by name")
     evaluate: Evaluate = Field(description="how PCK is computed")
     threads: Annotated[int, Field(ge=1, le=4096)] = Field(
@@ -974,6 +999,8 @@ def _following(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         yield "grid.layers", {"backbones": [], "datasets": [], "facets": ["token"], "rule": grid["rules"][0]}
     for name in [name for name in grid["backbones"] if "views" not in values["backbones"][name]]:
         yield f"backbones.{name}.views", ["plain"]
+    if "hold_outs" not in values:
+        yield "hold_outs", None
     if not grid["tunings"]:
         yield from {"grid.train": None, "grid.validate": None, "grid.trunks": []}.items()
         return

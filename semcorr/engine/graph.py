@@ -100,7 +100,7 @@ STAGES: dict[str, Stage] = {
     ),
     "finetune": Stage(
         axes={"backbone": "grid.backbones", "tuning": "grid.tunings"},
-        keys=(*NETWORK, SIZE, *FEATURES, COMPUTE, PRECISION, "trunk", "tunings.{tuning}", "threads"),
+        keys=(*NETWORK, SIZE, *FEATURES, COMPUTE, PRECISION, "trunk", "tunings.{tuning}", "hold_outs", "threads"),
         inputs={
             **FROZEN,
             "train": "features/{backbone}/trunk/{train}.h5",
@@ -138,7 +138,7 @@ STAGES: dict[str, Stage] = {
     ),
     "evaluate": Stage(
         axes={**STORE_AXES, "rule": "grid.rules"},
-        keys=("evaluate", "datasets.{dataset}.format"),
+        keys=("evaluate", "hold_outs", "datasets.{dataset}.format"),
         inputs={"matches": MATCHES, "absent": ABSENT, "images": "data/{dataset}/images.parquet"},
         outputs={"cell": CELL, "pairs": PAIR_SCORES},
     ),

@@ -131,6 +131,7 @@ def require_dvcs_keys(values: params.Params) -> None:
         UserError: one is missing.
     """
     missing = [] if "layers" in values.grid.model_fields_set else ["grid.layers"]
+    missing += [] if "hold_outs" in values.model_fields_set else ["hold_outs"]
     for name in values.grid.backbones:
         missing += [] if "views" in values.backbones[name].model_fields_set else [f"backbones.{name}.views"]
     if missing:

@@ -302,6 +302,6 @@ def _evenly(pairs: list[Pair], count: int | None) -> list[Pair]:
     """Evenly spaced pairs among those with keypoints, `count` of them or all."""
     pairs = [pair for pair in pairs if pair.keypoint_ids]
     if not pairs:
-        raise UserError("the validation set has no pair with a keypoint; see grid.validate and its `limit`")
+        raise UserError("the validation set has no pair with a keypoint; see grid.validate, its `limit`, and hold_outs")
     count = min(count or len(pairs), len(pairs))
     return [pairs[index] for index in np.linspace(0, len(pairs) - 1, count).round().astype(int)]

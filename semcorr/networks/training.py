@@ -149,7 +149,7 @@ class Batches:
     def __init__(self, pairs: list[Pair], tuning: Tuning):
         self.pairs = [pair for pair in pairs if pair.keypoint_ids]
         if not self.pairs:
-            raise UserError("the training set has no pair with a keypoint; see grid.train and its `limit`")
+            raise UserError("the training set has no pair with a keypoint; see grid.train, its `limit`, and hold_outs")
         self.tuning = tuning
         self.by_category: dict[str, dict[tuple[str, str], Pair]] = defaultdict(dict)
         for pair in self.pairs:

@@ -18,6 +18,7 @@ import pandas as pd
 
 from semcorr import pck
 from semcorr.artifacts.provenance import expect, read_table
+from semcorr.datasets import hold_outs
 from semcorr.engine.graph import MATCHES, STAGES, Graph
 from semcorr.errors import UserError, reason
 from semcorr.params import PARAMS_FILE, Evaluate, Params, read_text
@@ -57,8 +58,9 @@ class Side:
 
 
 def compare(first: str, second: str, params: Params) -> list[dict[str, Any]]:
-    """Rows for `all` and each category: PCK of both, the difference with its 95 % interval, and p, at each threshold.
+    """Rows for `all`, what is held out or not, and each category, at each threshold.
 
+    Each has the PCK of both, and the difference with its 95 % interval and p.
     Where the two names fit several pairs of cells, the rows of one pair follow those of another.
 
     Raises:
@@ -84,9 +86,14 @@ def _rows(first: str, second: str, reference: str, params: Params) -> list[dict[
         pck.is_correct(*pck.errors(matches, reference, name), settings.thresholds)
         for name, matches in ((first, left), (second, right))
     ]
+    parts_of = {"all": np.full(len(left), True)}
+    if params.hold_outs is not None:
+        group = hold_outs.groups(left["category"].tolist(), left["keypoint"].tolist(), params.hold_outs)
+        held_out = {name: group == number for number, name in enumerate(hold_outs.GROUPS)}
+        parts_of |= {name: chosen for name, chosen in held_out.items() if chosen.any()}
+    parts_of |= {name: (left["category"] == name).to_numpy() for name in sorted(left["category"].unique())}
     rows = []
-    for name in ["all", *sorted(left["category"].unique())]:
-        chosen = np.full(len(left), True) if name == "all" else (left["category"] == name).to_numpy()
+    for name, chosen in parts_of.items():
         pair = pd.factorize(left["pair"][chosen])[0]
         parts = [values[chosen] for values in correct]
         (first_hits, counts), (second_hits, _) = (pck.by_pair(part, pair) for part in parts)

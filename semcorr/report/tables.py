@@ -23,7 +23,7 @@ def leaderboard(
         Rows with `name`, the axes' values, `values` (percent at each threshold), `headline`, `interval`, `image`,
         `category`, `others` (under other references), `geometry_aware`, `dagger` and `kap` (each a mean with its
         interval, or None), and `behind`: the difference from the best row, its interval and p, None for the best row
-        itself. `best` is True for that row and those not significantly worse.
+        itself. `best` is True for that row and those not significantly worse. `hold_outs`: see there.
     """
     key = pck.threshold_key(params.evaluate.headline)
     rows = []
@@ -59,13 +59,53 @@ def leaderboard(
         lead = pck.compare(first, second, counts, samples=settings.bootstrap, seed=settings.seed)
         row["behind"] = None
         if row is not rows[0]:
-            row["behind"] = {
-                "difference": 100 * float(lead.mean[0]),
-                "interval": [100 * float(lead.low[0]), 100 * float(lead.high[0])],
-                "p": float(lead.p[0]),
-            }
+            row["behind"] = difference(lead)
         row["best"] = row is rows[0] or row["behind"]["p"] >= SIGNIFICANT
+        row["hold_outs"] = _hold_outs(row, cells, pairs, params)
     return rows
+
+
+def _hold_outs(
+    row: dict[str, Any], cells: dict[str, Any], pairs: dict[str, pd.DataFrame], params: Params
+) -> dict[str, Any] | None:
+    """PCK of a row on what tunings see and on what is held out, and a tuned row's gain over the frozen network.
+
+    Returns:
+        Of each group that has keypoints `num_keypoints`, `value` (a mean with its interval, in percent), and `gain`
+        (difference, interval, p; None for a baseline). None if nothing is held out. `loses`: the unseen groups on
+        which a tuned row that gains on the seen one is significantly worse than frozen.
+    """
+    key, settings = pck.threshold_key(params.evaluate.headline), params.evaluate
+    if "hold_outs" not in cells[row["name"]]:
+        return None
+    frozen = "/".join("frozen" if axis == "weights" else row[axis] for axis in AXES)
+    tuned = row["weights"] in params.grid.tunings
+    shown: dict[str, Any] = {}
+    for group, scores in cells[row["name"]]["hold_outs"].items():
+        if not scores[key]["num_keypoints"]:
+            continue
+        gain = None
+        if tuned:
+            # Those pairs alone, in the order of `semcorr compare`, whose numbers these are.
+            own, base = (pairs[name].query(f"`{group}` > 0").sort_values("pair") for name in (row["name"], frozen))
+            counts = base[group].to_numpy(float)
+            first, second = (table[[f"{group} correct"]].to_numpy(float) for table in (base, own))
+            gain = difference(pck.compare(first, second, counts, samples=settings.bootstrap, seed=settings.seed))
+        shown[group] = {
+            "num_keypoints": scores[key]["num_keypoints"],
+            "value": percent(scores[key]),
+            "gain": gain,
+        }
+    gains = {group: value["gain"] for group, value in shown.items() if value["gain"]}
+    real = {group: gain["difference"] for group, gain in gains.items() if gain["p"] < SIGNIFICANT}
+    loses = [group for group, gain in real.items() if group != "seen" and gain < 0 < real.get("seen", 0)]
+    return {"groups": shown, "loses": loses}
+
+
+def difference(compared: pck.Difference) -> dict[str, Any]:
+    """A difference at one threshold, in percent, with its interval and p."""
+    low, high = 100 * float(compared.low[0]), 100 * float(compared.high[0])
+    return {"difference": 100 * float(compared.mean[0]), "interval": [low, high], "p": float(compared.p[0])}
 
 
 def percent(row: dict[str, Any] | None) -> list[float] | None:
@@ -123,7 +163,32 @@ def markdown(boards: dict[str, list[dict[str, Any]]], cells: dict[str, Any], par
             lines.append("| " + " | ".join(cell) + " |")
         about = f"{_about(cells[board[0]['name']])}. Bold: the best, and those not significantly worse."
         parts.append("\n".join([f"### {dataset}", "", about, "", *lines]) + "\n")
+        if board[0]["hold_outs"]:
+            parts.append(_generalisation(dataset, board, list(cells), params))
     return "\n".join(parts)
+
+
+def _generalisation(dataset: str, board: list[dict[str, Any]], names: list[str], params: Params) -> str:
+    """The table of what tunings see and what is held out: of each cell a row per group."""
+    key = pck.threshold_key(params.evaluate.headline)
+    heads = ["backbone", "weights", "rule", "group", key, "95 % interval", "gain over frozen", "its interval", ""]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * 4 + "---:|" * 4 + "---|"]
+    for row in sorted(board, key=lambda row: names.index(row["name"])):
+        for group, found in row["hold_outs"]["groups"].items():
+            mean, *interval = found["value"]
+            values = [*(row[axis] for axis in ("backbone", "weights", "rule")), group, f"{mean:.1f}"]
+            values += ["{:.1f} to {:.1f}".format(*interval), "", "", ""]
+            if gain := found["gain"]:
+                values[6:8] = [f"{gain['difference']:+.1f}", "{:+.1f} to {:+.1f}".format(*gain["interval"])]
+            if group in row["hold_outs"]["loses"]:
+                values[8] = "loses"
+            lines.append("| " + " | ".join(values) + " |")
+    counts = [f"{value['num_keypoints']:,} {group}" for group, value in board[0]["hold_outs"]["groups"].items()]
+    about = (
+        f"{key} in percent, per keypoint, by what tunings are trained on (hold_outs): {', '.join(counts)}; gain by a "
+        "paired bootstrap. `loses`: significantly worse than frozen there, by a tuning that gains on what it has seen."
+    )
+    return "\n".join([f"### {dataset}: seen and unseen", "", about, "", *lines]) + "\n"
 
 
 def latex(boards: dict[str, list[dict[str, Any]]], cells: dict[str, Any], params: Params) -> str:

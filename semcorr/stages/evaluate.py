@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from semcorr import measures, pck
 from semcorr.artifacts.provenance import expect, provenance, read_table, write_result, write_table
+from semcorr.datasets import hold_outs
 from semcorr.datasets.base import read_images
 from semcorr.datasets.sides import groups
 from semcorr.engine.graph import Job
@@ -65,7 +66,12 @@ def evaluate(job: Job, params: Params) -> str:
         "references": scores,
         "provenance": record,
     }
-    write_table(job.outputs["pairs"], _pair_table(headline, pair, pairs, settings.thresholds), record)
+    table = _pair_table(headline, pair, pairs, settings.thresholds)
+    if params.hold_outs is not None:
+        group = hold_outs.groups(matches["category"].tolist(), matches["keypoint"].tolist(), params.hold_outs)
+        cell |= {"hold_outs": _held_out(headline, pair, group, params)}
+        table = _with_groups(table, headline[:, settings.thresholds.index(settings.headline)], pair, group)
+    write_table(job.outputs["pairs"], table, record)
     write_result(job.outputs["cell"], cell)
     key = pck.threshold_key(settings.headline)
     mean = 100 * cell["overall_keypoint"][key]["mean"]
@@ -228,3 +234,22 @@ def _pair_table(correct: np.ndarray, pair: np.ndarray, pairs: pd.DataFrame, thre
     for threshold, column in zip(thresholds, hits.T, strict=True):
         columns[pck.threshold_key(threshold)] = pa.array(column.astype(np.int32))
     return pa.table(columns)
+
+
+def _held_out(correct: np.ndarray, pair: np.ndarray, group: np.ndarray, params: Params) -> dict[str, Any]:
+    """PCK of what tunings are trained on and of what is held out from them, at each threshold."""
+    settings = params.evaluate
+    keys = list(map(pck.threshold_key, settings.thresholds))
+    each = np.repeat(group[:, None] == np.arange(len(hold_outs.GROUPS)), len(keys), axis=1)
+    hits = each & np.tile(correct, len(hold_outs.GROUPS))
+    rows = iter(measures.rates(hits, each, pair, samples=settings.bootstrap, seed=settings.seed))
+    return {name: {key: next(rows) for key in keys} for name in hold_outs.GROUPS}
+
+
+def _with_groups(table: pa.Table, correct: np.ndarray, pair: np.ndarray, group: np.ndarray) -> pa.Table:
+    """The table of pairs with each group's keypoints, and how many are correct at the headline threshold."""
+    for number, name in enumerate(hold_outs.GROUPS):
+        for column, weights in ((name, group == number), (f"{name} correct", (group == number) & correct)):
+            counts = np.bincount(pair, weights=weights, minlength=len(table)).astype(np.int32)
+            table = table.append_column(column, pa.array(counts))
+    return table

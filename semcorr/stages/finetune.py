@@ -11,6 +11,7 @@ from semcorr.artifacts.files import project_path, sha256, write_text
 from semcorr.artifacts.provenance import provenance, verified
 from semcorr.artifacts.store import Store
 from semcorr.datasets.base import Image, read_image, read_images, read_pairs
+from semcorr.datasets.hold_outs import seen
 from semcorr.engine.basis import resume_key
 from semcorr.engine.graph import Job
 from semcorr.errors import UserError
@@ -39,8 +40,8 @@ def finetune(job: Job, params: Params) -> str:
         backbone=backbone,
         name=name,
         tuning=tuning,
-        pairs=read_pairs(job.inputs["train_pairs"]),
-        validation=read_pairs(job.inputs["validate_pairs"]),
+        pairs=seen(read_pairs(job.inputs["train_pairs"]), params.hold_outs),
+        validation=seen(read_pairs(job.inputs["validate_pairs"]), params.hold_outs),
         read=lambda image_id: read_image(folder, images[image_id]),
         mirrored=params.trunk.mirrored,
         last=job.outputs["tensors"].with_name("last.pt"),

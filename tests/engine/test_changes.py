@@ -121,6 +121,7 @@ LEAVES: dict[str, tuple[object, set[str]]] = {
             "seed": 1,
         }.items()
     },
+    "hold_outs": ({"keypoints": {"seed": 0, "fraction": 0.3}, "categories": None}, FINETUNE | SCORE),
     "rules.argmax.sampling": ("nearest", ARG | LAYERS),
     "rules.softargmax.sampling": ("nearest", SOFT),
     "rules.softargmax.window": (5, SOFT),
@@ -181,6 +182,7 @@ MODULES: dict[str, set[str]] = {
     **dict.fromkeys(("matching.py", "pck.py", "readouts/__init__.py", "readouts/argmax.py"), READ_OUT),
     "readouts/softargmax.py": SOFT,
     "stages/match.py": MATCH,
+    "datasets/hold_outs.py": FINETUNE | SCORE,
     **dict.fromkeys(("stages/evaluate.py", "measures.py", "datasets/sides.py"), SCORE),
     **dict.fromkeys(("stages/draw.py", "report/__init__.py", "report/gallery.py", "report/pictures.py"), DRAW),
     **dict.fromkeys(("stages/report.py", "report/page.py", "report/charts.py", "report/templates/report.html"), REPORT),
