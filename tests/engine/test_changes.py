@@ -74,17 +74,18 @@ LEAVES: dict[str, tuple[object, set[str]]] = {
     "grid.layers.rule": ("softargmax", LAYERS),
     **{
         f"datasets.{name}.{leaf}": (value, FETCH[name])
-        for name, split in ((TRN, "trn"), (VAL, "val"), (TEST, "test"))
+        for name in (TRN, VAL, TEST)
         for leaf, value in {
             "sources": [{"kind": "toy", "seed": 9, "images": {"trn": 3, "val": 2, "test": 2}}],
             "expect": "spair71k",
-            "split": "val" if split == "trn" else "trn",
             "layout": "small",
+            "annotations": "SPair-U",
             "categories": ["car"],
             "part": {"seed": 0, "fraction": 0.5, "keep": "part"},
             "limit": 1,
         }.items()
     },
+    f"datasets.{TEST}.split": ("val", FETCH[TEST]),
     f"backbones.{B}.model": ("vit_base_patch14_dinov2", WEIGHTS),
     f"backbones.{B}.overrides": ({"depth": 4, "embed_dim": 48, "num_heads": 3, "init_values": 1.0}, WEIGHTS),
     f"backbones.{B}.weights": ({"kind": "random", "seed": 9}, WEIGHTS),
@@ -143,6 +144,7 @@ LEAVES: dict[str, tuple[object, set[str]]] = {
 TOGETHER = {
     "grid": "an axis gains or loses a name: its cells come or go, and report runs; train, validate: as a tuning",
     "datasets.*.format": "its other keys change too; as `sources`",
+    "datasets.*.split": "training has no images of the others; as that of the test set",
     "backbones.*.family": "its other keys change too; as `model`",
     "backbones.*.facet": "not with norm; read where `layer` is",
     "backbones.*.debias": "not with tunings; read by extract alone",
