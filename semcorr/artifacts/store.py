@@ -302,7 +302,7 @@ def describe(path: Path) -> list[str]:
     tensors = record.get("inputs", {}).get("tensors") or record.get("inputs", {}).get("frozen") or {}
     return [
         f"{path}: {record['stage']}, {path.stat().st_size / 1e6:,.1f} MB, all checksums right",
-        f"images: {len(entries):,}, {', '.join(types)}",
+        f"arrays: {len(entries):,}, {', '.join(types)}",
         f"cells: {shown}{f' and {len(shapes) - 6} more shapes' if len(shapes) > 6 else ''}",
         f"channels: {', '.join(map(str, channels))}; stride: {', '.join(strides)}",
         f"tensors: {tensors.get('origin', 'unknown')}",

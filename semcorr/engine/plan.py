@@ -277,11 +277,11 @@ class Costs:
         scored *= tuning.epochs // tuning.validation.every + 1
         network = self._network(name)
         assert isinstance(network, Blockwise), "architectures.py refuses to tune others"
-        tuned = sum(
-            parameter.numel()
-            for module in network.tuned_modules(tuning.blocks, self.params.backbones[name])
-            for parameter in module.parameters()
-        )
+        modules = network.tuned_modules(tuning.blocks, self.params.backbones[name])
+        if tuning.head is not None:
+            with torch.device("meta"):
+                modules = [*modules, Upsampler(network.channels(self.params.backbones[name]), tuning.head)]
+        tuned = sum(parameter.numel() for module in modules for parameter in module.parameters())
         flops = tuning.epochs * seen * (live + tail * (1 + BACKWARD)) + scored
         return Cost(flops=flops, disk=5 * 4 * tuned)  # best, and in last.pt: tensors, two moments and best
 

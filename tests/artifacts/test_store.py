@@ -182,7 +182,7 @@ def test_a_store_describes_itself(tmp_path, capsys):
     _write(tmp_path / "a.h5")
     cli.main(["store", str(tmp_path / "a.h5")])
     printed = capsys.readouterr().out
-    for line in ("images: 3, float16", "cells: 6 x 8", "channels: 5; stride: 14", "threads: 1", "f" * 64):
+    for line in ("arrays: 3, float16", "cells: 6 x 8", "channels: 5; stride: 14", "threads: 1", "f" * 64):
         assert line in printed
     with pytest.raises(SystemExit):
         cli.main(["store", str(tmp_path / "none.h5")])
