@@ -133,7 +133,7 @@ def listed(files: Files, spec: COCOSpec) -> list[tuple[str, str]]:
     path = Path(spec.annotations)
     if not text:
         return []
-    items, _ = read_items(_decoded(text.encode(), path), path)
+    items, _ = read_items(decoded(text.encode(), path), path)
     both, _ = _paired(_chosen(items, spec, path), spec, path)
     folder = PurePosixPath(spec.images)
     return [((folder / first.file).as_posix(), (folder / second.file).as_posix()) for first, second in both]
@@ -189,10 +189,15 @@ def _content(path: Path) -> _File:
         raise UserError(f"{path}: no such file of annotations; there is {here}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    return _decoded(content, path)
+    return decoded(content, path)
 
 
-def _decoded(content: bytes, path: Path) -> _File:
+def decoded(content: bytes, path: Path) -> _File:
+    """The content of a file of annotations.
+
+    Raises:
+        UserError: it is not JSON, or not of the format.
+    """
     try:
         return msgspec.json.decode(content.removeprefix(b"\xef\xbb\xbf"), type=_File)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -207,11 +212,14 @@ def read_items(file: _File, path: Path) -> tuple[list[Item], dict[str, int]]:
     """
     for kind, entries in (("image", file.images), ("category", file.categories), ("annotation", file.annotations)):
         _distinct((entry.id for entry in entries), f"{kind} id", path)
-    _distinct((image.file_name for image in file.images), "file_name", path)
     _distinct((category.name for category in file.categories), "category name", path)
     for category in file.categories:
         _distinct(category.keypoints, f"keypoint of category {category.name}", path)
     images = {image.id: image for image in file.images}
+    found = {image.id: _checked_file(image, path) for image in file.images}
+    files = {id_: place.as_posix() for id_, place in found.items()}
+    _distinct(files.values(), "file_name", path)
+    stems = {id_: place.with_suffix("").as_posix() for id_, place in found.items()}
     categories = {category.id: category for category in file.categories}
     items, left_out = [], Counter[str]()
     for annotation in file.annotations:
@@ -231,7 +239,15 @@ def read_items(file: _File, path: Path) -> tuple[list[Item], dict[str, int]]:
             points = {name: point for name, point in annotated.items() if _is_inside(point, image)}
             left_out["keypoints outside their image"] += len(annotated) - len(points)
             if points:
-                items.append(_item(annotation, category.name, image, points, where))
+                item = Item(
+                    id=f"{stems[image.id]}-{annotation.id}",
+                    file=files[image.id],
+                    category=category.name,
+                    size=(image.height, image.width),
+                    points=points,
+                    bbox=_checked_box(annotation, where),
+                )
+                items.append(item)
             else:
                 left_out["objects without a keypoint"] += 1
     return items, dict(+left_out)
@@ -267,23 +283,22 @@ def _is_inside(point: list[float], image: _Image) -> bool:
     return 0 <= point[0] <= image.width and 0 <= point[1] <= image.height
 
 
-def _item(annotation: _Annotation, category: str, image: _Image, points: dict[str, list[float]], where: str) -> Item:
+def _checked_file(image: _Image, path: Path) -> PurePosixPath:
+    """An image's path below the folder of images."""
     file = PurePosixPath(image.file_name)
     if not image.file_name or file.is_absolute() or ".." in file.parts or "\\" in image.file_name:
-        raise UserError(f"{where}: file_name {image.file_name!r} is not a path below the folder of images")
+        raise UserError(f"{path}: file_name {image.file_name!r} is not a path below the folder of images")
+    return file
+
+
+def _checked_box(annotation: _Annotation, where: str) -> list[float]:
+    """An object's box (x0, y0, x1, y1)."""
     if annotation.bbox is None or len(annotation.bbox) != 4:
         raise UserError(f"{where}: bbox {annotation.bbox} is not x, y, width, height; PCK needs it")
     x, y, width, height = annotation.bbox
     if not (width > 0 and height > 0):
         raise UserError(f"{where}: bbox {annotation.bbox} has no area (x, y, width, height)")
-    return Item(
-        id=f"{file.with_suffix('')}-{annotation.id}",
-        file=file.as_posix(),
-        category=category,
-        size=(image.height, image.width),
-        points=points,
-        bbox=[x, y, x + width, y + height],
-    )
+    return [x, y, x + width, y + height]
 
 
 def _chosen(items: list[Item], spec: COCOSpec, path: Path) -> list[Item]:

@@ -34,14 +34,19 @@ def finetune(job: Job, params: Params) -> str:
     device = runtime.device(params.runtime, params.threads)
     tail = Tail(params.backbones[backbone], params.trunk.blocks, device, job.inputs["tensors"])
     images = {image.id: image for image in read_images(job.inputs["train_images"])}
+    pairs, validation = (read_pairs(job.inputs[f"{which}_pairs"]) for which in ("train", "validate"))
     _require_other_images(images, read_images(job.inputs["validate_images"]))
     folder = job.inputs["train_images"].parent / "images"
+    if params.hold_outs is not None:
+        known = {pair.category for pair in (*pairs, *validation)}
+        for category in [name for name in params.hold_outs.categories or () if name not in known]:
+            logger.warning("hold_outs.categories: %s is in neither the training nor the validation set", category)
     run = Run(
         backbone=backbone,
         name=name,
         tuning=tuning,
-        pairs=seen(read_pairs(job.inputs["train_pairs"]), params.hold_outs),
-        validation=seen(read_pairs(job.inputs["validate_pairs"]), params.hold_outs),
+        pairs=seen(pairs, params.hold_outs),
+        validation=seen(validation, params.hold_outs),
         read=lambda image_id: read_image(folder, images[image_id]),
         mirrored=params.trunk.mirrored,
         last=job.outputs["tensors"].with_name("last.pt"),
