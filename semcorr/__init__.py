@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 
 _PLACES = {  # public name -> its module in semcorr.api
     "AP10KDataset": "datasets",
+    "COCODataset": "datasets",
     "CorrespondenceMatcher": "matcher",
     "PFPascalDataset": "datasets",
     "PFWillowDataset": "datasets",

@@ -10,13 +10,14 @@ from PIL import Image as PillowImage
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from semcorr.datasets import ap10k, pfpascal, pfwillow, spair
+from semcorr.datasets import ap10k, coco, pfpascal, pfwillow, spair
 from semcorr.datasets.base import Benchmark, Image, Pair
 from semcorr.datasets.decode import AGAIN, decode
 from semcorr.datasets.sources import root_of
 from semcorr.errors import UserError, one_of
 from semcorr.geometry import resize, resize_points
 from semcorr.networks.backbones.base import IMAGENET_MEAN, IMAGENET_STD, pixels_of, standardise
+from semcorr.params import validate_dataset
 
 RESAMPLING = {"bicubic": PillowImage.Resampling.BICUBIC, "bilinear": PillowImage.Resampling.BILINEAR}
 
@@ -188,6 +189,40 @@ class AP10KDataset(PairDataset):
     ):
         split, subset = _split(split), one_of("subset", subset, ap10k.SUFFIXES)
         super().__init__(ap10k.read(_root(root, "ap10k"), split, subset), *resized, **named)
+
+
+class COCODataset(PairDataset):
+    """The objects of a COCO keypoints file, paired; other arguments as PFWillowDataset.
+
+    Args:
+        root: the folder of the data.
+        annotations: path of the JSON file in it.
+        images: path of the folder of images in it.
+        resized, named: long_side, normalize and resample, see PairDataset.
+        pairs: "within" a category, or "across" two by the keypoint names that they share.
+        sample: this many of all pairs, drawn with `seed`; None takes all.
+        seed: of the sample.
+
+    Raises:
+        UserError: a file is missing or damaged, or contradicts another.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        annotations: str = "keypoints.json",
+        images: str = ".",
+        *resized: Any,
+        pairs: str = "within",
+        sample: int | None = None,
+        seed: int = 0,
+        **named: Any,
+    ):
+        drawn = None if sample is None else {"seed": seed, "pairs": sample}
+        entry = {"annotations": annotations, "images": images, "pairs": pairs, "sample": drawn, "limit": None}
+        source = {"kind": "path", "path": str(root)}
+        spec = validate_dataset({"format": "coco", "sources": [source], "expect": "any", **entry})
+        super().__init__(coco.load(_root(root, "coco"), spec), *resized, **named)
 
 
 def _root(folder: str | Path, format_: str) -> Path:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from semcorr import COCODataset
 from semcorr.datasets import coco, verify
 from semcorr.datasets.listing import count
 from semcorr.errors import UserError
@@ -335,3 +336,18 @@ def test_the_real_sample():
         both = [k for k in both if names[k] in pair.keypoint_ids]
         np.testing.assert_array_equal(pair.points("source"), [one[3 * k : 3 * k + 2] for k in both])
         np.testing.assert_array_equal(pair.points("target"), [other[3 * k : 3 * k + 2] for k in both])
+
+
+def test_as_a_pytorch_dataset(root):
+    """The same pairs, and the error of a wrong argument."""
+    dataset = COCODataset(root, images="images", pairs="across", sample=3, seed=1, long_side=30)
+    benchmark = coco.load(root, spec_of(root, pairs="across", sample={"seed": 1, "pairs": 3}))
+    assert [item["pair_id"] for item in dataset] == [pair.id for pair in benchmark.pairs]
+    item, pair = dataset[0], benchmark.pairs[0]
+    assert item["src_img"].shape == (3, 20, 30)
+    np.testing.assert_allclose(item["src_kps"], (pair.points("source") + 0.5) / 2 - 0.5)
+    assert item["tgt_bbox"].tolist() == pair.target_bbox
+    with pytest.raises(UserError, match="pairs: Input should be 'within' or 'across', got 'inside'"):
+        COCODataset(root, pairs="inside")
+    with pytest.raises(UserError, match="no such folder"):
+        COCODataset(root / "nowhere")
