@@ -221,7 +221,7 @@ class COCODataset(PairDataset):
         drawn = None if sample is None else {"seed": seed, "pairs": sample}
         entry = {"annotations": annotations, "images": images, "pairs": pairs, "sample": drawn, "limit": None}
         source = {"kind": "path", "path": str(root)}
-        spec = validate_dataset({"format": "coco", "sources": [source], "expect": "any", **entry})
+        spec: Any = validate_dataset({"format": "coco", "sources": [source], "expect": "any", **entry})
         super().__init__(coco.load(_root(root, "coco"), spec), *resized, **named)
 
 
