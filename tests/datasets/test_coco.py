@@ -1,6 +1,7 @@
 """COCO keypoints files: pairs counted by hand, damage refused by name, the real sample, AP-10K's own layout."""
 
 import json
+import os
 import subprocess
 from collections.abc import Callable
 from itertools import permutations
@@ -16,8 +17,8 @@ from semcorr.datasets import coco, verify
 from semcorr.datasets.listing import count
 from semcorr.errors import UserError
 from semcorr.params import COCOSpec
-from tests.datasets.test_datasets import SHARED, shared
 
+SAMPLE = Path(os.environ.get("SEMCORR_DATA", Path(__file__).parents[3] / "shared/datasets")) / "animal-pose-sample"
 SIZE = (60, 40)  # width, height
 NAMES = {"cat": ["left_eye", "right_eye", "nose", "tail"], "cow": ["nose", "tail", "horn"], "stone": []}
 # image -> (category, visibility of each keypoint) of its objects
@@ -319,10 +320,10 @@ def test_ap10k_as_its_authors_publish_it(tmp_path):
     assert len(coco.load(tmp_path, spec_of(tmp_path, **own, pairs="across")).pairs) == 6 * 4
 
 
-@shared
+@pytest.mark.skipif(not SAMPLE.is_dir(), reason="needs animal-pose-sample in a folder that SEMCORR_DATA names")
 def test_the_real_sample():
     """150 photographs: 30 of each of five species, each with every other one."""
-    root = SHARED / "animal-pose-sample"
+    root = SAMPLE
     within = coco.load(root, spec_of(root))
     assert (len(within.images), len(within.pairs)) == (150, 5 * 30 * 29)
     across = coco.load(root, spec_of(root, pairs="across", sample={"seed": 0, "pairs": 200}))

@@ -87,7 +87,7 @@ def test_animals_of_one_name_in_two_families_are_two(tmp_path):
 
 def test_no_pairs_and_pairs_of_one_image(tmp_path):
     root = _willow(tmp_path / "W", ["a"])
-    with pytest.raises(UserError, match="holds no pairs"):
+    with pytest.raises(UserError, match="no pair is left to match"):
         verify.check(verify.recognise(root, "any"), root)
     root = _willow(tmp_path / "V", ["a", "b"])
     points = {name: scipy.io.loadmat(root / f"car(S)/{name}.mat")["pts_coord"].ravel() for name in "ab"}
