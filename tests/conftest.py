@@ -19,6 +19,7 @@ from filelock import FileLock
 from hypothesis import settings
 
 from semcorr import cli, params
+from semcorr.artifacts.files import write_json
 from semcorr.engine import graph
 
 ROOT = Path(__file__).parents[1]
@@ -107,6 +108,16 @@ def setting(*path_and_value: object) -> Callable[[dict], None]:
         values[key] = value
 
     return change
+
+
+def run_stages(values: dict, *stages: str) -> graph.Graph:
+    """Write params.yaml into this folder and run some of its stages here, in their order."""
+    write_json(Path("params.yaml"), values)
+    plan = graph.Graph(params.load())
+    for job in plan.jobs():
+        if job.stage in stages:
+            cli.run_stage(cli.parser().parse_args([job.stage, *job.cell.values()]))
+    return plan
 
 
 def randomised(net: Any) -> Any:

@@ -117,7 +117,7 @@ def load(root: Path, spec: COCOSpec) -> Benchmark:
     left_out |= {"objects of other categories or parts": len(items) - len(chosen)} if len(chosen) < len(items) else {}
     both, dropped = _paired(chosen, spec, path)
     used = {item.id: item for pair in both for item in pair}
-    images = {id_: _image(root, spec, used[id_], path) for id_ in sorted(used)}
+    images = {id_: _image(root / spec.images, used[id_], path) for id_ in sorted(used)}
     sizes = {id_: (image.height, image.width) for id_, image in images.items()}
     return Benchmark(
         root=root / spec.images,
@@ -142,33 +142,28 @@ def listed(files: Files, spec: COCOSpec) -> list[tuple[str, str]]:
 def parts(root: Path, spec: COCOSpec) -> list[COCOSpec]:
     """The files of annotations; of a large one, some of its pairs."""
     found = []
-    for path in _files(root):
-        items, _ = read_items(_content(path), path)
-        part = {"annotations": path.relative_to(root).as_posix(), "images": _folder(root, items), "limit": None}
-        sample = {"seed": 0, "pairs": 1000} if len(_Both(items, "within")) > MOST else None
-        found.append(COCOSpec.model_validate(spec.model_dump() | part | {"categories": None, "sample": sample}))
+    for path, items, folder in _annotated(root):
+        names = {"annotations": path.relative_to(root).as_posix(), "images": folder.relative_to(root).as_posix()}
+        sample = Sample(seed=0, pairs=1000) if len(_Both(items, "within")) > MOST else None
+        found.append(spec.model_copy(update={**names, "sample": sample, "limit": None}))
     return found
 
 
-def _folder(root: Path, items: list[Item]) -> str:
-    """The folder that holds the images of a file of annotations."""
-    folders = [root, *(path for path in sorted(root.glob("**/")) if path != root)] if items else [root]
-    found = (path for path in folders if in_any_case(path / items[0].file).is_file()) if items else iter(())
-    return next(found, root).relative_to(root).as_posix()
-
-
 def rest(root: Path) -> list[Path]:
-    """Every image file of the annotations; every annotation is read, and checked against its image."""
-    checked: dict[Path, None] = {}
-    for spec in parts(root, COCOSpec.model_validate({"format": "coco", "sources": [_HERE], "expect": "any"} | WHOLE)):
-        path = root / spec.annotations
-        for item in read_items(_content(path), path)[0]:
-            image = _image(root, spec, item, path)
-            checked[root / spec.images / image.file] = None
-    return list(checked)
+    """Every image file of the annotations, each of which is read and checked against its image."""
+    files: dict[Path, None] = {}
+    for path, items, folder in _annotated(root):
+        files |= {folder / _image(folder, item, path).file: None for item in items}
+    return list(files)
 
 
-_HERE = {"kind": "path", "path": "."}
+def _annotated(root: Path) -> Iterator[tuple[Path, list[Item], Path]]:
+    """Each file of annotations, its objects, and the folder that its images are in."""
+    folders = [root, *(path for path in sorted(root.glob("**/")) if path != root)]
+    for path in _files(root):
+        items, _ = read_items(_content(path), path)
+        there = (folder for folder in folders if items and in_any_case(folder / items[0].file).is_file())
+        yield path, items, next(there, root)
 
 
 def absent(root: Path) -> list[str]:
@@ -380,9 +375,9 @@ class _Both:
                     yield number
 
 
-def _image(root: Path, spec: COCOSpec, item: Item, path: Path) -> Image:
+def _image(folder: Path, item: Item, path: Path) -> Image:
     """An item as an image of the benchmark, after a look at its file."""
-    file = in_any_case(root / spec.images / item.file)
+    file = in_any_case(folder / item.file)
     size = image_size(file)
     if size != item.size:
         raise other_size(path, file, item.size, size)
@@ -393,7 +388,7 @@ def _image(root: Path, spec: COCOSpec, item: Item, path: Path) -> Image:
         )
     image = Image(
         id=item.id,
-        file=file.relative_to(root / spec.images).as_posix(),
+        file=file.relative_to(folder).as_posix(),
         category=item.category,
         height=size[0],
         width=size[1],

@@ -7,14 +7,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import setting
+from conftest import run_stages, setting
 
-from semcorr import cli, params
+from semcorr import params
 from semcorr.artifacts import provenance
-from semcorr.artifacts.files import write_json
 from semcorr.artifacts.provenance import read_result
 from semcorr.datasets import hold_outs
-from semcorr.datasets.base import PAIR_SCHEMA, Pair, read_pairs, write_index
+from semcorr.datasets.base import IMAGE_SCHEMA, PAIR_SCHEMA, Pair, read_images, read_pairs, write_index
 from semcorr.engine import graph
 from semcorr.errors import UserError
 from semcorr.report import tables
@@ -77,12 +76,7 @@ def experiment(smoke, tmp_path, monkeypatch):
         values["grid"]["baselines"] = ["frozen"]
         values["grid"]["layers"]["backbones"], values["grid"]["layers"]["datasets"] = [], []
         values |= changes
-        write_json(Path("params.yaml"), values)
-        plan = graph.Graph(params.load())
-        for job in plan.jobs():
-            if job.stage in stages:
-                cli.run_stage(cli.parser().parse_args([job.stage, *job.cell.values()]))
-        return plan
+        return run_stages(values, *stages)
 
     return run
 
@@ -141,6 +135,28 @@ def test_holding_out_everything_is_refused(experiment):
     kinds = sorted({pair.category for pair in read_pairs(Path(f"data/{TRN}/pairs.parquet"))})
     with pytest.raises(UserError, match=r"the training set has no pair with a keypoint; see .* and hold_outs"):
         experiment("finetune", hold_outs={"keypoints": None, "categories": kinds})
+
+
+def test_a_held_out_category_that_no_set_has_is_said(experiment, caplog):
+    experiment("fetch", "weights", "trunk", "finetune", hold_outs={"keypoints": None, "categories": ["dgo", "dog"]})
+    said = [record.getMessage() for record in caplog.records if "hold_outs" in record.getMessage()]
+    assert said == ["hold_outs.categories: dgo is in neither the training nor the validation set"]
+
+
+def test_pictures_that_are_trained_on_are_not_validated_on(experiment, caplog):
+    """By their bytes: under another name it is said, under the same name refused."""
+    job = experiment("fetch", "weights", "trunk").job("finetune", B, "last1")
+    train, held = (read_images(job.inputs[f"{which}_images"]) for which in ("train", "validate"))
+    for name, found in (("another", held[0].id), ("the same", train[0].id)):
+        copy = replace(held[0], id=found, sha256=train[0].sha256)
+        record = provenance.read(job.inputs["validate_images"])
+        write_index(job.inputs["validate_images"], [copy, *held[1:]], IMAGE_SCHEMA, record)
+        if name == "another":
+            experiment("finetune")
+            assert f"1 pictures are trained on and validated on under two names, such as {found}" in caplog.text
+        else:
+            with pytest.raises(UserError, match=f"1 of its images are trained on, such as {train[0].id}"):
+                experiment("finetune")
 
 
 def test_every_cell_splits_into_seen_and_unseen(experiment):

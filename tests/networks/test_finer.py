@@ -2,19 +2,18 @@
 
 import json
 from itertools import pairwise
-from pathlib import Path
 
 import h5py
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import randomised, setting
+from conftest import randomised, run_stages, setting
 from PIL import Image as PillowImage
 from PIL import ImageOps
 
-from semcorr import UnifiedBackbone, cli, match_images, params
-from semcorr.artifacts.files import sha256, write_json
+from semcorr import UnifiedBackbone, match_images, params
+from semcorr.artifacts.files import sha256
 from semcorr.artifacts.store import Store, describe
 from semcorr.datasets.base import read_image, read_images
 from semcorr.engine import graph
@@ -167,12 +166,7 @@ def experiment(smoke, tmp_path, monkeypatch):
         values = json.loads(json.dumps(smoke))
         for change in (_everything, *changes):
             change(values)
-        write_json(Path("params.yaml"), values)
-        plan = graph.Graph(params.load())
-        for job in plan.jobs():
-            if job.stage in stages:
-                cli.run_stage(cli.parser().parse_args([job.stage, *job.cell.values()]))
-        return plan
+        return run_stages(values, *stages)
 
     return run
 

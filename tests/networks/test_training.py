@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import FORKS
+from conftest import FORKS, run_stages
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as PillowImage
@@ -314,12 +314,9 @@ def test_learning_rates(smoke, schedule, expected):
 def prepared(tmp_path_factory, smoke):
     """All that finetune reads, for the smallest network, in a folder to be copied."""
     folder = tmp_path_factory.mktemp("training")
-    write_json(folder / "params.yaml", _values(smoke))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for job in graph.Graph(params.load()).jobs():
-            if job.stage in ("fetch", "weights", "trunk"):
-                cli.run_stage(cli.parser().parse_args([job.stage, *job.cell.values()]))
+        run_stages(_values(smoke), "fetch", "weights", "trunk")
     return folder
 
 
