@@ -52,7 +52,7 @@ def main() -> None:
                         maps = tail.forward_live({id_: decoded[id_] for id_ in batch.ids}, spec.image_size)
                     else:
                         maps = tail.forward(trunk, batch.ids)
-                    (loss(maps, batch, tuning, lambda points, _: points) / len(batches)).backward()
+                    (loss(maps, batch, tuning) / len(batches)).backward()
                 optimizer.step()
 
             singles = [Batch(ids=[pair.source, pair.target], pairs=[pair], seed=0) for pair in batch.pairs]

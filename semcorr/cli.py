@@ -112,6 +112,8 @@ def parser() -> argparse.ArgumentParser:
         "the cosine on that had the best F1 where the network was evaluated, if it was"
     )
     match.add_argument("--min-similarity", type=float, metavar="COSINE", help=lowest)
+    part = "search only where this mask of TGT, an image of its size, is not 0"
+    match.add_argument("--target-mask", type=Path, metavar="MASK", help=part)
     match.add_argument("--out", type=Path, help="write a picture of the matches: .png, .jpg or .webp")
     dense = "make --out show the two objects instead, with similar features in similar colours"
     match.add_argument("--dense", action="store_true", help=dense)
@@ -434,6 +436,7 @@ def match_images(options: argparse.Namespace) -> None:
         grid=options.grid,
         mutual=options.mutual,
         min_similarity=lowest,
+        target_mask=options.target_mask,
         matcher=matcher,
     )
     if measured is not None:

@@ -29,7 +29,12 @@ def heatmaps(descriptors: Tensor, features: Tensor) -> Tensor:
 
 
 def match_points(
-    points: np.ndarray, source: tuple[Tensor, Grid], target: tuple[Tensor, Grid], sampling: str, read_out: ReadOut
+    points: np.ndarray,
+    source: tuple[Tensor, Grid],
+    target: tuple[Tensor, Grid],
+    sampling: str,
+    read_out: ReadOut,
+    searched: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find points of one image in another.
 
@@ -39,21 +44,26 @@ def match_points(
         target: the same of the target.
         sampling: of source descriptors, "bilinear" or "nearest".
         read_out: heatmaps (N, h, w) -> predicted cells (N, 2), x y.
+        searched: the target's cells (h, w) bool that may be answered; None for all.
 
     Returns:
         (N, 2), x y in original pixels of the target, and their similarity (N,).
     """
     require_shape("points", points, "N", 2)
     cells = torch.from_numpy(source[1].pixels_to_cells(points)).to(source[0].device)
-    return _answers(heatmaps(sample(source[0], cells, sampling), target[0]), target[1], read_out)
+    return _answers(heatmaps(sample(source[0], cells, sampling), target[0]), target[1], read_out, searched)
 
 
-def _answers(maps: Tensor, grid: Grid, read_out: ReadOut) -> tuple[np.ndarray, np.ndarray]:
+def _answers(maps: Tensor, grid: Grid, read_out: ReadOut, searched: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Each heatmap's predicted keypoint (N, 2) and its highest similarity (N,); warns of flat heatmaps.
+
+    The similarity of cells that are not searched becomes minus infinity.
 
     Raises:
         UserError: a heatmap is not finite.
     """
+    if searched is not None:
+        maps = maps.masked_fill(~torch.from_numpy(searched).to(maps.device), -torch.inf)
     highest = maps.flatten(1).amax(dim=1)
     if wrong := (~torch.isfinite(highest)).sum().item():
         raise UserError(f"the similarity of {wrong} keypoints is not finite, so they cannot be matched")
@@ -74,6 +84,7 @@ def match_pairs(
     sampling: str,
     read_out: ReadOut,
     progress: Callable[[list], Iterable] = iter,
+    searched: Callable[[str, Grid], np.ndarray] | None = None,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Predict the target keypoints of P pairs.
 
@@ -86,6 +97,7 @@ def match_pairs(
         sampling: of source descriptors, "bilinear" or "nearest".
         read_out: heatmaps (N, h, w) -> predicted cells (N, 2), x y.
         progress: wraps the list of targets in a progress bar.
+        searched: image id and grid of a target -> its cells (h, w) bool that may be answered; None for all.
 
     Returns:
         For each pair, predicted keypoints (N, 2), x y in original pixels of the target, and their similarity (N,).
@@ -115,10 +127,11 @@ def match_pairs(
     for image_id in progress(list(by_target)):
         raw, grid = features(image_id)
         target, numbers = unit(raw, image_id), by_target[image_id]
+        allowed = None if searched is None else searched(image_id, grid)
         for start in range(0, len(numbers), CHUNK):
             chunk = numbers[start : start + CHUNK]
             maps = heatmaps(descriptors[first : first + len(chunk)], target)
-            predicted[chunk], similarity[chunk] = _answers(maps, grid, read_out)
+            predicted[chunk], similarity[chunk] = _answers(maps, grid, read_out, allowed)
             first += len(chunk)
     ends = np.cumsum(counts).tolist()
     slices = [slice(end - count, end) for end, count in zip(ends, counts.tolist(), strict=True)]

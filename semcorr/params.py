@@ -534,6 +534,10 @@ class Augment(Model):
         description="change colours by up to this fraction", examples=[0.3]
     )
 
+    def live(self, trunk: Trunk) -> bool:
+        """Whether the trunk runs in every step, since its cache does not hold what this needs."""
+        return bool(self.photometric) or (self.flip and not trunk.mirrored)
+
 
 class Validation(Model):
     """PCK on a fixed part of the validation set, measured regularly during training."""
@@ -549,6 +553,43 @@ class Start(Model):
     sha256: Sha256 = Field(description="SHA-256 of that file")
 
 
+SideTable = Literal["spair71k", "ap10k", "toy", "names"]
+
+
+class Sides(Model):
+    """A second loss term that tells each keypoint from the parts that are alike but for their side or corner."""
+
+    table: SideTable = Field(description="which parts are alike, as in evaluate.sides")
+    weight: Positive = Field(description="of this term of the loss", examples=[0.5])
+    temperature: Temperature = Field(description="divides the similarity")
+
+
+class Distil(Model):
+    """Train also on matches that the averaged network (`ema`) is sure of, anywhere on the objects."""
+
+    weight: Positive = Field(description="of this term of the loss", examples=[0.5])
+    after: Annotated[float, Field(ge=0, lt=1)] = Field(
+        description="fraction of the training before it begins", examples=[0.3]
+    )
+    pairs: Count = Field(description="pairs of each batch", examples=[6])
+    points: Count = Field(description="points that are tried in each", examples=[64])
+    confidence: Annotated[float, Field(ge=-1, le=1)] = Field(description="the least similarity", examples=[0.6])
+
+
+class Keep(Model):
+    """Ways to keep what the frozen network knew about points that training does not show; null leaves one out."""
+
+    anchor: Positive | None = Field(
+        description="weight of a pull of all cells' features, before a head, to what they were before training",
+        examples=[1.0],
+    )
+    average: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        description="share of the trained weights in the result; the rest is what they were before training",
+        examples=[0.7],
+    )
+    distil: Distil | None = Field(description="train on the averaged network's own matches; needs `ema`")
+
+
 class Tuning(Model):
     """How the last `blocks` blocks up to the feature layer are trained."""
 
@@ -558,6 +599,12 @@ class Tuning(Model):
     start: Start | None = Field(description="another tuning to continue from; null starts from the frozen weights")
     loss: Loss = Field(description="the loss to minimise")
     end_point: EndPoint | None = Field(description="a second loss term; null for none")
+    sides: Sides | None = Field(
+        None, description="a loss term that tells left from right, front from back; null, or left out, for none"
+    )
+    keep: Keep | None = Field(
+        None, description="keep what the frozen network knew about other points; null, or left out, does nothing"
+    )
     learning_rate: Annotated[float, Field(gt=0, le=1e6)] = Field(
         description="the peak learning rate", examples=[1.0e-4]
     )
@@ -578,12 +625,29 @@ class Tuning(Model):
     patience: Count | None = Field(description="stop after this many validations without improvement; null never does")
     seed: Seed = Field(description="decides batch order, random draws and low-rank tensors")
 
+    @model_validator(mode="after")
+    def _keeps_what_it_can(self) -> Self:
+        if self.keep is not None and self.keep.distil is not None and self.ema is None:
+            raise BadKey("keep.distil", "its matches are the averaged network's, but ema is null; allowed: null")
+        if self.keep is not None and self.keep.average is not None and self.lora is not None:
+            raise BadKey("keep.average", "low-rank additions are averaged by a smaller lora.alpha; allowed: null")
+        return self
+
+
+Search = Literal["image", "object"]
+SEARCH: Any = Field(
+    "image",
+    description="the cells that may be answered: all, or those on the object by the target's mask, which the dataset "
+    "must have; image if left out",
+)
+
 
 class Argmax(Model):
     """The centre of the most similar cell."""
 
     readout: Literal["argmax"] = Field(description="the most similar cell")
     sampling: Literal["bilinear", "nearest"] = Field(description="of source descriptors between cells")
+    search: Search = SEARCH
 
 
 class SoftArgmax(Model):
@@ -591,6 +655,7 @@ class SoftArgmax(Model):
 
     readout: Literal["softargmax"] = Field(description="the expected position in a window")
     sampling: Literal["bilinear", "nearest"] = Field(description="of source descriptors between cells")
+    search: Search = SEARCH
     window: Annotated[int, Field(ge=1, le=9999)] = Field(description="side length in cells, odd", examples=[5, 15])
     temperature: Temperature = Field(description="divides the similarity")
 
@@ -606,6 +671,7 @@ class KernelSoftArgmax(Model):
 
     readout: Literal["kernel_softargmax"] = Field(description="the expected position under a Gaussian")
     sampling: Literal["bilinear", "nearest"] = Field(description="of source descriptors between cells")
+    search: Search = SEARCH
     sigma_cells: Width = Field(description="width of the Gaussian, in cells", examples=[5.0])
     temperature: Temperature = Field(description="divides the similarity")
 
@@ -632,9 +698,7 @@ class Evaluate(Model):
         description="by dataset format, the lengths that a threshold multiplies; the first is the headline",
         examples=[{"spair": ["bbox"], "pfwillow": ["bbox_kp", "image"]}],
     )
-    sides: dict[
-        Literal["spair", "pfwillow", "pfpascal", "ap10k", "coco"], Literal["spair71k", "ap10k", "toy", "names"]
-    ] = Field(
+    sides: dict[Literal["spair", "pfwillow", "pfpascal", "ap10k", "coco"], SideTable] = Field(
         default_factory=dict,
         description="by dataset format, whose keypoint numbers say which parts exist on another side, or `names` where "
         "keypoints are named left, right, front, back; a format that is not listed has no geometry-aware subset; may "
@@ -730,6 +794,7 @@ class Params(Model):
         for axis in ("backbones", "baselines", "tunings", "datasets", "trunks", "rules"):
             yield from self._undefined(getattr(grid, axis), axis.replace("trunks", "datasets"), f"grid.{axis}")
         yield from self._layers_problems()
+        yield from self._search_problems()
         rows = [*grid.baselines, *grid.tunings]
         if set(grid.weights) != set(rows):
             yield "grid.weights", f"{grid.weights} must hold grid.baselines and grid.tunings: {rows}{FIX}"
@@ -759,6 +824,16 @@ class Params(Model):
                 yield "grid.layers.backbones", f"{name!r} is not among grid.backbones: {', '.join(self.grid.backbones)}"
         if layers.backbones and not ("frozen" in self.grid.baselines and isinstance(frozen, PretrainedBaseline)):
             yield "grid.layers.backbones", "they are measured with the weights 'frozen', which grid.baselines must hold"
+
+    def _search_problems(self) -> Iterator[tuple[str, str]]:
+        """A rule that searches the object needs datasets with masks."""
+        used = {*self.grid.rules, self.grid.layers.rule}
+        for rule in [name for name in self.rules if name in used and self.rules[name].search == "object"]:
+            over = [*self.grid.datasets, *self.grid.layers.datasets]
+            for name in dict.fromkeys(name for name in over if name in self.datasets):
+                if (format_ := self.datasets[name].format) != "spair":
+                    problem = f"object, but {name!r} is of format {format_}, which has no masks; allowed: image"
+                    yield f"rules.{rule}.search", problem
 
     def _undefined(self, names: Iterable[str], part: str, where: str) -> Iterator[tuple[str, str]]:
         known = getattr(self, part)

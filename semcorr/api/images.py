@@ -25,7 +25,8 @@ from torch import Tensor
 from semcorr import params
 from semcorr.api.matcher import Recent
 from semcorr.artifacts.provenance import expect, read_result
-from semcorr.datasets.decode import AnyImage, decode
+from semcorr.datasets import masks
+from semcorr.datasets.decode import AnyImage, decode, decode_labels
 from semcorr.engine import graph
 from semcorr.errors import UserError, one_of
 from semcorr.geometry import Grid
@@ -337,6 +338,7 @@ def match_images(
     image_size: int | None = None,
     mutual: bool = False,
     min_similarity: float | None = None,
+    target_mask: AnyImage | np.ndarray | None = None,
     matcher: Matcher | None = None,
 ) -> ImageMatches:
     """Find points of one image in another.
@@ -353,6 +355,8 @@ def match_images(
         image_size: longer side of the network's input, in pixels.
         mutual: keep only points whose match, searched for in the source, returns to within a cell of them.
         min_similarity: keep only matches with at least this cosine.
+        target_mask: the part of the upright target that is searched: (H, W), of any type, or an image file of its size;
+            what is not 0 is searched. None searches all of it.
         matcher: a Matcher to reuse for many pairs, instead of the four arguments above.
 
     Raises:
@@ -363,7 +367,22 @@ def match_images(
     if min_similarity is not None and not -1 <= min_similarity <= 1:
         raise UserError(f"min_similarity: {min_similarity:g}; allowed: -1 to 1, a cosine")
     matcher = matcher or Matcher(backbone, weights, rule, image_size=image_size)
-    return between(matcher, images, starts, mutual=mutual, min_similarity=min_similarity)
+    mask = None if target_mask is None else _mask(target_mask, images[1])
+    return between(matcher, images, starts, mutual=mutual, min_similarity=min_similarity, target_mask=mask)
+
+
+def _mask(given: AnyImage | np.ndarray, target: PillowImage.Image) -> np.ndarray:
+    """A mask (H, W) bool of an image.
+
+    Raises:
+        UserError: it is not readable, has another size, or shows nothing.
+    """
+    mask = given != 0 if isinstance(given, np.ndarray) else masks.shown(decode_labels(given))
+    if mask.shape != (target.height, target.width):
+        raise UserError(f"target_mask is {mask.shape}; allowed: {(target.height, target.width)}, as the upright target")
+    if not mask.any():
+        raise UserError("target_mask is 0 everywhere, so there is nothing to search")
+    return mask
 
 
 @torch.inference_mode()
@@ -375,6 +394,7 @@ def between(
     keys: tuple[str | None, str | None] = (None, None),
     mutual: bool = False,
     min_similarity: float | None = None,
+    target_mask: np.ndarray | None = None,
 ) -> ImageMatches:
     """Find points (N, 2) of one open image in another; see match_images.
 
@@ -385,16 +405,26 @@ def between(
         keys: stand for the images in the matcher's cache; None computes them.
         mutual: see match_images.
         min_similarity: see match_images.
+        target_mask: (H, W) bool, of the target's pixels that are searched; None for all.
+
+    Raises:
+        UserError: the rule searches the object, and no mask says where it is.
     """
+    if matcher.rule.search == "object" and target_mask is None:
+        raise UserError(f"rules.{matcher.rule_name} searches the object alone, so it needs a mask of it (target_mask)")
     (first, first_grid), (second, second_grid) = map(matcher.features, images, keys)
     rule_name = matcher.rule_name
     if starts is None:
         rule_name = "mutual nearest neighbours"
         first_cells, second_cells, similarity = _mutual(first, second)
         starts, predicted = first_grid.answers(first_cells), second_grid.answers(second_cells)
+        if target_mask is not None:
+            kept = masks.contains(target_mask, predicted)
+            starts, predicted, similarity = starts[kept], predicted[kept], similarity[kept]
     else:
         reading = matcher.rule.sampling, readout(matcher.rule)
-        predicted, similarity = match_points(starts, (first, first_grid), (second, second_grid), *reading)
+        searched = None if target_mask is None else masks.cells(target_mask, second_grid)
+        predicted, similarity = match_points(starts, (first, first_grid), (second, second_grid), *reading, searched)
         if mutual:
             back, _ = match_points(predicted, (second, second_grid), (first, first_grid), *reading)
             away = np.abs(first_grid.pixels_to_cells(back) - first_grid.pixels_to_cells(starts)).max(axis=1)

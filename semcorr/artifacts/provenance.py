@@ -103,6 +103,8 @@ def _table_checksum(table: Any) -> int:
         parts.append(str(column.type).encode())
         if pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type):
             parts += [text.encode() + b"\0" for text in column.fill_null("").to_pylist()]
+        elif pyarrow.types.is_binary(column.type):
+            parts += [len(value).to_bytes(8, "little") + value for value in column.fill_null(b"").to_pylist()]
         else:
             parts.append(column.fill_null(0).to_numpy(zero_copy_only=False).tobytes())
         checksum = zlib.crc32(b"".join(parts), checksum)

@@ -35,6 +35,7 @@ class Image:
         azimuth: the object's, as numbered by the benchmark.
         keypoint_ids: names of all its annotated keypoints, also of those that it shares with no other image.
         keypoints: (N, 2), x y.
+        mask: of the object, a PNG of one bit per pixel (`semcorr.datasets.masks`); None if there is none.
         sha256: of the file's bytes; set when it is fetched.
     """
 
@@ -47,6 +48,7 @@ class Image:
     azimuth: int | None = None
     keypoint_ids: list[str] = field(default_factory=list)
     keypoints: list[list[float]] = field(default_factory=list)
+    mask: bytes | None = field(default=None, repr=False)
     sha256: str = ""
 
 
@@ -158,6 +160,7 @@ _KINDS: dict[Any, pa.DataType] = {  # type of a field -> of its column
     str | None: pa.string(),
     int: pa.int32(),
     int | None: pa.int8(),  # codes
+    bytes | None: pa.binary(),
     list[str]: pa.list_(pa.string()),
     list[list[float]]: pa.list_(pa.list_(pa.float64(), 2)),
     # Four values; not of fixed size, since pyarrow before 26 cannot read that with nulls.

@@ -57,8 +57,11 @@ def image_size(path: Path) -> tuple[int, int]:
     return _opened(path, lambda image: (image.height, image.width), None, AGAIN)
 
 
-def decode_labels(path: Path) -> PillowImage.Image:
+def decode_labels(source: AnyImage) -> PillowImage.Image:
     """Decode an image of labels, such as a mask, as it is stored.
+
+    Args:
+        source: a path, an open file, or a Pillow image.
 
     Raises:
         UserError: the file is missing or not an image.
@@ -68,7 +71,7 @@ def decode_labels(path: Path) -> PillowImage.Image:
         image.load()
         return image
 
-    return _opened(path, read, None, AGAIN)
+    return _opened(source, read, None, AGAIN)
 
 
 def orientation(image: PillowImage.Image) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image as PillowImage
 
 from semcorr.artifacts.files import project_path, read_json
+from semcorr.datasets import masks
 from semcorr.datasets.annotations import COLONS, code, understood
 from semcorr.datasets.base import (
     Benchmark,
@@ -211,7 +212,21 @@ def read(root: Path, split: str, layout: str, images: Path | None = None) -> Ben
     if not all(image.keypoint_ids for image in found):  # without ImageAnnotation, what pairs know of an image
         known = shared_keypoints(pairs)
         found = [image if image.keypoint_ids else replace(image, **known[image.id]) for image in found]
+    if (folder / "Segmentation").is_dir():
+        found = [replace(image, mask=_packed_mask(folder, image)) for image in found]
     return Benchmark(root=folder / "JPEGImages", images=found, pairs=pairs)
+
+
+def _packed_mask(root: Path, image: Image) -> bytes:
+    """An image's mask as an index keeps it.
+
+    Raises:
+        UserError: it is missing, damaged or empty, or has the wrong size.
+    """
+    mask = masks.shown(read_mask(root, image.id, (image.height, image.width)))
+    if not mask.any():
+        raise UserError(f"{root / 'Segmentation' / image.id}.png: the mask shows no object. Get the dataset again")
+    return masks.packed(mask)
 
 
 def _annotated(root: Path, split: str) -> list[str]:

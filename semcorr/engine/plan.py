@@ -271,7 +271,7 @@ class Costs:
         tail *= tuning.blocks / self.params.trunk.blocks
         seen = train.images if isinstance(tuning.batches, ImageBatches) else 2 * train.pairs
         augment = tuning.augment
-        live = trunk if augment and (augment.photometric or not self.params.trunk.mirrored) else 0.0
+        live = trunk if augment and augment.live(self.params.trunk) else 0.0
         views = len(self.params.backbones[name].views)
         scored = views * validate.images * self._pass(name, validate.shape, job.cell["tuning"])[1]
         scored *= tuning.epochs // tuning.validation.every + 1

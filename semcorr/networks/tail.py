@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,13 +33,20 @@ class Tail:
         self.network = load(build_blockwise(spec), *tensors).to(device)
         self.first = self.network.stop(spec) - blocks
 
-    def forward(self, trunk: Store, ids: list[str], mirrored: bool = False) -> dict[str, tuple[Tensor, Grid]]:
+    def forward(
+        self,
+        trunk: Store,
+        ids: list[str],
+        mirrored: bool = False,
+        blocks: dict[str, Tensor] | None = None,
+    ) -> dict[str, tuple[Tensor, Grid]]:
         """Feature maps (h, w, C), valid cells only, and grids of some images; one pass per padded shape.
 
         Args:
             trunk: the input of the tuned blocks.
             ids: of the images.
             mirrored: whether they are mirrored, all of them; the trunk must have been stored of these too.
+            blocks: gets each image's map before the head, (h, w, C) in cells of the network.
         """
 
         def activations(members: list[str]) -> Tensor:
@@ -46,10 +54,14 @@ class Tail:
             arrays = np.stack([trunk.array(name) for name in names])
             return torch.from_numpy(arrays).to(self.device).float()
 
-        return self._finish({image_id: trunk.grid(image_id) for image_id in ids}, activations)
+        return self._finish({image_id: trunk.grid(image_id) for image_id in ids}, activations, blocks)
 
     def forward_live(
-        self, images: dict[str, PillowImage.Image], long_side: int, mirrored: bool = False
+        self,
+        images: dict[str, PillowImage.Image],
+        long_side: int,
+        mirrored: bool = False,
+        blocks: dict[str, Tensor] | None = None,
     ) -> dict[str, tuple[Tensor, Grid]]:
         """The same for images: the trunk runs too, without gradients, since its blocks are not trained."""
         prepared = {image_id: self.network.preprocess(image, long_side) for image_id, image in images.items()}
@@ -60,10 +72,13 @@ class Tail:
             pixels = [self.network.mirrored(*one) if mirrored else one[0] for one in shown]
             return self.network.trunk(torch.stack(pixels).to(self.device), self.first)
 
-        return self._finish({image_id: grid for image_id, (_, grid) in prepared.items()}, activations)
+        return self._finish({image_id: grid for image_id, (_, grid) in prepared.items()}, activations, blocks)
 
     def _finish(
-        self, grids: dict[str, Grid], activations: Callable[[list[str]], Tensor]
+        self,
+        grids: dict[str, Grid],
+        activations: Callable[[list[str]], Tensor],
+        blocks: dict[str, Tensor] | None,
     ) -> dict[str, tuple[Tensor, Grid]]:
         """Run the tail on one batch per padded shape, and cut each image's map to its valid cells."""
         # The trunk knows nothing of a finer grid.
@@ -73,10 +88,15 @@ class Tail:
             shapes[self._cells(grid)].append(image_id)
         maps = {}
         for cells, members in shapes.items():
-            batch = self.network.tail(activations(members), cells, self.first, self.spec).permute(0, 2, 3, 1)
+            raw = self.network.tail(activations(members), cells, self.first, self.spec)
+            batch = self.network.finished(raw).permute(0, 2, 3, 1)
             for image_id, features in zip(members, batch, strict=True):
                 height, width = grids[image_id].shape
                 maps[image_id] = features[:height, :width], grids[image_id]
+            if blocks is not None:
+                for image_id, features in zip(members, raw.permute(0, 2, 3, 1), strict=True):
+                    height, width = replace(grids[image_id], upsample=1).shape
+                    blocks[image_id] = features[:height, :width]
         return maps
 
     def _cells(self, grid: Grid) -> tuple[int, int]:

@@ -7,7 +7,8 @@ last.pt beside its outputs: a run that was killed resumes from there and ends wi
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,16 @@ from semcorr.artifacts.progress import logging_beside_bar, progress
 from semcorr.artifacts.store import Store
 from semcorr.datasets.archive import verify_members
 from semcorr.datasets.base import Pair
+from semcorr.datasets.sides import groups
 from semcorr.errors import UserError, reason
 from semcorr.matching import match_pairs
 from semcorr.networks import runtime
+from semcorr.networks.keeping import anchor, confident
+from semcorr.networks.losses.sides import sides
 from semcorr.networks.tail import Tail
 from semcorr.networks.training import Augmentation, Batch, Batches, Maps, Tuned, learning_rate, loss
-from semcorr.params import Runtime, Tuning
+from semcorr.networks.upsampler import PREFIX
+from semcorr.params import Runtime, Trunk, Tuning
 from semcorr.readouts.argmax import argmax
 from semcorr.tensors import rounded
 
@@ -48,7 +53,7 @@ class Run:
         pairs: of the training set.
         validation: pairs of the validation set.
         read: image id -> the training image, for augmentation.
-        mirrored: whether the trunk holds the mirrored images too.
+        trunk: what is cached of the images.
         last: file for the run's state.
         key: identifies the run, which resumes only from the same key; "settings" and "basis" are dictionaries.
         options: how the machine is used.
@@ -60,7 +65,7 @@ class Run:
     pairs: list[Pair]
     validation: list[Pair]
     read: Callable[[str], PillowImage.Image]
-    mirrored: bool
+    trunk: Trunk
     last: Path
     key: dict[str, Any]
     options: Runtime
@@ -90,6 +95,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=self.tuning.weight_decay)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.spec.compute == "float16")
         self.ema = self.tuned.values() if self.tuning.ema else None
+        self.start = self.tuned.values() if self.tuning.keep else {}
         self.warned = False  # about features that overflow the backbone's precision
         # With the tensors and the states of the optimizer and the scaler, all that a run needs to resume.
         self.state: dict[str, Any] = {
@@ -157,11 +163,7 @@ class Trainer:
         self.optimizer.zero_grad()
         total = torch.zeros((), device=self.device)
         for batch in batches[self.group.rank :: self.group.size]:
-            with runtime.autocast(self.device, self.spec.compute):
-                maps, move = self._maps(trunk, batch)
-            # Not under autocast, which would compute similarities in the lower precision.
-            maps = {image_id: (features.float(), grid) for image_id, (features, grid) in maps.items()}
-            mean = loss(maps, batch, self.tuning, move, progress) / len(batches)
+            mean = self._loss(trunk, batch, progress) / len(batches)
             self.scaler.scale(mean).backward()
             total += mean.detach()
         value = self.group.sum([total])[0].item()
@@ -189,23 +191,70 @@ class Trainer:
                 f"Lower tunings.{self.run.name}.learning_rate. {self.run.last} keeps what was reached before"
             )
 
-    def _maps(self, trunk: Store, batch: Batch) -> tuple[Maps, Any]:
-        """The features of a batch's images, from the cached trunk, or from the images if theirs are not cached."""
-        augment = self.tuning.augment
-        if augment is None:
-            return self.tail.forward(trunk, batch.ids), lambda points, _: points
+    def _loss(self, trunk: Store, batch: Batch, progress: float) -> Tensor:
+        """The loss of a batch, and of what keeps the frozen network's knowledge."""
+        forward, moved = self._prepared(trunk, batch)
+        keep = self.tuning.keep
+        before: dict[str, Tensor] = {}
+        blocks: dict[str, Tensor] | None = None
+        sure: list[Pair] = []
+        # These come first: tensors that a backward pass needs must not change.
+        if keep is not None and keep.anchor is not None:
+            blocks = {}
+            self._as(self.start, lambda: forward(before))
+        if keep is not None and keep.distil is not None and progress >= keep.distil.after and self.ema is not None:
+            sure = confident(self._as(self.ema, lambda: forward(None)), moved.pairs, keep.distil, batch.seed)
+        maps = forward(blocks)
+        value = loss(maps, moved, self.tuning, progress)
+        apart = self.tuning.sides
+        if apart is not None:
+            alike = partial(groups, apart.table)
+            if (term := sides(maps, moved.pairs, alike, apart.temperature)) is not None:
+                value = value + apart.weight * term
+        if keep is not None and keep.anchor is not None and blocks is not None:
+            value = value + keep.anchor * anchor(blocks, before)
+        if keep is not None and keep.distil is not None and sure:
+            value = value + keep.distil.weight * loss(maps, replace(moved, pairs=sure), self.tuning, progress)
+        return value
+
+    def _as(self, tensors: dict[str, Tensor], forward: Callable[[], Maps]) -> Maps:
+        """What a forward pass gives with other trained tensors, without gradients."""
+        current = self.tuned.values()
+        self.tuned.put(tensors)
+        with torch.no_grad():
+            maps = forward()
+        self.tuned.put(current)
+        return maps
+
+    def _prepared(self, trunk: Store, batch: Batch) -> tuple[Callable[[dict[str, Tensor] | None], Maps], Batch]:
+        """The forward pass of a batch's images, and the batch with its keypoints as they lie in them.
+
+        From the cached trunk, or from the images if theirs are not cached.
+        """
+        augment, kept = self.tuning.augment, self.run.trunk
         change = Augmentation(augment, batch.seed)
-        if self.run.mirrored and not augment.photometric:
-            return self.tail.forward(trunk, batch.ids, change.mirrored), change.keypoints
-        images = {image_id: change.image(self.run.read(image_id)) for image_id in batch.ids}
-        return self.tail.forward_live(images, self.spec.image_size, change.mirrored), change.keypoints
+        grids = {image_id: trunk.grid(image_id) for image_id in batch.ids}
+        moved = replace(batch, pairs=[change.pair(pair, grids) for pair in batch.pairs])
+        live = augment is not None and augment.live(kept)
+        images = {image_id: change.image(self.run.read(image_id)) for image_id in batch.ids} if live else {}
+
+        def forward(blocks: dict[str, Tensor] | None) -> Maps:
+            with runtime.autocast(self.device, self.spec.compute):
+                if live:
+                    maps = self.tail.forward_live(images, self.spec.image_size, change.mirrored, blocks)
+                else:
+                    maps = self.tail.forward(trunk, batch.ids, change.mirrored, blocks)
+            # The rest not under autocast, which would compute similarities in the lower precision.
+            return {image_id: (features.float(), grid) for image_id, (features, grid) in maps.items()}
+
+        return forward, moved
 
     def _validate(self, held_out: Store, epoch: int) -> None:
         """Score the validation pairs with the current tensors, or their average; keep them if they are the best."""
         state, current = self.state, None
-        if self.ema is not None and epoch:
+        if (result := self._result()) is not None and epoch:
             current = self.tuned.values()
-            self.tuned.put(self.ema)
+            self.tuned.put(result)
         score = self._score(held_out) if self.group.first else 0.0
         score = self.group.sum([torch.tensor(score, dtype=torch.float64, device=self.device)])[0].item()
         state["curve"].append([state["step"], epoch, score])
@@ -221,6 +270,15 @@ class Trainer:
             state["worse"] += 1
         if current is not None:
             self.tuned.put(current)
+
+    def _result(self) -> dict[str, Tensor] | None:
+        """The trained tensors as they would be kept now, if those are others than the current ones."""
+        share = None if self.tuning.keep is None else self.tuning.keep.average
+        if share is None:
+            return self.ema
+        reached = self.ema or self.tuned.tensors
+        own = [name for name in reached if not name.startswith(PREFIX)]  # a head was nothing before training
+        return {**reached, **{name: self.start[name].lerp(reached[name].detach(), share) for name in own}}
 
     def _score(self, held_out: Store) -> float:
         """PCK@0.10 per keypoint, relative to the object box or, without a box, to the keypoints' extent."""

@@ -2,8 +2,8 @@
 
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -202,38 +202,55 @@ class Batches:
 class Augmentation:
     """Random changes of a batch's images: each one's colours, and all of them mirrored or none.
 
-    Whether they are mirrored is drawn first, so it does not depend on what else changes.
+    Whether they are mirrored is drawn first, so it does not depend on what else changes. If only one image were
+    mirrored, its left eye would match the other's right eye.
 
-    If only one image were mirrored, its left eye would match the other's right eye.
+    Args:
+        augment: what may change; None for nothing.
+        seed: of the draws.
     """
 
-    def __init__(self, augment: Augment, seed: int):
+    def __init__(self, augment: Augment | None, seed: int):
         self._rng = np.random.default_rng(seed)
         self._augment = augment
-        self.mirrored = augment.flip and bool(self._rng.random() < 0.5)
+        self.mirrored = augment is not None and augment.flip and bool(self._rng.random() < 0.5)
 
     def image(self, image: PillowImage.Image) -> PillowImage.Image:
         """One image of the batch in its colours, not mirrored yet."""
+        if self._augment is None or not self._augment.photometric:
+            return image
         for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-            factor = 1 + self._augment.photometric * self._rng.uniform(-1, 1)
-            image = change(image).enhance(factor) if self._augment.photometric else image
+            image = change(image).enhance(1 + self._augment.photometric * self._rng.uniform(-1, 1))
         return image
 
-    def keypoints(self, points: np.ndarray, grid: Grid) -> np.ndarray:
-        """Keypoints (N, 2), x y in pixels, in an augmented image."""
-        return grid.mirror(points) if self.mirrored else points
+    def pair(self, pair: Pair, grids: Mapping[str, Grid]) -> Pair:
+        """A pair of images with its points and boxes as they lie in the changed ones."""
+        if not self.mirrored:
+            return pair
+        return replace(
+            pair,
+            source_keypoints=grids[pair.source].mirror(pair.points("source")).tolist(),
+            target_keypoints=grids[pair.target].mirror(pair.points("target")).tolist(),
+            source_bbox=_mirrored_box(pair.source_bbox, grids[pair.source]),
+            target_bbox=_mirrored_box(pair.target_bbox, grids[pair.target]),
+        )
 
 
-def loss(
-    maps: Maps, batch: Batch, tuning: Tuning, move: Callable[[np.ndarray, Grid], np.ndarray], progress: float = 0.0
-) -> Tensor:
+def _mirrored_box(box: list[float] | None, grid: Grid) -> list[float] | None:
+    """A box (x0, y0, x1, y1) in the mirrored image."""
+    if box is None:
+        return None
+    right, left = grid.mirror(np.array(box, float).reshape(2, 2))[:, 0].tolist()
+    return [left, box[1], right, box[3]]
+
+
+def loss(maps: Maps, batch: Batch, tuning: Tuning, progress: float = 0.0) -> Tensor:
     """The mean loss over the keypoints of a batch.
 
     Args:
         maps: features of the batch's images.
-        batch: its pairs.
+        batch: its pairs, with keypoints as they lie in these images.
         tuning: `loss` and `end_point`.
-        move: keypoints and the image's grid -> keypoints in the augmented image.
         progress: of the training, 0 to 1, for numbers that change over it.
     """
     unit = {image_id: normalise(features) for image_id, (features, _) in maps.items()}
@@ -244,7 +261,7 @@ def loss(
     def truth(side: str, image_id: str) -> Tensor:
         """The annotated points of one image, in its cells."""
         grid = maps[image_id][1]
-        return unit[image_id].new_tensor(grid.pixels_to_cells(move(pixels[side][numbers[side][image_id]], grid)))
+        return unit[image_id].new_tensor(grid.pixels_to_cells(pixels[side][numbers[side][image_id]]))
 
     # Every image is sampled once, however many pairs it is the source of.
     sampled = [sample(unit[image_id], truth("source", image_id), "bilinear") for image_id in numbers["source"]]

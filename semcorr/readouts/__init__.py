@@ -18,4 +18,4 @@ ReadOut = Callable[[Tensor], Tensor]
 def readout(rule: Rule) -> ReadOut:
     """A rule's readout, with its numbers bound: heatmaps (N, h, w) -> predicted cells (N, 2), x y."""
     function = getattr(importlib.import_module(f"semcorr.readouts.{rule.readout}"), rule.readout)
-    return partial(function, **rule.model_dump(exclude={"readout", "sampling"}))
+    return partial(function, **rule.model_dump(exclude={"readout", "sampling", "search"}))

@@ -21,9 +21,9 @@ def leaderboard(
 
     Returns:
         Rows with `name`, the axes' values, `values` (percent at each threshold), `headline`, `interval`, `image`,
-        `category`, `others` (under other references), `geometry_aware`, `dagger` and `kap` (each a mean with its
-        interval, or None), and `behind`: the difference from the best row, its interval and p, None for the best row
-        itself. `best` is True for that row and those not significantly worse. `hold_outs`: see there.
+        `category`, `others` (under other references), `geometry_aware`, `dagger`, `kap` and `off_object` (each a mean
+        with its interval, or None), and `behind`: the difference from the best row, its interval and p, None for the
+        best row itself. `best` is True for that row and those not significantly worse. `hold_outs`: see there.
     """
     key = pck.threshold_key(params.evaluate.headline)
     rows = []
@@ -45,6 +45,7 @@ def leaderboard(
                 "geometry_aware": percent(cell["geometry_aware"] and cell["geometry_aware"][key]),
                 "dagger": percent(cell["dagger"][key]),
                 "kap": percent(cell["confidence"]["kap"]),
+                "off_object": percent(cell["off_object"]),
             }
         )
     rows.sort(key=lambda row: -row["headline"])
@@ -273,6 +274,8 @@ def further(cell: dict[str, Any], key: str) -> dict[str, dict[str, Any]]:
     found = {"dagger": cell["dagger"][key], "kap": cell["confidence"]["kap"], "risk": cell["confidence"]["risk"]}
     if cell["geometry_aware"]:
         found["geometry_aware"] = cell["geometry_aware"][key]
+    if cell["off_object"]:
+        found["off_object"] = cell["off_object"]
     return found
 
 

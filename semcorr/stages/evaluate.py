@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from semcorr import measures, pck
 from semcorr.artifacts.provenance import expect, provenance, read_table, write_result, write_table
-from semcorr.datasets import hold_outs
+from semcorr.datasets import hold_outs, masks
 from semcorr.datasets.base import read_images
 from semcorr.datasets.sides import groups
 from semcorr.engine.graph import Job
@@ -127,6 +127,7 @@ def _further(
     there = np.arange(len(every)) < len(matches)
     right = np.concatenate([correct[:, lead], np.zeros(len(absent), bool)])
     return {
+        "off_object": _off_object(job, matches, pair, **bootstrap),
         "geometry_aware": geometry_aware if geometric.any() else None,
         "dagger": dagger,
         "errors": errors,
@@ -135,6 +136,19 @@ def _further(
             every["similarity"].to_numpy(), right, there, pd.factorize(every["pair"])[0], **bootstrap
         ),
     }
+
+
+def _off_object(job: Job, matches: pd.DataFrame, pair: np.ndarray, **bootstrap: int) -> dict[str, Any] | None:
+    """The fraction of all answers that do not lie on the object; None where the dataset has no masks."""
+    images = {image.id: image for image in read_images(job.inputs["images"])}
+    missed = np.zeros(len(matches), bool)
+    places, target = matches[["predicted_x", "predicted_y"]].to_numpy(), matches["target_image"].to_numpy(object)
+    for image_id in dict.fromkeys(target):
+        if images[image_id].mask is None:
+            return None
+        rows = target == image_id
+        missed[rows] = ~masks.contains(masks.of(images[image_id]), places[rows])
+    return measures.rates(missed[:, None], np.ones((len(missed), 1), bool), pair, **bootstrap)[0]
 
 
 def _surroundings(job: Job, matches: pd.DataFrame, table: str | None) -> measures.Surroundings:

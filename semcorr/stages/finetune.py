@@ -48,7 +48,7 @@ def finetune(job: Job, params: Params) -> str:
         pairs=seen(pairs, params.hold_outs),
         validation=seen(validation, params.hold_outs),
         read=lambda image_id: read_image(folder, images[image_id]),
-        mirrored=params.trunk.mirrored,
+        trunk=params.trunk,
         last=job.outputs["tensors"].with_name("last.pt"),
         key={
             "fingerprint": job.fingerprint,

@@ -20,6 +20,7 @@ from semcorr import pck
 from semcorr.artifacts.files import unwritable
 from semcorr.artifacts.progress import progress
 from semcorr.artifacts.provenance import provenance, verified, write_result
+from semcorr.datasets import masks
 from semcorr.datasets.base import Image, Pair, read_images, read_pairs
 from semcorr.engine.graph import Job
 from semcorr.errors import UserError
@@ -56,7 +57,10 @@ def layers(job: Job, params: Params) -> str:
             with unwritable(job.outputs["curve"]), Scratch(job.outputs["curve"].parent) as scratch:
                 every.fill(scratch, [images[image_id] for image_id in _ids(pairs, numbers)], bar.update)
                 for key in every.keys:
-                    answers = match_pairs(queries, every.reader(scratch, key), rule.sampling, readout(rule))
+                    maps = every.reader(scratch, key)
+                    answers = match_pairs(
+                        queries, maps, rule.sampling, readout(rule), searched=masks.searched(rule, images)
+                    )
                     for number, (points, _) in zip(numbers, answers, strict=True):
                         predicted[key][number] = points
     reference = settings.references[params.datasets[dataset].format][0]

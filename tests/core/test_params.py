@@ -74,7 +74,7 @@ MISTAKES = {
     "unknown key": (setting("foo", 1), "foo: unknown key; allowed: preset, grid, datasets"),
     "misspelt key": (
         setting("rules", "softargmax", "temprature", 1.0),
-        "rules.softargmax.temprature: unknown key; allowed: readout, sampling, window, temperature",
+        "rules.softargmax.temprature: unknown key; allowed: readout, sampling, search, window, temperature",
     ),
     "missing key": (_drop("rules", "softargmax", "window"), "rules.softargmax.window: missing"),
     "missing section": (_drop("evaluate"), "evaluate: missing"),

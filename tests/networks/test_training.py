@@ -25,7 +25,7 @@ from semcorr.errors import UserError
 from semcorr.geometry import Grid
 from semcorr.matching import match_pairs
 from semcorr.networks import trainer, training
-from semcorr.networks.backbones import build, digest, save
+from semcorr.networks.backbones import build, digest, load, save
 from semcorr.networks.backbones.weights import read_checkpoint
 from semcorr.networks.losses import contrastive, cosine, end_point, gaussian_ce, l2
 from semcorr.readouts.argmax import argmax
@@ -158,7 +158,7 @@ def test_each_loss_overfits_two_pairs(smoke, name, end_point):
     for step in range(200):
         batch = training.Batch(ids=["a", "b"], pairs=pairs, seed=step)
         maps = {id_: (tensor, grid) for id_, tensor in model.maps.items()}
-        value = training.loss(maps, batch, tuning, lambda points, _: points)
+        value = training.loss(maps, batch, tuning)
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
@@ -231,16 +231,27 @@ def test_mirrored_images_keep_their_pairs(smoke):
     network = build(params.validate(smoke, "smoke").backbones["dinov2_tiny"])
     mirrored = set()
     for seed in range(8):
-        change = training.Augmentation(augment, seed)
-        mirrored.add(change.mirrored)
         for width, x in ((31, 4), (40, 39)):
+            point = [[float(x), 7.0]]
+            pair = Pair(
+                id="x",
+                category="c",
+                source="a",
+                target="b",
+                keypoint_ids=["0"],
+                source_keypoints=point,
+                target_keypoints=point,
+            )
+            grid = Grid(image_size=(20, width), resized_size=(20, width), stride=4)
+            change = training.Augmentation(augment, seed)
+            mirrored.add(change.mirrored)
             pixels = np.zeros((20, width, 3), np.uint8)
             pixels[7, x] = 255
-            grid = Grid(image_size=(20, width), resized_size=(20, width), stride=4)
             shown = torch.from_numpy(np.asarray(change.image(PillowImage.fromarray(pixels))).sum(axis=2))
             shown = network.mirrored(shown, grid).numpy() if change.mirrored else shown.numpy()
             row, column = np.unravel_index(shown.argmax(), shown.shape)
-            assert change.keypoints(np.array([[float(x), 7.0]]), grid).tolist() == [[column, row]]
+            moved = change.pair(pair, {"a": grid, "b": grid})
+            assert moved.source_keypoints == moved.target_keypoints == [[column, row]]
     assert mirrored == {True, False}
 
 
@@ -360,6 +371,15 @@ VARIANTS = {
     "head, narrowing target": {
         "head": {"upsample": 2, "channels": 8, "learning_rate": 3.0},
         "loss": LOSSES["gaussian_ce"] | {"sigma_cells": {"from": 3.0, "to": 0.7}},
+        "ema": 0.9,
+    },
+    "keeping what was known": {
+        "keep": {
+            "anchor": 1.0,
+            "average": 0.5,
+            "distil": {"weight": 0.5, "after": 0.3, "pairs": 2, "points": 16, "confidence": -1},
+        },
+        "head": {"upsample": 2, "channels": 8},
         "ema": 0.9,
     },
 }
@@ -526,6 +546,58 @@ def test_start_is_found_from_an_experiment_in_a_temporary_folder(run, monkeypatc
     assert _outputs(graph.Graph(params.load()).job("finetune", "dinov2_tiny", "last1")) == expected
 
 
+def test_the_average_of_trained_and_frozen_weights(run):
+    """A fifth of the way from the frozen tensors to those that the same run reaches; the head is as trained."""
+    common = {"epochs": 2, "validation": {"every": 2, "pairs": None}, "head": {"upsample": 2, "channels": 8}}
+    whole = read_checkpoint(run(**common).outputs["tensors"])
+    job = run(**common, keep={"anchor": None, "average": 0.2, "distil": None})
+    part, frozen = read_checkpoint(job.outputs["tensors"]), read_checkpoint(job.inputs["tensors"])
+    assert part.keys() == whole.keys()
+    for name, tensor in whole.items():
+        expected = tensor if name.startswith("upsampler.") else frozen[name] + 0.2 * (tensor - frozen[name])
+        torch.testing.assert_close(part[name], expected, rtol=1e-5, atol=1e-7)
+        assert name.startswith("upsampler.") or not torch.allclose(tensor, frozen[name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_pull_towards_the_frozen_features(run, smoke):
+    """The stronger it is, the less the features turn; one of next to nothing changes nothing to speak of."""
+    spec = params.validate(smoke, "smoke").backbones["dinov2_tiny"]
+    images = torch.randn(2, 3, 56, 56, generator=torch.Generator().manual_seed(0))
+    turned, losses = [], []
+    for weight in (None, 1e-6, 30.0):
+        keep = {"anchor": weight, "average": None, "distil": None}
+        job = run(epochs=3, learning_rate=0.01, keep=keep)
+        frozen, tuned = job.inputs["tensors"], job.outputs["tensors"]
+        with torch.inference_mode():
+            before, after = (load(build(spec), *paths).features(images, spec) for paths in ([frozen], [frozen, tuned]))
+        turned.append(1 - torch.cosine_similarity(before, after, dim=1).mean().item())
+        losses.append(pd.read_csv(job.outputs["steps"])["loss"].to_numpy())
+    assert turned[1] == pytest.approx(turned[0], rel=5e-2)
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-2)
+    assert losses[2][0] == pytest.approx(losses[0][0], rel=1e-5)  # nothing has turned yet
+    assert turned[2] < 0.7 * turned[0]
+
+
+def test_distillation_begins_when_it_should(run):
+    """With no match sure enough, or before its time, the losses are those without it."""
+    losses = {}
+    for name, changes in {
+        "without": None,
+        "late": {"after": 0.99},
+        "sure of none": {"after": 0, "confidence": 1},
+        "halfway": {"after": 0.5, "confidence": -1},
+    }.items():
+        distil = changes and {"weight": 1.0, "after": 0.5, "pairs": 4, "points": 64, "confidence": -1} | changes
+        keep = {"anchor": None, "average": None, "distil": distil}
+        losses[name] = pd.read_csv(run(epochs=3, ema=0.5, keep=keep).outputs["steps"])["loss"].to_numpy()
+    count = len(losses["without"])
+    assert losses["sure of none"].tolist() == losses["without"].tolist()
+    assert losses["late"][: count - 1].tolist() == losses["without"][: count - 1].tolist()
+    same = losses["halfway"] == losses["without"]
+    assert same[: count // 2].all()
+    assert not same[count // 2 + 1 :].any()
+
+
 @pytest.mark.parametrize("compute", ["bfloat16", "float16"])
 def test_the_loss_is_computed_in_float32(run, monkeypatch, smoke, compute):
     """Whatever the network computes in: the loss of its maps is that of float32, which inside autocast it is not."""
@@ -677,7 +749,7 @@ def test_one_keypoint_at_the_edge_trains(smoke):
         maps = {id_: (torch.randn(*grid.shape, 5, requires_grad=True), grid) for id_ in "ab"}
         batch = training.Batch(ids=["a", "b"], pairs=[pair], seed=0)
         end_point = {"weight": 1.0, "temperature": 0.05}
-        value = training.loss(maps, batch, _tuning(smoke, loss=values, end_point=end_point), lambda points, _: points)
+        value = training.loss(maps, batch, _tuning(smoke, loss=values, end_point=end_point))
         value.backward()
         assert torch.isfinite(value), name
         assert all(torch.isfinite(tensor.grad).all() for tensor, _ in maps.values()), name

@@ -203,12 +203,11 @@ class Backbone(nn.Module, ABC):
     def features(self, images: Tensor, spec: BackboneSpec) -> Tensor:
         """Features (B, C, h, w) of (B, 3, H, W) images; `spec.debias` removes what a blank image shows too."""
         maps = self.maps(images, spec, spec.layers, [spec.facet])
-        features = self._finished([features for _, _, features in maps])
+        features = self.finished(_joined([features for _, _, features in maps]))
         return features if spec.debias is None else self.debiased(features, images, spec)
 
-    def _finished(self, maps: list[Tensor]) -> Tensor:
-        """The features (B, C, h, w) from the maps of the layers."""
-        features = _joined(maps)
+    def finished(self, features: Tensor) -> Tensor:
+        """The features (B, C, h, w) from those of the layers: on a finer grid, if there is a head."""
         return features if self.upsampler is None else self.upsampler(features)
 
     def debiased(self, features: Tensor, images: Tensor, spec: BackboneSpec) -> Tensor:
@@ -328,9 +327,9 @@ class Blockwise(Backbone):
         return self.run(self.embed(images), self.cells(images), 0, stop)
 
     def tail(self, activations: Tensor, cells: tuple[int, int], first: int, spec: BackboneSpec) -> Tensor:
-        """Features (B, C, h, w) from the input of block `first`."""
+        """Features (B, C, h, w) from the input of block `first`, before a head."""
         maps = self._read_on(activations, cells, first, spec, spec.layers, [spec.facet])
-        return self._finished([features for _, _, features in maps])
+        return _joined([features for _, _, features in maps])
 
     def maps(self, images: Tensor, spec: BackboneSpec, layers: Sequence[int | str], facets: Sequence[str]) -> Maps:
         """See `Backbone.maps`."""
