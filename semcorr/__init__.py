@@ -15,6 +15,7 @@ _PLACES = {  # public name -> its module in semcorr.api
     "PFPascalDataset": "datasets",
     "PFWillowDataset": "datasets",
     "SPairDataset": "datasets",
+    "Support": "find",
     "UnifiedBackbone": "backbone",
     "UnifiedEvaluator": "evaluator",
     "collate": "datasets",

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 from semcorr import __version__, params
@@ -118,19 +119,46 @@ def parser() -> argparse.ArgumentParser:
     dense = "make --out show the two objects instead, with similar features in similar colours"
     match.add_argument("--dense", action="store_true", help=dense)
     match.add_argument("--json", type=Path, help="also write the matches to this file; - prints them instead of lines")
+    found = verbs.add_parser(
+        "find",
+        help="find the points of a few labelled images in all images of a folder",
+        description="Find the points of a few labelled images in every other image of a folder. The labels are a COCO "
+        "keypoints file, as labelling tools export it, and so is the result, which they open. Points are in pixels of "
+        "the upright image.",
+    )
+    found.add_argument("labels", type=Path, metavar="LABELS.json", help="a COCO keypoints file of labelled images")
+    found.add_argument("folder", type=Path, metavar="FOLDER", help="the images to search; labelled ones are left out")
+    found.add_argument("--out", type=Path, required=True, metavar="FOUND.json", help="the file to write")
+    where = "the folder of the labelled images; default: that of LABELS.json, or `images` in it"
+    found.add_argument("--images", type=Path, metavar="DIR", help=where)
+    found.add_argument("--category", metavar="NAME", help="of LABELS.json, if several have keypoints")
+    combine = "with several labelled images, the nearest of them (default), or the mean of their descriptors"
+    found.add_argument("--combine", choices=("nearest", "mean"), default="nearest", help=combine)
+    lowest = "cosine below which a point counts as not there; default: all count as there"
+    found.add_argument("--min-similarity", type=float, metavar="COSINE", help=lowest)
+    shown = "also write a picture of each image, beside a labelled one, into this new or empty folder"
+    found.add_argument("--pictures", type=Path, metavar="DIR", help=shown)
     page = verbs.add_parser("serve", help="serve a local page where a click on an image finds the matching point")
     page.add_argument("source", type=Path, nargs="?", metavar="SRC", help="the left image; or choose it on the page")
     page.add_argument("target", type=Path, nargs="?", metavar="TGT", help="the right image")
     page.add_argument("--port", type=int, default=8000, help="default 8000")
-    network = f"from `semcorr backbones` or this folder's project; default the project's first, or {DEFAULT}"
+    network = (
+        f"from `semcorr backbones` or this folder's project, or an exported folder; default the project's first, or "
+        f"{DEFAULT}"
+    )
     rule = "argmax, kernel_softargmax or softargmax (default), or a rule of the project (default its first)"
     weights = "frozen (default), or a baseline or tuning of the project"
     size = "longer side of the network's input; default the network's own"
-    for verb in (match, page):
+    for verb in (match, found, page):
         verb.add_argument("--backbone", help=network)
         verb.add_argument("--weights", default="frozen", help=weights)
         verb.add_argument("--rule", help=rule)
         verb.add_argument("--image-size", type=int, metavar="PIXELS", help=size)
+    verb = verbs.add_parser("export", help="write a tuned backbone as a folder that is used anywhere")
+    verb.add_argument("name", help="<backbone>/<tuning>, such as dinov2_b14/last2")
+    verb.add_argument("folder", type=Path, help="a new or empty folder")
+    whole = "also write the tensors that were tuned; default: whoever uses it gets them from their source"
+    verb.add_argument("--whole", action="store_true", help=whole)
     verbs.add_parser("backbones", help="list the available networks: size, licence, source, and whether downloaded")
     verbs.add_parser("fix", help="set the keys of params.yaml that follow from others, such as grid.weights")
     verb = verbs.add_parser("plan", help="print what would run and why, with estimates of time and disk space")
@@ -464,6 +492,44 @@ def match_images(options: argparse.Namespace) -> None:
         write_json(options.json, values)
 
 
+def find(options: argparse.Namespace) -> None:
+    """Find labelled points in a folder of images, and write and draw them."""
+    for name, path in (("--out", options.out), ("--pictures", options.pictures)):  # fail before the work, not after it
+        if path and not path.parent.is_dir():
+            raise UserError(f"{name} {path}: there is no folder {path.parent}")
+    if options.out.is_dir():
+        raise UserError(f"--out {options.out}: is a folder")
+    taken = options.pictures and options.pictures.exists()
+    if taken and (not options.pictures.is_dir() or any(options.pictures.iterdir())):
+        raise UserError(f"--pictures {options.pictures}: exists, and is no empty folder")
+    if options.min_similarity is not None and not -1 <= options.min_similarity <= 1:
+        raise UserError(f"--min-similarity {options.min_similarity:g}; allowed: -1 to 1, a cosine")
+    from semcorr.api import find as finding
+    from semcorr.api.images import Matcher
+    from semcorr.artifacts.progress import progress
+
+    labels = finding.Labels.read(options.labels, options.images, options.category)
+    files = finding.targets(options.folder, labels)
+    matcher = Matcher(options.backbone, options.weights, options.rule, image_size=options.image_size)
+    support = finding.Support(labels.images, combine=options.combine, matcher=matcher)
+
+    def each() -> Iterator[tuple[str, finding.Found]]:
+        for path in progress(files, unit="image", desc="find"):
+            found = support.find(path)
+            if options.pictures:
+                options.pictures.mkdir(exist_ok=True)
+                support.picture(found).save(options.pictures / f"{path.name}.jpg", quality=90)
+            yield path.name, found
+
+    values = finding.annotations(labels, each(), options.min_similarity)
+    write_json(options.out, values)
+    count = sum(one["num_keypoints"] for one in values["annotations"])
+    print(
+        f"{options.out}: {count:,} of {len(support.names) * len(files):,} points of category {labels.category} in "
+        f"{len(files):,} images, from {len(labels.images)} labelled"
+    )
+
+
 def serve(options: argparse.Namespace) -> None:
     """Serve the page on this machine until interrupted."""
     if not 0 <= options.port <= 65535:
@@ -482,6 +548,15 @@ def serve(options: argparse.Namespace) -> None:
         raise UserError(f"--port {options.port}: in use or not permitted. Choose another") from None
     print(f"http://127.0.0.1:{server.server_port}/ (Ctrl+C to stop)", flush=True)
     server.serve_forever()
+
+
+def export(options: argparse.Namespace) -> None:
+    """Write a tuned backbone as a folder."""
+    from semcorr.api.export import export as write
+
+    exported = write(options.name, options.folder, options.whole)
+    size = sum(path.stat().st_size for path in exported.folder.iterdir()) / 1e6
+    print(f"{exported.folder}: {exported.name}, {size:,.0f} MB; use it as --backbone {exported.folder}")
 
 
 def backbones(_: argparse.Namespace) -> None:
@@ -536,5 +611,8 @@ def schema(_: argparse.Namespace) -> None:
         print(KEYS)
 
 
-FUNCTIONS = (init, preset, run, check, store, compare, verify, match_images, serve, backbones, fix, plan, table, schema)
+FUNCTIONS = (
+    *(init, preset, run, check, store, compare, verify, match_images, find, serve, export, backbones),
+    *(fix, plan, table, schema),
+)
 VERBS = {function.__name__.replace("_", "-"): function for function in FUNCTIONS}

@@ -51,10 +51,10 @@ def match_points(
     """
     require_shape("points", points, "N", 2)
     cells = torch.from_numpy(source[1].pixels_to_cells(points)).to(source[0].device)
-    return _answers(heatmaps(sample(source[0], cells, sampling), target[0]), target[1], read_out, searched)
+    return answers(heatmaps(sample(source[0], cells, sampling), target[0]), target[1], read_out, searched)
 
 
-def _answers(maps: Tensor, grid: Grid, read_out: ReadOut, searched: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+def answers(maps: Tensor, grid: Grid, read_out: ReadOut, searched: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Each heatmap's predicted keypoint (N, 2) and its highest similarity (N,); warns of flat heatmaps.
 
     The similarity of cells that are not searched becomes minus infinity.
@@ -131,7 +131,7 @@ def match_pairs(
         for start in range(0, len(numbers), CHUNK):
             chunk = numbers[start : start + CHUNK]
             maps = heatmaps(descriptors[first : first + len(chunk)], target)
-            predicted[chunk], similarity[chunk] = _answers(maps, grid, read_out, allowed)
+            predicted[chunk], similarity[chunk] = answers(maps, grid, read_out, allowed)
             first += len(chunk)
     ends = np.cumsum(counts).tolist()
     slices = [slice(end - count, end) for end, count in zip(ends, counts.tolist(), strict=True)]

@@ -8,10 +8,10 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from semcorr import params
-from semcorr.artifacts import provenance
+from semcorr.api.export import opened
 from semcorr.errors import UserError
 from semcorr.geometry import Grid, resized_size
-from semcorr.networks.backbones import digest, overlay
+from semcorr.networks.backbones import digest, overlay, require_tuned_for
 from semcorr.networks.backbones.base import IMAGENET_MEAN, IMAGENET_STD
 from semcorr.networks.backbones.weights import get
 from semcorr.networks.encode import dense
@@ -120,6 +120,22 @@ class UnifiedBackbone(nn.Module):
             self._adopt_tuned(Path(checkpoint_dir))
         return self
 
+    @classmethod
+    def from_checkpoint(cls, source: str | Path, device: str | torch.device | None = None) -> "UnifiedBackbone":
+        """A tuned network from a folder that `semcorr export` wrote, or from its address.
+
+        Raises:
+            UserError: a file is missing or damaged, or the tensors that were tuned are unavailable or others.
+        """
+        exported = opened(source)
+        self = cls.__new__(cls)
+        nn.Module.__init__(self)
+        self.network, self.origin, self.spec = exported.network(), exported.name, exported.spec
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.precision = getattr(torch, self.spec.precision)
+        self.network.to(self.device)
+        return self
+
     def _setup(self, *, layer: int | list[int] | str | None, device: str | torch.device | None, **entry: Any) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         # The last layer is known only once the network is built; images set the long side here, not `image_size`.
@@ -139,12 +155,8 @@ class UnifiedBackbone(nn.Module):
         path = folder / "best.safetensors"
         if not path.exists():
             raise UserError(f"{path}: no such checkpoint. Make it with the stage finetune (dvc repro)")
-        settings = provenance.read(path).get("settings", {})
-        tuned = {name.rpartition(".")[2]: value for name, value in settings.items()}
         overlay(self.network, path, digest(self.network.net.state_dict()))
-        for key in ("layer", "facet", "norm", "views", "debias"):
-            if tuned.get(key) != (value := self.spec.model_dump()[key]):
-                raise UserError(f"{path}: was tuned for {key} {tuned.get(key)}, this backbone has {value}")
+        require_tuned_for(self.spec, path)
         self.network.channels(self.spec)  # raises if its head does not fit
 
     def grid(self, size: tuple[int, int]) -> Grid:

@@ -23,6 +23,7 @@ from PIL import Image as PillowImage
 from torch import Tensor
 
 from semcorr import params
+from semcorr.api.export import is_exported, opened
 from semcorr.api.matcher import Recent
 from semcorr.artifacts.provenance import expect, read_result
 from semcorr.datasets import masks
@@ -87,8 +88,8 @@ class Matcher:
     below it, so do its networks and tensors, with its rules. Missing tensors are fetched once, into the user's cache.
 
     Args:
-        backbone: a name under `backbones`, or of a published network; None uses the grid's first, or outside a project
-            the published default.
+        backbone: a name under `backbones`, or of a published network; a folder that `semcorr export` wrote, or its
+            address; None uses the grid's first, or outside a project the published default.
         weights: "frozen", another baseline, or a tuning of the project.
         rule: a name under `rules`, or outside a project "argmax" or "softargmax"; None uses the grid's first, or
             outside a project soft-argmax.
@@ -111,7 +112,9 @@ class Matcher:
         values = None if file is None else params.load(file)
         own = [] if values is None else values.grid.backbones
         self.backbone = backbone or (own[0] if own else DEFAULT)
-        one_of("backbone", self.backbone, [*own, *(name for name in PUBLISHED if name not in own)])
+        travelled = self.backbone not in own and is_exported(self.backbone)
+        if not travelled:
+            one_of("backbone", self.backbone, [*own, *(name for name in PUBLISHED if name not in own)])
         self.rules: dict[str, params.Rule] = RULES if values is None else values.rules
         first = "softargmax" if values is None else values.grid.rules[0]
         self.rule_name = one_of("rule", rule or first, list(self.rules))
@@ -119,7 +122,12 @@ class Matcher:
         self.weights, self.image_size = weights, image_size
         self.device = runtime.pick("auto" if values is None else values.runtime.device)
         self._project = (values, file.parent) if values and file and self.backbone in own else None
-        if self._project:
+        if travelled:
+            one_of("weights", weights, ["frozen"])
+            exported = opened(self.backbone)
+            self.spec = _sized(exported.spec, image_size)
+            self.network = exported.network()
+        elif self._project:
             values, root = self._project
             self.spec = _sized(values.backbones[self.backbone], image_size)
             one_of("weights", weights, [*values.grid.baselines, *values.grid.tunings])
@@ -137,6 +145,8 @@ class Matcher:
         In a project on the first dataset whose results are those of its params.yaml; never at another image size.
         """
         if self.image_size is not None:
+            return None
+        if self._project is None and self.backbone not in PUBLISHED:
             return None
         if self._project is None:
             return PUBLISHED[self.backbone].min_similarity

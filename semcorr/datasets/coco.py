@@ -112,12 +112,12 @@ def load(root: Path, spec: COCOSpec) -> Benchmark:
         UserError: the file or an image is missing or damaged, or one contradicts the other.
     """
     path = root / spec.annotations
-    items, left_out = read_items(_content(path), path)
+    items, left_out = read_items(read_file(path), path)
     chosen = _chosen(items, spec, path)
     left_out |= {"objects of other categories or parts": len(items) - len(chosen)} if len(chosen) < len(items) else {}
     both, dropped = _paired(chosen, spec, path)
     used = {item.id: item for pair in both for item in pair}
-    images = {id_: _image(root / spec.images, used[id_], path) for id_ in sorted(used)}
+    images = {id_: checked_image(root / spec.images, used[id_], path) for id_ in sorted(used)}
     sizes = {id_: (image.height, image.width) for id_, image in images.items()}
     return Benchmark(
         root=root / spec.images,
@@ -153,7 +153,7 @@ def rest(root: Path) -> list[Path]:
     """Every image file of the annotations, each of which is read and checked against its image."""
     files: dict[Path, None] = {}
     for path, items, folder in _annotated(root):
-        files |= {folder / _image(folder, item, path).file: None for item in items}
+        files |= {folder / checked_image(folder, item, path).file: None for item in items}
     return list(files)
 
 
@@ -161,7 +161,7 @@ def _annotated(root: Path) -> Iterator[tuple[Path, list[Item], Path]]:
     """Each file of annotations, its objects, and the folder that its images are in."""
     folders = [root, *(path for path in sorted(root.glob("**/")) if path != root)]
     for path in _files(root):
-        items, _ = read_items(_content(path), path)
+        items, _ = read_items(read_file(path), path)
         there = (folder for folder in folders if items and in_any_case(folder / items[0].file).is_file())
         yield path, items, next(there, root)
 
@@ -176,7 +176,12 @@ def verify(root: Path, spec: COCOSpec) -> list[str]:
     return []
 
 
-def _content(path: Path) -> _File:
+def read_file(path: Path) -> _File:
+    """The content of a file of annotations.
+
+    Raises:
+        UserError: it is missing, not JSON, or not of the format.
+    """
     try:
         content = named(path).read_bytes()
     except FileNotFoundError:
@@ -375,7 +380,7 @@ class _Both:
                     yield number
 
 
-def _image(folder: Path, item: Item, path: Path) -> Image:
+def checked_image(folder: Path, item: Item, path: Path) -> Image:
     """An item as an image of the benchmark, after a look at its file."""
     file = in_any_case(folder / item.file)
     size = image_size(file)

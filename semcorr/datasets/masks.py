@@ -18,7 +18,7 @@ def shown(labels: PillowImage.Image) -> np.ndarray:
     """Whether each pixel (H, W) of a mask file shows the object: all that is not 0, nor void in a palette's mask."""
     values = np.asarray(labels)
     if values.ndim == 3:  # colours, without transparency
-        return values[..., :3].any(axis=2)
+        return np.any(values[..., :3], axis=2)
     return np.asarray((values != 0) & ((values != VOID) | (labels.mode != "P")))
 
 

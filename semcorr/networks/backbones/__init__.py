@@ -120,6 +120,19 @@ def overlay(network: Backbone, path: Path, base: str) -> dict[str, torch.Tensor]
     return tensors
 
 
+def require_tuned_for(spec: BackboneSpec, path: Path) -> None:
+    """Refuse a checkpoint that was tuned for other features than those of an entry.
+
+    Raises:
+        UserError: the first key that differs.
+    """
+    settings = provenance.read(path).get("settings", {})
+    tuned = {name.rpartition(".")[2]: value for name, value in settings.items()}
+    for key in ("layer", "facet", "norm", "views", "debias"):
+        if tuned.get(key) != (value := spec.model_dump()[key]):
+            raise UserError(f"{path}: was tuned for {key} {tuned.get(key)}, this backbone has {value}")
+
+
 def read(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a file written by `save`; if its record has their digest, it is verified.
 
