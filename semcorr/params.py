@@ -88,6 +88,11 @@ class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
+ImportPath = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"),
+    Field(examples=["mine.rules:centre"]),
+]
 Facet = Literal["token", "query", "key", "value"]
 
 
@@ -357,9 +362,14 @@ def _plain() -> list[View]:
 class BackboneSpec(Model):
     """A network, the source of its tensors, and which of its activations are the features."""
 
-    family: Literal["timm", "sam"] = Field(description="the library that builds it")
-    model: str = Field(description="the architecture, by that library's name", examples=["vit_base_patch14_dinov2"])
-    overrides: dict[str, int | float | bool | list[int]] = Field(
+    family: Literal["timm", "sam"] | ImportPath = Field(
+        description="the library that builds it, or a network of one's own, as package.module:name"
+    )
+    model: str = Field(
+        description="the architecture, by that library's name; of one's own, any name",
+        examples=["vit_base_patch14_dinov2"],
+    )
+    overrides: dict[str, int | float | bool | str | list[int]] = Field(
         description="arguments of the model", examples=[{"depth": 3}]
     )
     weights: Weights = Field(description="source of its tensors")
@@ -676,7 +686,26 @@ class KernelSoftArgmax(Model):
     temperature: Temperature = Field(description="divides the similarity")
 
 
-Rule = Annotated[Argmax | SoftArgmax | KernelSoftArgmax, Field(discriminator="readout")]
+class OwnRule(Model):
+    """A readout of one's own, by import path; its further keys are its arguments, which `validate` checks."""
+
+    model_config = ConfigDict(extra="allow")
+
+    readout: ImportPath = Field(description="a function (N, h, w) -> (N, 2) of one's own, as package.module:name")
+    sampling: Literal["bilinear", "nearest"] = Field(description="of source descriptors between cells")
+    search: Search = SEARCH
+
+
+def _rule_kind(value: Any) -> str:
+    readout = value.get("readout") if isinstance(value, dict) else getattr(value, "readout", None)
+    return "OwnRule" if isinstance(readout, str) and ":" in readout else "known"
+
+
+Rule = Annotated[
+    Annotated[Argmax | SoftArgmax | KernelSoftArgmax, Field(discriminator="readout"), Tag("known")]
+    | Annotated[OwnRule, Tag("OwnRule")],
+    Discriminator(_rule_kind),
+]
 Reference = Literal["bbox", "bbox_kp", "image"]
 
 

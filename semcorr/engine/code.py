@@ -9,10 +9,11 @@ The hash is of the syntax tree, which is the same in every supported Python.
 import ast
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any
 
+from semcorr import plugins
 from semcorr.artifacts.files import sha256
 from semcorr.engine.memory import Memory
 from semcorr.errors import UserError
@@ -20,7 +21,7 @@ from semcorr.errors import UserError
 ROOT = Path(__file__).parents[2]
 # These reach a stage only as values, which are compared themselves, or as messages.
 UNCOUNTED = re.compile(r"semcorr(\.params|\.errors|\.engine(\..+)?)?")
-FORMAT = "code 1"  # of the hashes; changing it invalidates all remembered ones
+FORMAT = "code 2"  # of the hashes; changing it invalidates all remembered ones
 LAYOUT = {"kind", "type_comment", "type_ignores", "ctx"}  # fields without effect
 
 
@@ -30,30 +31,44 @@ def modules(memory: Memory, *names: str) -> dict[str, str]:
     Raises:
         UserError: a module does not exist.
     """
-    missing = [name for name in names if file_of(name) is None]
+    own = {name.partition(".")[0] for name in names} - {"semcorr"}
+    missing = [name for name in names if file_of(name, own) is None]
     if missing:
         raise UserError(f"{missing[0]}: no such module, but params.yaml names it")
     hashes: dict[str, str] = {}
     queue = list(names)
     while queue:
         name = queue.pop()
-        path = file_of(name)
+        path = file_of(name, own)
         if name in hashes or UNCOUNTED.fullmatch(name) or path is None:
             continue
         hashes[name], reached = memory.ask(FORMAT, path, _read)
-        queue += [name.rpartition(".")[0], *reached]
+        is_package = path.name == "__init__.py"
+        queue += [name.rpartition(".")[0], *(_absolute(other, name, is_package) for other in reached)]
         for template in sorted((path.parent / "templates").glob("*")):
             if template.name in reached:
                 hashes[template.relative_to(ROOT).as_posix()] = memory.ask("sha256", template, sha256)
     return dict(sorted(hashes.items()))
 
 
-def file_of(name: str) -> Path | None:
-    """The file of a module of this package."""
-    if name.partition(".")[0] != "semcorr":
+def file_of(name: str, own: Set[str] = frozenset()) -> Path | None:
+    """The file of a module of this package, or of one's own packages of these names."""
+    top = name.partition(".")[0]
+    if top in own:
+        return plugins.file_of(name)
+    if top != "semcorr":
         return None
     path = ROOT / name.replace(".", "/")
     return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+
+
+def _absolute(name: str, module: str, is_package: bool) -> str:
+    """The absolute name of an imported module; relative ones begin with dots."""
+    level = len(name) - len(name.lstrip("."))
+    if not level:
+        return name
+    parts = module.split(".") if is_package else module.split(".")[:-1]
+    return ".".join([*parts[: len(parts) - level + 1], name.lstrip(".")]).strip(".")
 
 
 def _read(path: Path) -> list[Any]:
@@ -70,8 +85,9 @@ def _reached(tree: ast.Module) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            yield node.module or ""
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            start = "." * node.level + (node.module or "")
+            yield start
+            yield from (f"{start}{'' if start.endswith('.') else '.'}{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.endswith(".html"):
             yield node.value
 

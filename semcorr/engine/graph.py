@@ -17,6 +17,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from semcorr import plugins
 from semcorr.artifacts.files import canonical_json
 from semcorr.artifacts.provenance import Request
 from semcorr.errors import UserError
@@ -307,7 +308,8 @@ class Graph:
             case "code":
                 return [f"semcorr.stages.{name}"]
             case "rules":
-                return [f"semcorr.readouts.{self.params.rules[name].readout}"]
+                readout = self.params.rules[name].readout
+                return [plugins.module_of(readout) if plugins.is_own(readout) else f"semcorr.readouts.{readout}"]
             case "tunings":
                 tuning = self.params.tunings[name]
                 return [
@@ -315,7 +317,10 @@ class Graph:
                     *(["semcorr.networks.losses.end_point"] if tuning.end_point else []),
                 ]
             case "backbones":
-                return [f"semcorr.networks.backbones.{self.params.backbones[name].family}"]
+                family = self.params.backbones[name].family
+                if plugins.is_own(family):
+                    return ["semcorr.networks.backbones.own", plugins.module_of(family)]
+                return [f"semcorr.networks.backbones.{family}"]
             case "datasets":
                 return [f"semcorr.datasets.{self.params.datasets[name].format}"]
         return []

@@ -51,6 +51,8 @@ def _rows(path: str, value: dict[str, Any], parts: dict[str, Any]) -> Iterator[t
     for inner in (value, *value.get("anyOf", []), *value.get("oneOf", [])):
         if "$ref" in inner:
             yield from _below(path, inner["$ref"], parts)
+        if "discriminator" in inner and inner is not value:
+            yield from list(_rows(path, inner, parts))[1:]
         for named in inner.get("patternProperties", {}).values():
             yield from list(_rows(f"{path}.<name>", named, parts))[0 if "discriminator" in named else 1 :]
         if "discriminator" in inner.get("items", {}):

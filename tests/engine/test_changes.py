@@ -166,7 +166,7 @@ MODULES: dict[str, set[str]] = {
     **dict.fromkeys((f"artifacts/{name}.py" for name in ("__init__", "files", "progress", "provenance")), EVERYTHING),
     **dict.fromkeys((f"datasets/{name}.py" for name in ("__init__", "archive", "download")), EVERYTHING),
     **dict.fromkeys(("stages/weights.py", "tensors.py", "geometry.py", "networks/__init__.py"), WEIGHTS),
-    "networks/upsampler.py": WEIGHTS,
+    **dict.fromkeys(("networks/upsampler.py", "plugins.py"), WEIGHTS),
     **dict.fromkeys((f"networks/backbones/{name}.py" for name in ("__init__", "base", "timm")), WEIGHTS),
     **dict.fromkeys((f"networks/backbones/{name}.py" for name in ("attention", "names", "plain", "staged")), WEIGHTS),
     **dict.fromkeys(
@@ -197,12 +197,15 @@ MODULES: dict[str, set[str]] = {
     # What no cell of the small experiment uses.
     **dict.fromkeys((f"networks/losses/{name}.py" for name in ("contrastive", "cosine", "l2", "end_point")), NOTHING),
     **dict.fromkeys((f"datasets/{name}.py" for name in ("ap10k", "coco", "pfpascal", "pfwillow")), NOTHING),
-    **dict.fromkeys(("networks/backbones/sam.py", "readouts/kernel_softargmax.py"), NOTHING),
+    **dict.fromkeys((f"networks/backbones/{name}.py" for name in ("own", "sam")), NOTHING),
+    "readouts/kernel_softargmax.py": NOTHING,
     # What decides or shows, and computes nothing.
     **dict.fromkeys(("datasets/listing.py", "engine/run_cache.py"), NOTHING),
     **dict.fromkeys((f"engine/{name}.py" for name in ("__init__", "at_work", "basis", "code", "current")), NOTHING),
     **dict.fromkeys((f"engine/{n}.py" for n in ("graph", "dvc_sync", "markers", "memory", "plan", "shipped")), NOTHING),
-    **dict.fromkeys((f"api/{n}.py" for n in ("__init__", "backbone", "datasets", "evaluator", "matcher")), NOTHING),
+    **dict.fromkeys(
+        (f"api/{n}.py" for n in ("__init__", "backbone", "datasets", "evaluator", "export", "find", "matcher")), NOTHING
+    ),
     **dict.fromkeys(("api/images.py", "api/serve.py", "api/templates/serve.html", "report/compare.py"), NOTHING),
     "report/references.py": NOTHING,
     **dict.fromkeys(("networks/architectures.py", "networks/published.py", "stages/validate.py"), NOTHING),

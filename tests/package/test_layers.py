@@ -17,6 +17,7 @@ FLOORS = [
     {"errors"},
     {"geometry", "pck", "tensors"},
     {"params", "artifacts", "measures"},
+    {"plugins"},
     {"datasets", "readouts"},
     {"matching"},
     {"networks"},

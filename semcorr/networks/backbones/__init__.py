@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from semcorr import plugins
 from semcorr.artifacts import provenance
 from semcorr.artifacts.files import locked, replacing
 from semcorr.errors import UserError, reason
@@ -46,7 +47,8 @@ def create(spec: BackboneSpec, seed: int = 0) -> Backbone:
     Raises:
         UserError: there is no such network.
     """
-    family = importlib.import_module(f"semcorr.networks.backbones.{spec.family}")
+    module = "own" if plugins.is_own(spec.family) else spec.family
+    family = importlib.import_module(f"semcorr.networks.backbones.{module}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network: Backbone = family.network(spec)
