@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from operator import getitem
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, NamedTuple, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -36,6 +36,7 @@ from ruamel.yaml.representer import RoundTripRepresenter
 from semcorr.errors import UserError
 
 PARAMS_FILE = Path("params.yaml")
+SMALLEST, LARGEST = 16, 8192  # of a network's input, in pixels
 COMMENT = re.compile(r"(?:^|\s)(#.*)$", re.MULTILINE)
 PRESETS = Path("workflow/presets")
 SCHEMA = Path("workflow/schemas/params.schema.json")
@@ -352,11 +353,23 @@ Weights = Annotated[
 ]
 
 
-View = Literal["plain", "mirrored"]
+View = Annotated[str, StringConstraints(pattern=r"^(plain|mirrored)(@[1-9]\d*)?$")]
 
 
 def _plain() -> list[View]:
     return ["plain"]
+
+
+class Look(NamedTuple):
+    """One way in which a network sees an image.
+
+    Attributes:
+        mirrored: whether left to right.
+        size: longer side of the input, in pixels.
+    """
+
+    mirrored: bool
+    size: int
 
 
 class BackboneSpec(Model):
@@ -373,7 +386,7 @@ class BackboneSpec(Model):
         description="arguments of the model", examples=[{"depth": 3}]
     )
     weights: Weights = Field(description="source of its tensors")
-    image_size: Annotated[int, Field(ge=16, le=8192)] = Field(
+    image_size: Annotated[int, Field(ge=SMALLEST, le=LARGEST)] = Field(
         description="longer side of the input, in pixels", examples=[518]
     )
     layer: Layer | Literal["neck"] | Annotated[list[Layer], Field(min_length=1)] = Field(
@@ -385,9 +398,9 @@ class BackboneSpec(Model):
     debias: Debias | None = Field(description="remove the positional part, as seen on a blank image; null keeps it")
     views: list[View] = Field(
         default_factory=_plain,
-        description="of each image; the features of both are joined, so that similarities are averaged; [plain] if "
-        "left out",
-        examples=[["plain"], ["plain", "mirrored"]],
+        description="of each image, as it is or mirrored, at image_size or another size; their features are joined on "
+        "the grid of the largest, so that similarities are averaged; [plain] if left out",
+        examples=[["plain"], ["plain", "mirrored"], ["plain", "mirrored", "plain@560", "mirrored@560"]],
     )
     compute: Literal["float32", "bfloat16", "float16"] = Field(description="precision of the computation")
     precision: Literal["float16", "float32"] = Field(description="of the features on disk")
@@ -398,9 +411,20 @@ class BackboneSpec(Model):
         return [*self.layer] if isinstance(self.layer, list) else [self.layer]
 
     @property
+    def looks(self) -> list[Look]:
+        """The views, each with its size."""
+        parts = [view.partition("@") for view in self.views]
+        return [Look(mirrored=kind == "mirrored", size=int(size or self.image_size)) for kind, _, size in parts]
+
+    @property
     def mirrored(self) -> bool:
         """Whether the mirrored image is seen too."""
-        return "mirrored" in self.views
+        return any(look.mirrored for look in self.looks)
+
+    @property
+    def sizes(self) -> list[int]:
+        """The sizes at which images are seen, `image_size` first."""
+        return list(dict.fromkeys(look.size for look in self.looks))
 
     @model_validator(mode="after")
     def _check_features(self) -> Self:
@@ -412,8 +436,11 @@ class BackboneSpec(Model):
             raise BadKey("facet", f"{self.facet!r} lies inside a block; allowed with norm or a neck: 'token'")
         if self.layers != sorted(set(self.layers)):
             raise BadKey("layer", f"{self.layer} must be in ascending order, without repeats")
-        if self.views not in (["plain"], ["plain", "mirrored"]):
-            raise BadKey("views", f"{self.views}; allowed: [plain] or [plain, mirrored]")
+        if self.views[:1] != ["plain"] or len(set(self.looks)) < len(self.views):
+            allowed = "[plain] or [plain, mirrored], and the same at other sizes, such as plain@560, each once"
+            raise BadKey("views", f"{self.views}; allowed: {allowed}")
+        if max(self.sizes) > LARGEST or min(self.sizes) < SMALLEST:
+            raise BadKey("views", f"{self.views}; allowed: sizes of {SMALLEST} to {LARGEST} pixels")
         return self
 
 
@@ -442,6 +469,12 @@ class Trunk(Model):
         False,
         description="also of the mirrored images, for `augment.flip` from the cache and for mirrored `views`; false if "
         "left out",
+    )
+    sizes: list[Annotated[int, Field(ge=SMALLEST, le=LARGEST)]] = Field(
+        default_factory=list,
+        description="also of the images at these sizes, for `views` at other sizes, but for those that are trained on; "
+        "none if left out",
+        examples=[[560]],
     )
 
 
@@ -916,6 +949,8 @@ class Params(Model):
             yield f"backbones.{name}.debias", "tuned features are not debiased; allowed with grid.tunings: []"
         if spec.mirrored and not self.trunk.mirrored:
             yield "trunk.mirrored", f"false, but backbones.{name}.views asks for mirrored images; allowed: true{FIX}"
+        if lacking := [size for size in spec.sizes[1:] if size not in self.trunk.sizes]:
+            yield "trunk.sizes", f"{self.trunk.sizes} lacks {lacking[0]}, which backbones.{name}.views asks for{FIX}"
         highest, lowest = spec.layers[-1], spec.layers[0]
         if highest == "neck" or lowest == "neck":
             return
@@ -1110,11 +1145,20 @@ def _following(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         return
     if grid["train"] and grid["validate"]:
         yield "grid.trunks", list(dict.fromkeys([grid["train"], grid["validate"], *grid["datasets"]]))
-    if any("mirrored" in values["backbones"][name].get("views", []) for name in grid["backbones"]):
+    if any("mirrored" in str(values["backbones"][name].get("views", [])) for name in grid["backbones"]):
         yield "trunk.mirrored", True
+    others = [size for name in grid["backbones"] for size in _other_sizes(values["backbones"][name])]
+    if others or values["trunk"].get("sizes"):
+        yield "trunk.sizes", sorted(set(others))
     layers = [values["backbones"][name]["layer"] for name in grid["backbones"]]
     depths = [layer[-1] + 1 - layer[0] for layer in layers if isinstance(layer, list)]
     yield "trunk.blocks", max([*depths, *(values["tunings"][name]["blocks"] for name in grid["tunings"])])
+
+
+def _other_sizes(entry: dict[str, Any]) -> list[int]:
+    """The sizes of a backbone's views that are not its own."""
+    sizes = [int(size) for _, _, size in (view.partition("@") for view in entry.get("views", [])) if size]
+    return [size for size in sizes if size != entry["image_size"]]
 
 
 def _replaced(old: Any, new: Any) -> Any:

@@ -41,7 +41,8 @@ class UnifiedBackbone(nn.Module):
         layer: 0-based block whose output is the features, a list of them, or SAM's "neck"; None uses the last block.
         facet: "token", or "query", "key", "value" of the block's attention.
         norm: apply the final norm to the features.
-        views: ["plain"], or ["plain", "mirrored"] to join the features of both; None takes the first.
+        views: ["plain"], or ["plain", "mirrored"] to join the features of both; None takes the first. A view at another
+            size, such as "plain@560", sees the image enlarged or shrunk by that size over that of the entry, or 518.
         compute: "float32", or "bfloat16", "float16" for mixed precision.
         precision: "float16" or "float32", to which the features are rounded, as in a feature store.
         overrides: arguments of the architecture, as in params.yaml.
@@ -160,7 +161,15 @@ class UnifiedBackbone(nn.Module):
         self.network.channels(self.spec)  # raises if its head does not fit
 
     def grid(self, size: tuple[int, int]) -> Grid:
-        """How the feature map lies on an image (H, W); one larger than the network's canvas is shrunk."""
+        """How the feature map lies on an image (H, W); one larger than the network's canvas is shrunk.
+
+        With views at several sizes, the map is that of the largest.
+        """
+        own = self._own_grid(size)
+        every = [own, *(self._at(own, other) for other in self.spec.sizes[1:])]
+        return max(every, key=lambda grid: max(grid.resized_size))
+
+    def _own_grid(self, size: tuple[int, int]) -> Grid:
         side = self.network.side
         resized = size if side is None or max(size) <= side else resized_size(size, side)
         return self.network.grid(size, resized)
@@ -184,7 +193,7 @@ class UnifiedBackbone(nn.Module):
             raise ValueError(f"image is {tuple(image.shape)}, expected (B, 3, H, W)")
         if not image.is_floating_point():
             raise ValueError(f"image is {image.dtype}, expected standardised RGB in floats")
-        grid = self.grid((image.shape[2], image.shape[3]))
+        grid = self._own_grid((image.shape[2], image.shape[3]))
         pixels = image.to(self.device, torch.float32)
         if grid.resized_size != grid.image_size:
             pixels = nn.functional.interpolate(pixels, grid.resized_size, mode="bilinear", antialias=True)
@@ -195,6 +204,16 @@ class UnifiedBackbone(nn.Module):
             centre, scale, mean, std = (pixels.new_tensor(values)[:, None, None] for values in (*given, *wanted))
             pixels = (pixels * scale + centre - mean) / std
         what = f"{self.network.name}: image of {image.shape[3]} x {image.shape[2]} pixels"
-        return dense(self.network, self.spec, self.network.pad(pixels), grid, what, "precision").float()
+        sized = {self.spec.image_size: (self.network.pad(pixels), grid)}
+        for size in self.spec.sizes[1:]:  # in proportion: the given image stands for one of `image_size`
+            other = self._at(grid, size)
+            resized = nn.functional.interpolate(pixels, other.resized_size, mode="bicubic", antialias=True)
+            sized[size] = self.network.pad(resized), other
+        return dense(self.network, self.spec, sized, what, "precision")[0].float()
+
+    def _at(self, grid: Grid, size: int) -> Grid:
+        """An image's grid at another of the backbone's sizes."""
+        side = max(1, round(max(grid.resized_size) * size / self.spec.image_size))
+        return self.network.grid(grid.image_size, resized_size(grid.image_size, side))
 
     forward = extract_features

@@ -212,10 +212,12 @@ class Matcher:
         return self._seen.get(key, lambda: self._compute(image))
 
     def _compute(self, image: PillowImage.Image) -> tuple[Tensor, Grid]:
-        pixels, grid = self.network.preprocess(image, self.spec.image_size)
+        sized = {}
+        for size in self.spec.sizes:
+            pixels, grid = self.network.preprocess(image, size)
+            sized[size] = pixels[None].to(self.device), grid
         what = f"{self.backbone} {self.weights}: an image of {image.width} x {image.height} pixels"
-        key = f"backbones.{self.backbone}.precision"
-        features = dense(self.network, self.spec, pixels[None].to(self.device), grid, what, key)
+        features, grid = dense(self.network, self.spec, sized, what, f"backbones.{self.backbone}.precision")
         return unit(features[0], what), grid
 
 

@@ -150,9 +150,13 @@ def in_part(file: str, part: Part | None) -> bool:
     """
     if part is None:
         return True
-    digest = hashlib.sha256(f"{part.seed} {PurePosixPath(file).with_suffix('')}".encode()).digest()
-    fraction = int.from_bytes(digest[:7], "big") / 256**7
-    return (fraction < part.fraction) == (part.keep == "part")
+    return (drawn(part.seed, str(PurePosixPath(file).with_suffix(""))) < part.fraction) == (part.keep == "part")
+
+
+def drawn(seed: int, name: str) -> float:
+    """A number from 0 to 1 that is a name's own, whatever other names there are."""
+    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    return int.from_bytes(digest[:7], "big") / 256**7
 
 
 _KINDS: dict[Any, pa.DataType] = {  # type of a field -> of its column

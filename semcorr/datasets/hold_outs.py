@@ -5,13 +5,12 @@ it would not be unseen. Each name is drawn by itself, from the seed and the name
 others a dataset has.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from semcorr.datasets.base import Pair
+from semcorr.datasets.base import Pair, drawn
 from semcorr.params import HoldOuts
 
 GROUPS = ("seen", "unseen keypoints", "unseen categories")
@@ -21,8 +20,7 @@ def is_held_out(name: str, hold_outs: HoldOuts) -> bool:
     """Whether a keypoint of a trained category is held out."""
     if hold_outs.keypoints is None:
         return False
-    digest = hashlib.sha256(f"{hold_outs.keypoints.seed} {name}".encode()).digest()
-    return int.from_bytes(digest[:7], "big") / 256**7 < hold_outs.keypoints.fraction
+    return drawn(hold_outs.keypoints.seed, name) < hold_outs.keypoints.fraction
 
 
 def groups(category: Sequence[str], keypoint: Sequence[str], hold_outs: HoldOuts) -> np.ndarray:

@@ -26,7 +26,8 @@ from semcorr.params import Params, restrict
 NETWORK = tuple(f"backbones.{{backbone}}.{key}" for key in ("family", "model", "overrides", "weights"))
 SIZE, COMPUTE, PRECISION = (f"backbones.{{backbone}}.{key}" for key in ("image_size", "compute", "precision"))
 LAYER = ("backbones.{backbone}.layer", "backbones.{backbone}.facet")
-FEATURES = (*LAYER, "backbones.{backbone}.norm", "backbones.{backbone}.views")
+FEATURES = (*LAYER, "backbones.{backbone}.norm")
+VIEWS = "backbones.{backbone}.views"
 EVERY_LAYER = (
     *("backbones.{backbone}.norm", "backbones.{backbone}.debias"),
     *("grid.layers.facets", "grid.layers.rule", "rules.{layers_rule}"),
@@ -87,14 +88,14 @@ STAGES: dict[str, Stage] = {
     ),
     "extract": Stage(
         axes={"backbone": "grid.backbones", "weights": "grid.baselines", "dataset": "grid.datasets"},
-        keys=(*NETWORK, SIZE, *FEATURES, "backbones.{backbone}.debias", COMPUTE, PRECISION, "threads"),
+        keys=(*NETWORK, SIZE, *FEATURES, VIEWS, "backbones.{backbone}.debias", COMPUTE, PRECISION, "threads"),
         inputs={"tensors": WEIGHTS, "record": RECORD, "images": "data/{dataset}/images.parquet"},
         outputs={"store": STORE},
         basis=(FAMILY,),
     ),
     "trunk": Stage(
         axes={"backbone": "grid.backbones", "dataset": "grid.trunks"},
-        keys=(*NETWORK, SIZE, *LAYER, COMPUTE, "trunk", "threads"),
+        keys=(*NETWORK, SIZE, *LAYER, COMPUTE, "trunk", "grid.train", "threads"),
         inputs={**FROZEN, "images": "data/{dataset}/images.parquet"},
         outputs={"store": TRUNK},
         basis=(FAMILY,),
@@ -120,7 +121,7 @@ STAGES: dict[str, Stage] = {
     ),
     "adapt": Stage(
         axes={"backbone": "grid.backbones", "tuning": "grid.tunings", "dataset": "grid.datasets"},
-        keys=(*NETWORK, *FEATURES, COMPUTE, PRECISION, "trunk", "threads"),
+        keys=(*NETWORK, SIZE, *FEATURES, VIEWS, COMPUTE, PRECISION, "trunk", "threads"),
         inputs={
             "frozen": FROZEN["tensors"],
             "record": FROZEN["record"],

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -188,7 +189,7 @@ class Costs:
         self.graph, self.params = graph, graph.params
         self.sizes = {name: size(spec, graph.job("fetch", name)) for name, spec in self.params.datasets.items()}
         self._networks: dict[str, Backbone] = {}
-        self._passes: dict[tuple[str, tuple[int, int], str | None], tuple[float, float, int, int]] = {}
+        self._passes: dict[tuple[Any, ...], tuple[float, float, int, int]] = {}
 
     def of(self, job: Job) -> Cost | None:
         """The cost of one job, start-up included; None if its dataset's size is not known yet."""
@@ -209,16 +210,21 @@ class Costs:
                 self._networks[name] = build(self.params.backbones[name])
         return self._networks[name]
 
-    def _pass(self, name: str, shape: tuple[int, int], weights: str | None = None) -> tuple[float, float, int, int]:
-        """Operations of the trunk and of the tail on one view of an image, and the number of values each stores."""
-        key = name, shape, weights
+    def _pass(
+        self, name: str, shape: tuple[int, int], weights: str | None = None, size: int | None = None
+    ) -> tuple[float, float, int, int]:
+        """Operations of the trunk and of the tail on one view of an image, and the number of values each stores.
+
+        Of a view at the backbone's own size, if none is given; the values stored are those of all views.
+        """
+        key = name, shape, weights, size
         if key not in self._passes:
             network, spec = self._network(name), self.params.backbones[name]
             tuning = None if weights is None else self.params.tunings.get(weights)
             if tuning is not None and tuning.head is not None:
                 with torch.device("meta"):
                     network.upsampler = Upsampler(network.channels(spec), tuning.head)
-            resized = resized_size(shape, spec.image_size)
+            resized = resized_size(shape, size or spec.image_size)
             images = torch.zeros(1, 3, *network.canvas(resized), device="meta")
             parts: list[Callable[[], object]] = [lambda: network.features(images, spec)]
             held = 0
@@ -231,7 +237,7 @@ class Costs:
                     with FlopCounterMode(display=False) as counter:
                         part()
                     counts.append(float(counter.get_total_flops()))
-            height, width = network.grid(shape, resized).shape
+            height, width = network.grid(shape, resized_size(shape, max(spec.sizes))).shape
             values = height * width * network.channels(spec) * len(spec.views)
             self._passes[key] = (counts[0], counts[1] - counts[0], held, values)
             network.upsampler = None
@@ -247,23 +253,29 @@ class Costs:
 
     def _extract(self, job: Job, dataset: Size) -> Cost:
         name = job.cell["backbone"]
-        trunk, tail, _, values = self._pass(name, dataset.shape)
-        width = 2 if self.params.backbones[name].precision == "float16" else 4
-        seen = dataset.images * len(self.params.backbones[name].views)
-        return Cost(flops=seen * (trunk + tail), disk=dataset.images * values * width)
+        spec = self.params.backbones[name]
+        passes = [self._pass(name, dataset.shape, None, look.size) for look in spec.looks]
+        flops = sum(trunk + tail for trunk, tail, *_ in passes)
+        width = 2 if spec.precision == "float16" else 4
+        return Cost(flops=dataset.images * flops, disk=dataset.images * passes[0][3] * width)
 
     def _trunk(self, job: Job, dataset: Size) -> Cost:
-        trunk, _, held, _ = self._pass(job.cell["backbone"], dataset.shape)
-        width = 2 if self.params.trunk.precision == "float16" else 4
-        seen = dataset.images * (2 if self.params.trunk.mirrored else 1)
-        return Cost(flops=seen * trunk, disk=seen * held * width)
+        name, settings = job.cell["backbone"], self.params.trunk
+        others = [] if job.cell["dataset"] == self.params.grid.train else settings.sizes
+        sizes = {self.params.backbones[name].image_size, *others}
+        passes = [self._pass(name, dataset.shape, None, size) for size in sorted(sizes)]
+        width = 2 if settings.precision == "float16" else 4
+        seen = dataset.images * (2 if settings.mirrored else 1)
+        flops, held = (sum(one[part] for one in passes) for part in (0, 2))
+        return Cost(flops=seen * flops, disk=seen * held * width)
 
     def _adapt(self, job: Job, dataset: Size) -> Cost:
         name = job.cell["backbone"]
-        _, tail, _, values = self._pass(name, dataset.shape, job.cell["tuning"])
-        width = 2 if self.params.backbones[name].precision == "float16" else 4
-        seen = dataset.images * len(self.params.backbones[name].views)
-        return Cost(flops=seen * tail, disk=dataset.images * values * width)
+        spec = self.params.backbones[name]
+        passes = [self._pass(name, dataset.shape, job.cell["tuning"], look.size) for look in spec.looks]
+        width = 2 if spec.precision == "float16" else 4
+        flops = sum(tail for _, tail, *_ in passes)
+        return Cost(flops=dataset.images * flops, disk=dataset.images * passes[0][3] * width)
 
     def _finetune(self, job: Job, train: Size, validate: Size) -> Cost:
         name, tuning = job.cell["backbone"], self.params.tunings[job.cell["tuning"]]
@@ -272,8 +284,7 @@ class Costs:
         seen = train.images if isinstance(tuning.batches, ImageBatches) else 2 * train.pairs
         augment = tuning.augment
         live = trunk if augment and augment.live(self.params.trunk) else 0.0
-        views = len(self.params.backbones[name].views)
-        scored = views * validate.images * self._pass(name, validate.shape, job.cell["tuning"])[1]
+        scored = validate.images * self._pass(name, validate.shape, job.cell["tuning"])[1]
         scored *= tuning.epochs // tuning.validation.every + 1
         network = self._network(name)
         assert isinstance(network, Blockwise), "architectures.py refuses to tune others"

@@ -77,11 +77,10 @@ def _problems(spec: BackboneSpec, facts: dict[str, Any]) -> list[str]:
     channels = sum(facts["neck"] if layer == "neck" else facts["widths"][layer] for layer in spec.layers)
     if spec.debias is not None and spec.debias.components >= channels:
         problems.append(f"debias.components: {spec.debias.components} would leave nothing of {channels} channels")
-    if facts["side"] and spec.image_size > facts["side"]:
+    if facts["side"] and max(spec.sizes) > facts["side"]:
         more = "; another size: overrides: {img_size: ...}" if spec.family == "timm" else ""
-        problems.append(
-            f"image_size: {spec.image_size} is more than the network's canvas of {facts['side']} pixels{more}"
-        )
+        key = "image_size" if spec.image_size > facts["side"] else "views"
+        problems.append(f"{key}: {max(spec.sizes)} is more than the network's canvas of {facts['side']} pixels{more}")
     return problems
 
 

@@ -27,7 +27,7 @@ from semcorr.errors import UserError
 from semcorr.geometry import Grid, resized_size
 from semcorr.networks import runtime, views
 from semcorr.networks.backbones.base import Backbone
-from semcorr.params import BackboneSpec, Runtime
+from semcorr.params import BackboneSpec, Look, Runtime
 from semcorr.tensors import rounded
 
 LIBRARIES = ("torch", "timm", "segment-anything")
@@ -90,9 +90,9 @@ class Encoder:
         forward: (B, 3, H, W) images -> (B, ...) arrays.
         shape: padded cells (h, w) -> shape of one image's array.
         stop: the block after the last one that runs.
-        features: whether the arrays are features: (h, w, C) of the valid cells, of both views joined; or a trunk's
+        features: whether the arrays are features: (h, w, C) of the valid cells, of all views joined; or a trunk's
             activations, padding included, of each view under its own name.
-        mirrored: whether the mirrored images run too.
+        looks: the views.
     """
 
     network: Backbone
@@ -101,26 +101,46 @@ class Encoder:
     shape: Callable[[tuple[int, int]], tuple[int, ...]]
     stop: int
     features: bool
-    mirrored: bool
+    looks: list[Look]
 
-    def entry(self, image: Image) -> store.Entry:
-        """The shape and geometry of one image's array."""
-        size, stride = (image.height, image.width), self.network.stride
-        grid = self.network.grid(size, resized_size(size, self.spec.image_size))
-        height, width = self.network.canvas(grid.resized_size)
-        cells = grid.shape if self.features else (height // stride, width // stride)
-        return store.Entry(shape=self.shape(cells), grid=grid)
+    @property
+    def sizes(self) -> list[int]:
+        """The sizes of the views."""
+        return list(dict.fromkeys(look.size for look in self.looks))
 
-    def names(self, image_id: str) -> list[str]:
-        """The names of one image's arrays."""
-        return [image_id, views.mirrored(image_id)] if self.mirrored and not self.features else [image_id]
+    def grid(self, image: Image, size: int) -> Grid:
+        """How features lie on an image of some longer side."""
+        whole = image.height, image.width
+        return self.network.grid(whole, resized_size(whole, size))
 
-    def arrays(self, image_id: str, grid: Grid, outputs: list[Tensor]) -> list[tuple[str, Tensor]]:
+    def entries(self, image: Image) -> dict[str, store.Entry]:
+        """The shape and geometry of one image's arrays, by name."""
+        if self.features:
+            grid = self.grid(image, max(self.sizes))
+            return {image.id: store.Entry(shape=self.shape(grid.shape), grid=grid)}
+        found = {}
+        for look in self.looks:
+            grid, stride = self.grid(image, look.size), self.network.stride
+            height, width = self.network.canvas(grid.resized_size)
+            shape = self.shape((height // stride, width // stride))
+            found[self._name(image.id, look)] = store.Entry(shape=shape, grid=grid)
+        return found
+
+    def _name(self, image_id: str, look: Look) -> str:
+        other = None if look.size == self.spec.image_size else look.size
+        return views.named(image_id, mirrored=look.mirrored, size=other)
+
+    def arrays(self, image: Image, outputs: list[Tensor]) -> list[tuple[str, Tensor]]:
         """The arrays of one image by name, from the output of each view."""
+        pairs = list(zip(self.looks, outputs, strict=True))
         if not self.features:
-            return list(zip(self.names(image_id), outputs, strict=True))
-        height, width = grid.shape
-        return [(image_id, views.joined([output[:height, :width] for output in outputs], grid))]
+            return [(self._name(image.id, look), output) for look, output in pairs]
+        seen = []
+        for look, output in pairs:
+            grid = self.grid(image, look.size)
+            height, width = grid.shape
+            seen.append(views.Seen(output[:height, :width], grid, look.mirrored))
+        return [(image.id, views.joined(seen)[0])]
 
 
 def encode(encoder: Encoder, index: Path, kept: StoreTarget, options: Runtime) -> str:
@@ -135,51 +155,67 @@ def encode(encoder: Encoder, index: Path, kept: StoreTarget, options: Runtime) -
     Raises:
         UserError: an image has changed since it was fetched; see also `fill`.
     """
-    network, spec, images = encoder.network, encoder.spec, read_images(index)
+    network, images = encoder.network, read_images(index)
     device = next(network.parameters()).device
-    entries = {name: entry for image in images for entry in [encoder.entry(image)] for name in encoder.names(image.id)}
+    named = {image.id: encoder.entries(image) for image in images}
+    entries = {name: entry for own in named.values() for name, entry in own.items()}
     forward = runtime.compiled(encoder.forward, options)
 
     def why(image: Tensor) -> str:
         return network.overflow_in(image[None].to(device), encoder.stop, key=kept.key, precision=kept.precision)
 
     def arrays(done: set[str]) -> Arrays:
-        whole = {image.id for image in images if done.issuperset(encoder.names(image.id))}
-        for batch, pixels in batches(network, images, index.parent / "images", spec.image_size, options, whole):
-            shown = [pixels]
-            if encoder.mirrored:
-                pairs = zip(batch, pixels, strict=True)
-                shown.append(torch.stack([network.mirrored(one, entries[image.id].grid) for image, one in pairs]))
+        whole = {image.id for image in images if done.issuperset(named[image.id])}
+        for batch, pixels in batches(network, images, index.parent / "images", encoder.sizes, options, whole):
+            shown = []
+            for look in encoder.looks:
+                at = pixels[encoder.sizes.index(look.size)]
+                if look.mirrored:
+                    pairs = zip(batch, at, strict=True)
+                    at = torch.stack([network.mirrored(one, encoder.grid(image, look.size)) for image, one in pairs])
+                shown.append(at)
             outputs = [halving(lambda part: forward(part.to(device)), view) for view in shown]
-            for image, one, *seen in zip(batch, pixels, *outputs, strict=True):
-                for name, array in encoder.arrays(image.id, entries[image.id].grid, seen):
+            for image, one, *seen in zip(batch, pixels[0], *outputs, strict=True):
+                for name, array in encoder.arrays(image, seen):
                     yield name, array, partial(why, one)
 
-    with runtime.autocast(device, spec.compute):
+    with runtime.autocast(device, encoder.spec.compute):
         fill(kept, entries, arrays)
     return f"{len(images):,} images, {kept.path.stat().st_size / 1e6:,.0f} MB"
 
 
-def dense(network: Backbone, spec: BackboneSpec, images: Tensor, grid: Grid, what: str, key: str) -> Tensor:
+def dense(
+    network: Backbone, spec: BackboneSpec, sized: dict[int, tuple[Tensor, Grid]], what: str, key: str
+) -> tuple[Tensor, Grid]:
     """The features (B, h, w, C) of images of one size, valid cells only, rounded to the backbone's precision.
 
-    Both views, if the backbone has two.
+    All views of the backbone, joined.
 
     Args:
         network: on the images' device.
         spec: of the network.
-        images: (B, 3, H, W), standardised and padded.
-        grid: of each image.
+        sized: for each size of the views, the images (B, 3, H, W), standardised and padded, and the grid of each.
         what: the images' name in errors.
         key: sets the precision; named in errors.
+
+    Returns:
+        The features, and their grid.
     """
-    height, width = grid.shape
-    shown = [images, network.mirrored(images, grid)] if spec.mirrored else [images]
-    with runtime.autocast(images.device, spec.compute):
-        maps = [network.features(view, spec).permute(0, 2, 3, 1)[:, :height, :width] for view in shown]
-    features = torch.stack([views.joined(list(seen), grid) for seen in zip(*maps, strict=True)])
-    why = partial(network.overflow_in, images[:1], network.stop(spec), key=key, precision=spec.precision)
-    return rounded(features, spec.precision, what, why)
+    maps = []
+    first, _ = sized[spec.sizes[0]]
+    with runtime.autocast(first.device, spec.compute):
+        for look in spec.looks:
+            images, grid = sized[look.size]
+            height, width = grid.shape
+            view = network.mirrored(images, grid) if look.mirrored else images
+            maps.append(network.features(view, spec).permute(0, 2, 3, 1)[:, :height, :width])
+    each = []
+    for seen in zip(*maps, strict=True):
+        pairs = zip(spec.looks, seen, strict=True)
+        each.append(views.joined([views.Seen(one, sized[look.size][1], look.mirrored) for look, one in pairs]))
+    features, grid = torch.stack([one for one, _ in each]), each[0][1]
+    why = partial(network.overflow_in, first[:1], network.stop(spec), key=key, precision=spec.precision)
+    return rounded(features, spec.precision, what, why), grid
 
 
 def versions() -> dict[str, str]:
@@ -188,31 +224,48 @@ def versions() -> dict[str, str]:
 
 
 def batches(
-    network: Backbone, images: list[Image], folder: Path, long_side: int, options: Runtime, done: set[str]
-) -> Iterator[tuple[list[Image], Tensor]]:
-    """Batches of images of one padded shape, decoded ahead; batches in which all are done are skipped."""
-    shapes: dict[tuple[int, int], list[Image]] = defaultdict(list)
+    network: Backbone, images: list[Image], folder: Path, sizes: list[int], options: Runtime, done: set[str]
+) -> Iterator[tuple[list[Image], list[Tensor]]]:
+    """Batches of images of one padded shape at each size, decoded ahead; those in which all are done are skipped.
+
+    Args:
+        network: pads and standardises.
+        images: of the dataset.
+        folder: of their files.
+        sizes: longer sides, in pixels.
+        options: how the machine is used.
+        done: ids of images that are not needed.
+
+    Yields:
+        The images, and their pixels (B, 3, H, W) at each size.
+    """
+    shapes: dict[tuple[tuple[int, int], ...], list[Image]] = defaultdict(list)
     for image in images:
-        shapes[network.canvas(resized_size((image.height, image.width), long_side))].append(image)
-    size = options.batch_size
-    chunks = [group[at : at + size] for group in shapes.values() for at in range(0, len(group), size)]
+        whole = image.height, image.width
+        shapes[tuple(network.canvas(resized_size(whole, size)) for size in sizes)].append(image)
+    count = options.batch_size
+    chunks = [group[at : at + count] for group in shapes.values() for at in range(0, len(group), count)]
     chunks = [chunk for chunk in chunks if not done.issuperset(image.id for image in chunk)]
 
-    def prepare(image: Image) -> Tensor:
-        return network.preprocess(read_image(folder, image), long_side)[0]
+    def prepare(image: Image) -> list[Tensor]:
+        decoded = read_image(folder, image)
+        return [network.preprocess(decoded, size)[0] for size in sizes]
+
+    def stacked(ready: list[list[Tensor]]) -> list[Tensor]:
+        return [torch.stack(list(one)) for one in zip(*ready, strict=True)]
 
     if options.workers == 0:
         for chunk in chunks:
-            yield chunk, torch.stack([prepare(image) for image in chunk])
+            yield chunk, stacked([prepare(image) for image in chunk])
         return
     with ThreadPoolExecutor(options.workers) as pool:
-        ahead = 1 + -(-options.workers // size)  # batches, enough to keep every worker busy
+        ahead = 1 + -(-options.workers // count)  # batches, enough to keep every worker busy
         pending = [[pool.submit(prepare, image) for image in chunk] for chunk in chunks[:ahead]]
         for index, chunk in enumerate(chunks):
             ready = pending.pop(0)
             if index + ahead < len(chunks):
                 pending.append([pool.submit(prepare, image) for image in chunks[index + ahead]])
-            yield chunk, torch.stack([future.result() for future in ready])
+            yield chunk, stacked([future.result() for future in ready])
 
 
 def halving(forward: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The upper part of a network, run on the trunk's stored activations."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from semcorr.artifacts.store import Store
 from semcorr.geometry import Grid
 from semcorr.networks import views
 from semcorr.networks.backbones import build_blockwise, load
-from semcorr.params import BackboneSpec
+from semcorr.params import BackboneSpec, Look
 
 
 class Tail:
@@ -39,6 +39,7 @@ class Tail:
         ids: list[str],
         mirrored: bool = False,
         blocks: dict[str, Tensor] | None = None,
+        size: int | None = None,
     ) -> dict[str, tuple[Tensor, Grid]]:
         """Feature maps (h, w, C), valid cells only, and grids of some images; one pass per padded shape.
 
@@ -47,14 +48,15 @@ class Tail:
             ids: of the images.
             mirrored: whether they are mirrored, all of them; the trunk must have been stored of these too.
             blocks: gets each image's map before the head, (h, w, C) in cells of the network.
+            size: of the images, if it is not the backbone's own; the trunk must have been stored of it too.
         """
+        names = {image_id: views.named(image_id, mirrored=mirrored, size=size) for image_id in ids}
 
         def activations(members: list[str]) -> Tensor:
-            names = [views.mirrored(image_id) for image_id in members] if mirrored else members
-            arrays = np.stack([trunk.array(name) for name in names])
+            arrays = np.stack([trunk.array(names[image_id]) for image_id in members])
             return torch.from_numpy(arrays).to(self.device).float()
 
-        return self._finish({image_id: trunk.grid(image_id) for image_id in ids}, activations, blocks)
+        return self._finish({image_id: trunk.grid(name) for image_id, name in names.items()}, activations, blocks)
 
     def forward_live(
         self,
@@ -111,11 +113,17 @@ class Tail:
         return self.network.overflow(activations, cells, self.first, stop, key=key, precision=self.spec.precision)
 
     @torch.inference_mode()
-    def features(self, trunk: Store, ids: list[str], batch_size: int) -> Iterator[tuple[str, Tensor, Grid]]:
-        """Feature maps of many images, in order, without gradients; both views, if the backbone has two."""
+    def features(
+        self, trunk: Store, ids: list[str], batch_size: int, looks: Sequence[Look]
+    ) -> Iterator[tuple[str, Tensor, Grid]]:
+        """Feature maps of many images, in order, without gradients; the given views, joined."""
         for at in range(0, len(ids), batch_size):
             batch = ids[at : at + batch_size]
-            maps = [self.forward(trunk, batch, mirrored=view == "mirrored") for view in self.spec.views]
+            maps = []
+            for look in looks:
+                other = None if look.size == self.spec.image_size else look.size
+                maps.append(self.forward(trunk, batch, look.mirrored, size=other))
             for image_id in batch:
-                grid = maps[0][image_id][1]
-                yield image_id, views.joined([seen[image_id][0] for seen in maps], grid), grid
+                pairs = zip(looks, maps, strict=True)
+                seen = [views.Seen(*one[image_id], look.mirrored) for look, one in pairs]
+                yield image_id, *views.joined(seen)

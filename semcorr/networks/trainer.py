@@ -32,7 +32,7 @@ from semcorr.networks.losses.sides import sides
 from semcorr.networks.tail import Tail
 from semcorr.networks.training import Augmentation, Batch, Batches, Maps, Tuned, learning_rate, loss
 from semcorr.networks.upsampler import PREFIX
-from semcorr.params import Runtime, Trunk, Tuning
+from semcorr.params import Look, Runtime, Trunk, Tuning
 from semcorr.readouts.argmax import argmax
 from semcorr.tensors import rounded
 
@@ -286,7 +286,8 @@ class Trainer:
         ids = sorted({image_id for pair in pairs for image_id in (pair.source, pair.target)})
         maps: Maps = {}
         with runtime.autocast(self.device, self.spec.compute):
-            for image_id, features, grid in self.tail.features(held_out, ids, self.run.options.batch_size):
+            plain = [Look(mirrored=False, size=self.spec.image_size)]  # further views do not concern the training
+            for image_id, features, grid in self.tail.features(held_out, ids, self.run.options.batch_size, plain):
                 maps[image_id] = self._as_stored(features, image_id, held_out), grid
         queries = [(pair.source, pair.target, pair.points("source")) for pair in pairs]
         with torch.inference_mode():

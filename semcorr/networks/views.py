@@ -1,10 +1,11 @@
-"""A network's two views of an image, as it is and mirrored.
+"""The views of an image: as it is or mirrored, at one size or several.
 
-The features of both are joined cell by cell, so that the similarity of a pair is the mean of what the network says of
-the pair and of the mirrored pair. A trunk keeps the activations of the mirrored images under names of their own.
+The features of all are joined cell by cell, so that the similarity of a pair is the mean of what the network says of it
+in each view. A trunk keeps the activations of further views under names of their own.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,33 +17,51 @@ from semcorr.tensors import normalise, sample
 MIRRORED = ".mirrored/"  # before an image's id; `fetch` refuses ids that start with a dot
 
 
-def mirrored(image_id: str) -> str:
-    """The name of a mirrored image's activations in a trunk."""
-    return MIRRORED + image_id
+class Seen(NamedTuple):
+    """The features of an image in one view.
+
+    Attributes:
+        features: (h, w, C), valid cells only.
+        grid: of the image in this view, as if it were not mirrored.
+        mirrored: whether it is.
+    """
+
+    features: Tensor
+    grid: Grid
+    mirrored: bool
+
+
+def named(image_id: str, *, mirrored: bool, size: int | None = None) -> str:
+    """The name of an image's activations in a trunk; `size` is given if it is not the backbone's own."""
+    own = f"{MIRRORED}{image_id}" if mirrored else image_id
+    return own if size is None else f".{size}/{own}"
 
 
 def plain(names: Iterable[str]) -> list[str]:
     """Those names in a trunk that are of images as they are."""
-    return [name for name in names if not name.startswith(MIRRORED)]
+    return [name for name in names if not name.startswith(".")]
 
 
-def joined(seen: list[Tensor], grid: Grid) -> Tensor:
-    """The features of an image: of its only view as they are, or of both, each of length one.
+def joined(seen: Sequence[Seen]) -> tuple[Tensor, Grid]:
+    """The features of an image: of its only view as they are, or of all, each of length one, on the finest grid.
 
-    Args:
-        seen: (h, w, C) of the image and, if there are two views, of the mirrored image; valid cells only. The mirrored
-            one is sampled where the image's cells lie in it, which is between its own cells unless the image is a
-            whole number of cells wide.
-        grid: of each.
+    The others are sampled where the cells of that grid lie in them, which may be between their own.
 
     Returns:
-        (h, w, C), or (h, w, 2 C) float32.
+        (h, w, C), or (h, w, views * C) float32; and its grid.
     """
     if len(seen) == 1:
-        return seen[0]
-    features, other = seen
-    height, width, _ = features.shape
+        return seen[0].features, seen[0].grid
+    grid = max((one.grid for one in seen), key=lambda one: max(one.resized_size))
+    height, width = grid.shape
     cells = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1).reshape(-1, 2)
-    there = torch.from_numpy(grid.pixels_to_cells(grid.mirror(grid.cells_to_pixels(cells.astype(float)))))
-    flipped = sample(normalise(other.float()), there.to(other.device), "bilinear").reshape(height, width, -1)
-    return torch.cat([normalise(features.float()), flipped], dim=-1)
+    points = grid.cells_to_pixels(cells.astype(float))
+    parts = []
+    for one in seen:
+        unit = normalise(one.features.float())
+        if one.mirrored or one.grid != grid:
+            there = one.grid.pixels_to_cells(one.grid.mirror(points) if one.mirrored else points)
+            at = torch.from_numpy(there).to(unit.device)
+            unit = sample(unit, at, "bilinear").reshape(height, width, -1)
+        parts.append(unit)
+    return torch.cat(parts, dim=-1), grid

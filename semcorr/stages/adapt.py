@@ -6,6 +6,7 @@ from semcorr.artifacts.provenance import provenance, verified
 from semcorr.artifacts.store import Entry, Store
 from semcorr.engine.basis import resume_key
 from semcorr.engine.graph import Job
+from semcorr.geometry import resized_size
 from semcorr.networks import runtime, views
 from semcorr.networks.encode import Arrays, StoreTarget, fill
 from semcorr.networks.tail import Tail
@@ -30,13 +31,13 @@ def adapt(job: Job, params: Params) -> str:
         channels = len(spec.views) * tail.network.channels(spec)
         entries = {}
         for image_id in views.plain(trunk.ids()):
-            below = trunk.grid(image_id)
-            grid = tail.network.grid(below.image_size, below.resized_size)
+            whole = trunk.grid(image_id).image_size
+            grid = tail.network.grid(whole, resized_size(whole, max(spec.sizes)))
             entries[image_id] = Entry(shape=(*grid.shape, channels), grid=grid)
 
         def arrays(done: set[str]) -> Arrays:
             ids = [image_id for image_id in entries if image_id not in done]
-            for image_id, features, _ in tail.features(trunk, ids, params.runtime.batch_size):
+            for image_id, features, _ in tail.features(trunk, ids, params.runtime.batch_size, spec.looks):
                 yield image_id, features, partial(tail.overflow, trunk, image_id, kept.key)
 
         with runtime.autocast(device, spec.compute):

@@ -22,7 +22,7 @@ def extract(job: Job, params: Params) -> str:
         shape=lambda cells: (*cells, len(spec.views) * network.channels(spec)),
         stop=network.stop(spec),
         features=True,
-        mirrored=spec.mirrored,
+        looks=spec.looks,
     )
     kept = StoreTarget(
         path=job.outputs["store"],

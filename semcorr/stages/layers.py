@@ -181,7 +181,8 @@ class EveryLayer:
         """Keep the maps of some images, and their grids, as (image id, layer, facet) and as they would be stored."""
         self._images = {image.id: image for image in images}
         with runtime.autocast(self.device, self.spec.compute):
-            for batch, pixels in batches(self.network, images, self._folder, self.spec.image_size, self.options, set()):
+            sizes = [self.spec.image_size]
+            for batch, [pixels] in batches(self.network, images, self._folder, sizes, self.options, set()):
                 self._fill_batch(scratch, batch, pixels.to(self.device))
                 for _ in batch:
                     done()

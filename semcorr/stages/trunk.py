@@ -6,7 +6,7 @@ from semcorr.engine.graph import Job
 from semcorr.networks import runtime
 from semcorr.networks.backbones import build_blockwise, load
 from semcorr.networks.encode import Encoder, StoreTarget, encode, versions
-from semcorr.params import Params
+from semcorr.params import Look, Params
 
 
 def trunk(job: Job, params: Params) -> str:
@@ -15,6 +15,10 @@ def trunk(job: Job, params: Params) -> str:
     inputs = verified(job.inputs, job.expects)
     device = runtime.device(params.runtime, params.threads)
     network = load(build_blockwise(spec), job.inputs["tensors"]).to(device)
+    others = [] if job.cell["dataset"] == params.grid.train else params.trunk.sizes
+    sizes = [spec.image_size, *(size for size in others if size != spec.image_size)]
+    mirrored = [False, True] if params.trunk.mirrored else [False]
+    looks = [Look(mirrored=one, size=size) for size in sizes for one in mirrored]
     stop = network.stop(spec) - params.trunk.blocks
     encoder = Encoder(
         network=network,
@@ -23,7 +27,7 @@ def trunk(job: Job, params: Params) -> str:
         shape=network.activation_shape,
         stop=stop,
         features=False,
-        mirrored=params.trunk.mirrored,
+        looks=looks,
     )
     kept = StoreTarget(
         path=job.outputs["store"],

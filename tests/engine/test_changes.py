@@ -92,13 +92,14 @@ LEAVES: dict[str, tuple[object, set[str]]] = {
     f"backbones.{B}.image_size": (126, ENCODE),
     f"backbones.{B}.layer": (1, EXTRACT | TRUNK),
     f"backbones.{B}.norm": (False, EXTRACT | FINETUNE | LAYERS),
-    f"backbones.{B}.views": (["plain"], EXTRACT | FINETUNE),
+    f"backbones.{B}.views": (["plain"], EXTRACT | TUNED),
     f"backbones.{B}.compute": ("bfloat16", ENCODE),
     f"backbones.{B}.precision": ("float32", EXTRACT | FINETUNE | LAYERS),
     "backbones.dinov3_tiny.layer": (2, NOTHING),  # not in the grid
     "backbones.sam_tiny.image_size": (64, NOTHING),
     "trunk.blocks": (2, TRUNK),
     "trunk.precision": ("float16", TRUNK),
+    "trunk.sizes": ([84], TRUNK),
     **{
         f"tunings.last1.{leaf}": (value, FINETUNE)
         for leaf, value in {

@@ -13,6 +13,7 @@ from PIL import Image as PillowImage
 from PIL import ImageOps
 
 from semcorr import UnifiedBackbone, match_images, params
+from semcorr.api.images import Matcher
 from semcorr.artifacts.files import sha256
 from semcorr.artifacts.store import Store, describe
 from semcorr.datasets.base import read_image, read_images
@@ -216,7 +217,8 @@ def test_the_mirrored_view_is_sampled_where_the_image_lies_in_it():
         x = grid.cells_to_pixels(np.stack([np.arange(count), np.zeros(count)], axis=1))[:, 0]
         angle = torch.from_numpy(x / 100).float().expand(height, count)
         where = torch.stack([angle.cos(), angle.sin()], dim=-1)
-        both = views.joined([where, where], grid)
+        both, found = views.joined([views.Seen(where, grid, False), views.Seen(where, grid, True)])
+        assert found == grid
         torch.testing.assert_close(both[..., :2], where)
         seen = torch.atan2(both[..., 3], both[..., 2])[0].numpy() * 100
         inside = (width - 1 - x >= x[0]) & (width - 1 - x <= x[-1])  # elsewhere the border's value
@@ -249,8 +251,8 @@ def test_adapt_and_the_api_see_both_views_and_the_finer_grid(experiment):
     both = UnifiedBackbone(*tuned, views=["plain", "mirrored"], **own)
     picture = torch.rand(1, 3, 56, 70, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(both(picture), backbone(picture))
-    with pytest.raises(UserError, match=r"was tuned for views \['plain', 'mirrored'\], this backbone has \['plain'\]"):
-        UnifiedBackbone(*tuned, **own)
+    alone = UnifiedBackbone(*tuned, **own)(picture)  # the same network, which sees one view
+    torch.testing.assert_close(normalise(alone), both(picture)[..., : alone.shape[-1]], rtol=0, atol=2e-3)
 
 
 @pytest.mark.parametrize(
@@ -428,6 +430,11 @@ BAD = [
     (setting("backbones", B, "views", ["mirrored"]), r"views: \['mirrored'\]; allowed"),
     (setting("backbones", B, "views", ["plain", "plain"]), r"views: .*; allowed"),
     (setting("backbones", B, "views", ["plain", "turned"]), r"views"),
+    (setting("backbones", B, "views", ["plain@126"]), r"views: \['plain@126'\]; allowed"),
+    (setting("backbones", B, "views", ["plain", "plain@112"]), r"views: .*each once"),  # its own size
+    (setting("backbones", B, "views", ["plain", "plain@9"]), r"views: .*allowed: sizes of 16 to 8192 pixels"),
+    (setting("backbones", B, "views", ["plain", "plain@126"]), r"trunk\.sizes: \[\] lacks 126, which backbones\.dino"),
+    (setting("trunk", "sizes", [9]), r"trunk\.sizes"),
     (setting("trunk", "mirrored", False), r"trunk\.mirrored: false, but backbones\.dinov2_tiny\.views"),
     (setting("trunk", "mirrored", "yes"), r"trunk\.mirrored"),
 ]
@@ -457,10 +464,116 @@ def test_heatmaps_of_both_views():
     grid = Grid(image_size=(56, 56), resized_size=(56, 56), stride=14)
     generator = torch.Generator().manual_seed(0)
     plain, other = (torch.randn(4, 4, 8, generator=generator) for _ in range(2))
-    both = normalise(views.joined([plain, other], grid))
+    both = normalise(views.joined([views.Seen(plain, grid, False), views.Seen(other, grid, True)])[0])
     cells = torch.tensor([[1.0, 2.0], [3.0, 0.0]])
     found = heatmaps(sample(both, cells, "bilinear"), both)
     mirrored = normalise(other).flip(1)
     one = heatmaps(sample(normalise(plain), cells, "bilinear"), normalise(plain))
     two = heatmaps(sample(mirrored, cells, "bilinear"), mirrored)
     torch.testing.assert_close(found, (one + two) / 2)
+
+
+SIZES = ["plain", "mirrored", "plain@154", "mirrored@70"]
+
+
+def _several(values: dict) -> None:
+    """Views at three sizes."""
+    values["backbones"][B]["views"] = SIZES
+    values["trunk"]["sizes"] = [70, 154]
+
+
+def _looked_up(features: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Unit vectors (N, C) at fractional cells, by numpy; those beyond the outermost centres are the border's."""
+    height, width = features.shape[:2]
+    unit = features / np.linalg.norm(features, axis=-1, keepdims=True)
+    x, y = np.clip(x, 0, width - 1), np.clip(y, 0, height - 1)
+    x0, y0 = np.floor(x).astype(int), np.floor(y).astype(int)
+    x1, y1 = np.minimum(x0 + 1, width - 1), np.minimum(y0 + 1, height - 1)
+    fx, fy = (x - x0)[:, None], (y - y0)[:, None]
+    top = (1 - fx) * unit[y0, x0] + fx * unit[y0, x1]
+    value = (1 - fy) * top + fy * ((1 - fx) * unit[y1, x0] + fx * unit[y1, x1])
+    return value / np.linalg.norm(value, axis=-1, keepdims=True)
+
+
+def test_views_at_several_sizes_average_the_similarity(experiment):
+    """On the grid of the largest; each view's part is what that view alone has at the same place of the image."""
+    plan = experiment("fetch", "weights", "extract", changes=[_several])
+    job, spec = plan.job("extract", B, "frozen", "toy_spair_val"), plan.params.backbones[B]
+    network = load(build(spec), job.inputs["tensors"])
+    channels = network.channels(spec)
+    with Store(job.outputs["store"], None) as store:
+        for image_id, image in list(_images(plan, "toy_spair_val").items())[:3]:
+            array, grid = store.array(image_id), store.grid(image_id)
+            assert max(grid.resized_size) == 154
+            assert array.shape == (*grid.shape, 4 * channels)
+            rows, columns = np.mgrid[: grid.shape[0], : grid.shape[1]]
+            high, wide = (small / large for small, large in zip(grid.resized_size, grid.image_size, strict=True))
+            x, y = (columns.ravel() * 14 + 7) / wide, (rows.ravel() * 14 + 7) / high  # from the image's corner
+            for part, (mirrored, size) in enumerate([(False, 112), (True, 112), (False, 154), (True, 70)]):
+                pixels, own = network.preprocess(ImageOps.mirror(image) if mirrored else image, size)
+                with torch.inference_mode():
+                    alone = network.features(pixels[None], spec)[0].permute(1, 2, 0)[: own.shape[0], : own.shape[1]]
+                scale = [small / large for small, large in zip(own.resized_size, own.image_size, strict=True)]
+                there = (image.width - x if mirrored else x) * scale[1] / 14 - 0.5
+                expected = _looked_up(alone.numpy(), there, y * scale[0] / 14 - 0.5).reshape(*grid.shape, channels)
+                found = array[..., part * channels : (part + 1) * channels]
+                # Pillow's resampling of a mirrored image differs in the last bit.
+                np.testing.assert_allclose(found, expected, atol=2e-3 if mirrored else 1e-4)
+
+
+def test_the_trunk_holds_other_sizes_but_not_of_what_is_trained_on(experiment):
+    plan = experiment("fetch", "weights", "trunk", changes=[_several])
+    job, spec = plan.job("trunk", B, "toy_spair_val"), plan.params.backbones[B]
+    network = load(build(spec), job.inputs["tensors"])
+    first = network.stop(spec) - plan.params.trunk.blocks
+    images = _images(plan, "toy_spair_val")
+    with Store(job.outputs["store"], None) as store:
+        assert len(store.ids()) == 6 * len(images)
+        assert sorted(views.plain(store.ids())) == sorted(images)
+        image_id, image = next(iter(images.items()))
+        for size in (112, 70, 154):
+            pixels, grid = network.preprocess(image, size)
+            for mirrored in (False, True):
+                name = views.named(image_id, mirrored=mirrored, size=None if size == 112 else size)
+                shown = network.mirrored(pixels, grid) if mirrored else pixels
+                with torch.inference_mode():
+                    expected = network.trunk(shown[None], first)[0].numpy()
+                np.testing.assert_allclose(store.array(name), expected, atol=1e-4)
+                assert store.grid(name) == grid
+    with Store(plan.job("trunk", B, "toy_spair_trn").outputs["store"], None) as store:
+        assert len(store.ids()) == 2 * len(_images(plan, "toy_spair_trn"))
+
+
+def test_tuned_features_of_several_sizes_are_those_of_own_images(experiment):
+    """The stage adapt, from the trunk's sizes, and a Matcher, from the image; training knows of neither."""
+    plan = experiment("fetch", "weights", "trunk", "finetune", "adapt", changes=[_several])
+    first = read(plan.job("finetune", B, "last1").outputs["tensors"])
+    matcher = Matcher(B, "last1", "argmax")
+    with Store(plan.job("adapt", B, "last1", "toy_spair_val").outputs["store"], None) as store:
+        for image_id, image in list(_images(plan, "toy_spair_val").items())[:3]:
+            features, grid = matcher.features(image)
+            assert store.grid(image_id) == grid
+            assert grid.upsample == 2
+            found = torch.from_numpy(store.array(image_id))
+            assert found.shape == (*grid.shape, 4 * HEAD["channels"])
+            torch.testing.assert_close(normalise(found), features.cpu(), rtol=0, atol=1e-4)
+    again = experiment("trunk", "finetune")  # with the usual two views
+    second = read(again.job("finetune", B, "last1").outputs["tensors"])
+    assert all(torch.equal(second[name], tensor) for name, tensor in first.items())
+    backbone = UnifiedBackbone.from_params(B, "checkpoints/dinov2_tiny/last1", device="cpu")
+    assert backbone.grid((56, 84)).resized_size == (56, 84)
+
+
+def test_the_api_sees_other_sizes_in_proportion(experiment):
+    """An image that is given as large as `image_size` is seen as the stages see it, but for how it was resized."""
+    plan = experiment("fetch", "weights", "extract", changes=[_several])
+    backbone = UnifiedBackbone.from_params(B, device="cpu")
+    image_id, image = next(iter(_images(plan, "toy_spair_val").items()))
+    pixels, grid = backbone.network.preprocess(image, 112)
+    height, width = grid.resized_size
+    found = backbone.extract_features(pixels[None, :, :height, :width])[0]
+    assert backbone.grid((height, width)).shape == found.shape[:2]
+    with Store(plan.job("extract", B, "frozen", "toy_spair_val").outputs["store"], None) as store:
+        expected = torch.from_numpy(store.array(image_id))
+    assert found.shape == expected.shape
+    assert torch.cosine_similarity(found, expected, dim=-1).min() > 0.8

@@ -130,7 +130,7 @@ def require_tuned_for(spec: BackboneSpec, path: Path) -> None:
     """
     settings = provenance.read(path).get("settings", {})
     tuned = {name.rpartition(".")[2]: value for name, value in settings.items()}
-    for key in ("layer", "facet", "norm", "views", "debias"):
+    for key in ("layer", "facet", "norm"):
         if tuned.get(key) != (value := spec.model_dump()[key]):
             raise UserError(f"{path}: was tuned for {key} {tuned.get(key)}, this backbone has {value}")
 
