@@ -27,7 +27,8 @@ from semcorr.networks.published import DEFAULT, PUBLISHED, cache, is_here
 from semcorr.report import keys
 from semcorr.report.plain import plain
 
-PROJECT_VERBS = ("fix", "plan", "table", "compare", "verify", "schema")  # concern the project around this folder
+# These concern the project around this folder.
+PROJECT_VERBS = ("fix", "plan", "table", "compare", "verify", "schema", "export")
 PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # suffix -> Pillow's format
 
 STAGE_HELP = {
@@ -185,6 +186,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if isinstance(getattr(options, "json", None), Path) and options.json != Path("-"):
             options.json = options.json.absolute()  # before the folder is changed
+        if options.verb == "export":
+            options.folder = options.folder.absolute()
         if options.verb in graph.STAGES or options.verb in PROJECT_VERBS:
             _enter_project()
         if options.verb in graph.STAGES:
@@ -497,8 +500,9 @@ def find(options: argparse.Namespace) -> None:
     for name, path in (("--out", options.out), ("--pictures", options.pictures)):  # fail before the work, not after it
         if path and not path.parent.is_dir():
             raise UserError(f"{name} {path}: there is no folder {path.parent}")
-    if options.out.is_dir():
-        raise UserError(f"--out {options.out}: is a folder")
+    if options.out.exists():  # perhaps labels that someone has made or corrected
+        what = "is a folder" if options.out.is_dir() else "exists. Choose another name, or remove it first"
+        raise UserError(f"--out {options.out}: {what}")
     taken = options.pictures and options.pictures.exists()
     if taken and (not options.pictures.is_dir() or any(options.pictures.iterdir())):
         raise UserError(f"--pictures {options.pictures}: exists, and is no empty folder")
@@ -507,26 +511,39 @@ def find(options: argparse.Namespace) -> None:
     from semcorr.api import find as finding
     from semcorr.api.images import Matcher
     from semcorr.artifacts.progress import progress
+    from semcorr.datasets.decode import stored_orientation
 
     labels = finding.Labels.read(options.labels, options.images, options.category)
     files = finding.targets(options.folder, labels)
     matcher = Matcher(options.backbone, options.weights, options.rule, image_size=options.image_size)
     support = finding.Support(labels.images, combine=options.combine, matcher=matcher)
 
-    def each() -> Iterator[tuple[str, finding.Found]]:
+    turned = sum(stored_orientation(path) != 1 for path in files)
+
+    def each(shown: Path | None) -> Iterator[tuple[str, finding.Found]]:
         for path in progress(files, unit="image", desc="find"):
             found = support.find(path)
-            if options.pictures:
-                options.pictures.mkdir(exist_ok=True)
-                support.picture(found).save(options.pictures / f"{path.name}.jpg", quality=90)
+            if shown is not None:
+                picture = support.picture(found, min_similarity=options.min_similarity)
+                picture.save(shown / f"{path.name}.jpg", quality=90)
             yield path.name, found
 
-    values = finding.annotations(labels, each(), options.min_similarity)
+    if options.pictures:
+        with replacing(options.pictures) as partial:
+            partial.mkdir()
+            values = finding.annotations(labels, each(partial), options.min_similarity)
+    else:
+        values = finding.annotations(labels, each(None), options.min_similarity)
     write_json(options.out, values)
+    left_out = [f"{count:,} {what} left out" for what, count in labels.left_out.items()]
+    if turned:
+        left_out.append(f"{turned:,} images are turned by their EXIF data, and so are their points")
+    for line in left_out:
+        print(line, file=sys.stderr)
     count = sum(one["num_keypoints"] for one in values["annotations"])
     print(
         f"{options.out}: {count:,} of {len(support.names) * len(files):,} points of category {labels.category} in "
-        f"{len(files):,} images, from {len(labels.images)} labelled"
+        f"{len(files):,} images, from {len(labels.images)} labelled objects"
     )
 
 

@@ -64,13 +64,17 @@ def answers(maps: Tensor, grid: Grid, read_out: ReadOut, searched: np.ndarray | 
     """
     if searched is not None:
         maps = maps.masked_fill(~torch.from_numpy(searched).to(maps.device), -torch.inf)
+    cells = maps.shape[1:].numel() if searched is None else int(searched.sum())
     highest = maps.flatten(1).amax(dim=1)
     if wrong := (~torch.isfinite(highest)).sum().item():
         raise UserError(f"the similarity of {wrong} keypoints is not finite, so they cannot be matched")
     # Two corners first: they nearly always show that a map is not flat, without a search for its minimum.
-    flat = (highest - maps[:, 0, 0] < FLAT) & (highest - maps[:, -1, -1] < FLAT)
-    if maps.shape[1:].numel() > 1 and flat.any():
-        count = (highest[flat] - maps[flat].flatten(1).amin(dim=1) < FLAT).sum().item()
+    corners = maps[:, 0, 0], maps[:, -1, -1]
+    flat = torch.stack([(highest - one < FLAT) | torch.isneginf(one) for one in corners]).all(dim=0)
+    if cells > 1 and flat.any():
+        some = maps[flat].flatten(1)
+        least = some.masked_fill(torch.isneginf(some), torch.inf).amin(dim=1)
+        count = (highest[flat] - least < FLAT).sum().item()
         if count:
             logger.warning(
                 "%d keypoints are equally similar to every cell of their target, so their matches say nothing", count

@@ -4,8 +4,9 @@ Modules are those that Python finds in the project's folder or among the install
 """
 
 import importlib
-import importlib.machinery
+import importlib.util
 import inspect
+import json
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -34,10 +35,29 @@ def root() -> Path:
     return Path.cwd() if file is None else file.parent
 
 
+def add(folder: Path) -> None:
+    """Have Python find the modules of a project's folder."""
+    if (here := str(folder.resolve())) not in sys.path:
+        sys.path.insert(0, here)
+
+
+def in_project(module: str) -> bool:
+    """Whether a module is one of the project's folder."""
+    here = root()
+    path = here / module.partition(".")[0]
+    return module.partition(".")[0] != "semcorr" and (
+        path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+    )
+
+
 def file_of(module: str) -> Path | None:
     """The file of a module of the project's folder or an installed one, without running any code; None without one."""
+    add(root())
     top, *below = module.split(".")
-    found = importlib.machinery.PathFinder.find_spec(top, [str(root()), *sys.path])
+    try:
+        found = importlib.util.find_spec(top)  # of a top level module, which imports nothing
+    except (ImportError, ValueError):
+        return None
     if found is None:
         return None
     if found.submodule_search_locations is None:  # a single file
@@ -48,6 +68,25 @@ def file_of(module: str) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
+def imported(module: str) -> Any:
+    """A module of the project's folder or an installed one.
+
+    Raises:
+        UserError: there is none, or it fails.
+    """
+    if module.partition(".")[0] in sys.stdlib_module_names:
+        raise UserError(f"{module}: is of Python's own library; allowed: a module of the project's folder or installed")
+    add(root())
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        where = f"the project's folder ({root()})"
+        raise UserError(f"{module}: no module {error.name}; allowed: one of {where} or an installed one") from None
+    except (Exception, SystemExit) as error:  # whatever its code raises
+        why = reason(error) if isinstance(error, Exception) else error.code
+        raise UserError(f"{module}: cannot be imported ({type(error).__name__}: {why})") from None
+
+
 def load(path: str) -> Any:
     """What an import path names.
 
@@ -55,21 +94,10 @@ def load(path: str) -> Any:
         UserError: there is no such module or name, or the module fails.
     """
     module, _, name = path.partition(":")
-    if module.partition(".")[0] in sys.stdlib_module_names:
-        raise UserError(f"{path}: is of Python's own library; allowed: a module of the project's folder or installed")
-    here = str(root())
-    if here not in sys.path:
-        sys.path.insert(0, here)
     try:
-        return getattr(importlib.import_module(module), name)
+        return getattr(imported(module), name)
     except AttributeError:
         raise UserError(f"{path}: {module} has no {name}") from None
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"{path}: no module {error.name}; allowed: a module of the project's folder ({here}) or an installed one"
-        ) from None
-    except Exception as error:  # whatever its code raises
-        raise UserError(f"{path}: cannot be imported ({reason(error)})") from None
 
 
 def bound(path: str, own: Any, values: Mapping[str, Any], first: int) -> Callable[..., Any]:
@@ -87,7 +115,7 @@ def bound(path: str, own: Any, values: Mapping[str, Any], first: int) -> Callabl
     """
     try:
         if isinstance(own, type) and issubclass(own, BaseModel):
-            made: Any = own.model_validate(dict(values))
+            made: Any = own.model_validate_json(json.dumps(dict(values)), strict=True)
             return made
         return partial(own, **_arguments(own, values, first))
     except ValidationError as error:
@@ -98,7 +126,7 @@ def bound(path: str, own: Any, values: Mapping[str, Any], first: int) -> Callabl
 
 def _arguments(own: Any, values: Mapping[str, Any], first: int) -> dict[str, Any]:
     listed = list(inspect.signature(own).parameters.values())[first:]
-    function = vars(own).get("__init__", own) if isinstance(own, type) else own
+    function = getattr(own, "__init__") if isinstance(own, type) else own  # noqa: B009  # mypy knows no such access
     hints = get_type_hints(function, include_extras=True)
     fields: dict[str, Any] = {}
     for one in listed:
@@ -110,5 +138,5 @@ def _arguments(own: Any, values: Mapping[str, Any], first: int) -> dict[str, Any
         fields[one.name] = (hints.get(one.name, Any), default)
     config = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True, allow_inf_nan=False)
     model = create_model("Arguments", __config__=config, **fields)
-    checked = model.model_validate(dict(values))
+    checked = model.model_validate_json(json.dumps(dict(values)), strict=True)  # where a list may become a tuple
     return {name: getattr(checked, name) for name in fields}

@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from semcorr import params
+from semcorr import params, plugins
 from semcorr.api.export import opened
 from semcorr.errors import UserError
 from semcorr.geometry import Grid, resized_size
@@ -111,6 +111,7 @@ class UnifiedBackbone(nn.Module):
     ) -> "UnifiedBackbone":
         """The network of an entry of `backbones` in params.yaml, with its tensors, layer, norm and precision."""
         known = params.load(Path(path)).backbones
+        plugins.add(Path(path).parent)
         if name not in known:
             raise UserError(f"{path}: backbones: no {name!r}; allowed: {', '.join(known)}")
         spec = known[name]

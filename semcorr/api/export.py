@@ -4,6 +4,7 @@
 those from their own source, and the tuned ones are laid over them only if the digest is the same.
 """
 
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from typing import Any
 import msgspec
 from pydantic import ValidationError
 
-from semcorr import __version__, params
+from semcorr import __version__, params, plugins
 from semcorr.artifacts import provenance
 from semcorr.artifacts.files import replacing, sha256, write_json, write_text
 from semcorr.datasets.download import download
@@ -91,7 +92,10 @@ def opened(source: str | Path) -> Exported:
         folder = _downloaded(str(source).rstrip("/"))
     path = folder / ENTRY
     try:
-        entry = msgspec.json.decode(path.read_bytes(), type=_Entry)
+        content = path.read_bytes()
+        entry = msgspec.json.decode(content, type=_Entry)
+        if entry.format != FORMAT:
+            raise UserError(f"{path}: format {entry.format}, this version reads {FORMAT}")
         spec = BackboneSpec.model_validate(entry.backbone)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; a folder written by `semcorr export` has one") from None
@@ -99,8 +103,8 @@ def opened(source: str | Path) -> Exported:
         raise UserError(f"{path}: not an exported backbone ({error})") from None
     except ValidationError as error:
         raise UserError(f"{path}: backbone: {params.explain(error)}") from None
-    if entry.format != FORMAT:
-        raise UserError(f"{path}: format {entry.format}, this version reads {FORMAT}")
+    if plugins.is_own(spec.family):  # a folder is data: opening it must not run what it names
+        raise UserError(f"{path}: family {spec.family!r} names code; allowed: a family of semcorr")
     if not (folder / TENSORS).is_file():
         raise UserError(f"{folder / TENSORS}: is missing. Get the folder again")
     if (found := sha256(folder / TENSORS)) != entry.tensors:
@@ -118,7 +122,10 @@ def opened(source: str | Path) -> Exported:
 def _downloaded(address: str) -> Path:
     """The folder at an address, in the user's cache; its entry is downloaded anew, its tensors if they changed."""
     with tempfile.TemporaryDirectory() as scratch:
-        path = download([f"{address}/{ENTRY}"], None, Path(scratch) / ENTRY)
+        try:
+            path = download([f"{address}/{ENTRY}"], None, Path(scratch) / ENTRY)
+        except UserError as error:
+            raise UserError(str(error).partition(". Or put the file")[0]) from None
         try:
             entry = msgspec.json.decode(path.read_bytes(), type=_Entry)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -158,6 +165,10 @@ def export(name: str, folder: Path, whole: bool = False) -> Exported:
     tuned = job.outputs["tensors"]
     record = provenance.expect(tuned, job.fingerprint)
     spec = values.backbones[backbone]
+    if plugins.is_own(spec.family):
+        raise UserError(
+            f"backbones.{backbone}: {spec.family} is code of your own, which a folder of tensors cannot carry"
+        )
     if isinstance(spec.weights, FileWeights) and not whole:
         raise UserError(
             f"backbones.{backbone}.weights: {spec.weights.path} is a file of this machine, which others do not have. "
@@ -202,6 +213,18 @@ def _card(name: str, values: Params, plan: graph.Graph, record: dict[str, Any], 
     views = ", ".join(spec.views)
     yield f"- Images: {spec.image_size} pixels along the longer side. Layer {spec.layer}, views {views}."
     yield f"- Fingerprint: {record['fingerprint']}."
+    yield ""
+    yield "Every setting of the training:"
+    yield ""
+    data, held = values.datasets[grid.train or ""], values.hold_outs
+    entries = {
+        "tuning": how.model_dump(by_alias=True),
+        "train": data.model_dump(exclude={"sources"}),
+        "hold_outs": None if held is None else held.model_dump(),
+    }
+    yield "```json"
+    yield json.dumps(entries, indent=2)
+    yield "```"
     rows = list(_rows(backbone, tuning, values, plan))
     if rows:
         yield ""

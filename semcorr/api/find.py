@@ -21,7 +21,7 @@ from torch import Tensor
 
 from semcorr.api.images import Matcher, open_image, points_on
 from semcorr.datasets import coco
-from semcorr.datasets.base import in_any_case
+from semcorr.datasets.base import in_any_case, named
 from semcorr.datasets.decode import AnyImage
 from semcorr.errors import UserError, one_of
 from semcorr.matching import answers, heatmaps
@@ -56,7 +56,7 @@ class Support:
         combine: a place is as similar as it is to the nearest of the images that show the part ("nearest"), or to the
             mean of their descriptors ("mean").
         matcher: the network and the rule.
-        **network: of a new Matcher instead, such as `backbone="demo"`.
+        **network: of a new Matcher in its place, such as `backbone="demo"`.
 
     Attributes:
         names: of the parts, in the order in which they appear.
@@ -75,6 +75,8 @@ class Support:
         matcher: Matcher | None = None,
         **network: Any,
     ):
+        if matcher is not None and network:
+            raise UserError(f"give a matcher or {', '.join(network)}, not both")
         opened = [(open_image(image), dict(points)) for image, points in labelled]
         self.names = list(dict.fromkeys(name for _, points in opened for name in points))
         if not self.names:
@@ -115,15 +117,21 @@ class Support:
             similarity=dict(zip(self.names, similarity.tolist(), strict=True)),
         )
 
-    def picture(self, found: Found, side: int = 512) -> PillowImage.Image:
-        """The labelled image that shows most parts beside another one, with a line from each to where it was found."""
+    def picture(self, found: Found, side: int = 512, min_similarity: float | None = None) -> PillowImage.Image:
+        """The labelled image that shows most parts beside another one, with a line from each to where it was found.
+
+        Args:
+            found: in the other image.
+            side: pixels of each image.
+            min_similarity: leave out parts below this cosine; None draws all.
+        """
         image, points = max(self.shown, key=lambda one: len(one[1]))
-        names = list(points)
+        names = [name for name in points if min_similarity is None or found.similarity[name] >= min_similarity]
         return pictures.matches(
             image,
             found.image,
-            np.array([points[name] for name in names], float),
-            np.stack([found.points[name] for name in names]),
+            np.array([points[name] for name in names], float).reshape(-1, 2),
+            np.array([found.points[name] for name in names], float).reshape(-1, 2),
             side=side,
             similarity=np.array([found.similarity[name] for name in names]),
             numbers=[self.names.index(name) + 1 for name in names],
@@ -138,11 +146,13 @@ class Labels:
         category: its name.
         names: of its keypoints, in the file's order.
         images: file and points of each object, part -> x y.
+        left_out: what the file has besides -> how many.
     """
 
     category: str
     names: list[str]
     images: list[tuple[Path, dict[str, list[float]]]]
+    left_out: dict[str, int]
 
     @classmethod
     def read(cls, path: Path, folder: Path | None = None, category: str | None = None) -> "Labels":
@@ -157,7 +167,7 @@ class Labels:
             UserError: the file or an image is missing or damaged, or several categories have keypoints.
         """
         content = coco.read_file(path)
-        items, _ = coco.read_items(content, path)
+        items, left_out = coco.read_items(content, path, boxes=False)
         known = list(dict.fromkeys(item.category for item in items))
         if not known:
             raise UserError(f"{path}: no object has a keypoint")
@@ -168,9 +178,17 @@ class Labels:
         folders = [path.parent, path.parent / "images"] if folder is None else [folder]
         found = (place for place in folders if in_any_case(place / chosen[0].file).is_file())
         place = next(found, folders[0])
-        images = [(place / coco.checked_image(place, item, path).file, item.points) for item in chosen]
+        images = [(place / coco.checked_image(place, item, path).file, _on_pixels(item)) for item in chosen]
         names = next(one.keypoints for one in content.categories if one.name == category)
-        return cls(category=category, names=names, images=images)
+        others = len(items) - len(chosen)
+        left_out |= {"objects of other categories": others} if others else {}
+        return cls(category=category, names=names, images=images, left_out=left_out)
+
+
+def _on_pixels(item: coco.Item) -> dict[str, list[float]]:
+    """An object's points; those on the far edge of the image, where tools may put them, on its last pixels."""
+    height, width = item.size
+    return {name: [min(x, width - 1), min(y, height - 1)] for name, (x, y) in item.points.items()}
 
 
 def targets(folder: Path, labels: Labels) -> list[Path]:
@@ -187,7 +205,9 @@ def targets(folder: Path, labels: Labels) -> list[Path]:
     if not files:
         raise UserError(f"{folder}: holds no image ({', '.join(sorted(SUFFIXES))}) beside the labelled ones")
     for path in files:
-        open_image(path)
+        open_image(named(path))
+        if "\\" in path.name:
+            raise UserError(f"{path}: a file of annotations cannot name it, for its backslash. Rename it")
     return files
 
 

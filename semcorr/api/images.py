@@ -22,7 +22,7 @@ import torch
 from PIL import Image as PillowImage
 from torch import Tensor
 
-from semcorr import params
+from semcorr import params, plugins
 from semcorr.api.export import is_exported, opened
 from semcorr.api.matcher import Recent
 from semcorr.artifacts.provenance import expect, read_result
@@ -110,14 +110,21 @@ class Matcher:
     ):
         file = params.find_project() if path is None else Path(path)
         values = None if file is None else params.load(file)
+        if file is not None:
+            plugins.add(file.parent)
         own = [] if values is None else values.grid.backbones
         self.backbone = backbone or (own[0] if own else DEFAULT)
-        travelled = self.backbone not in own and is_exported(self.backbone)
+        travelled = self.backbone not in {*own, *PUBLISHED} and is_exported(self.backbone)
         if not travelled:
             one_of("backbone", self.backbone, [*own, *(name for name in PUBLISHED if name not in own)])
         self.rules: dict[str, params.Rule] = RULES if values is None else values.rules
-        first = "softargmax" if values is None else values.grid.rules[0]
-        self.rule_name = one_of("rule", rule or first, list(self.rules))
+        listed = ["softargmax"] if values is None else [*values.grid.rules, *values.rules]
+        # By default no rule that needs a mask, nor code of a project's for a network that is not the project's.
+        plain = [name for name in listed if self.rules[name].search == "image"]
+        first = [name for name in plain if self.backbone in own or not plugins.is_own(self.rules[name].readout)]
+        if rule is None and not first:
+            raise UserError(f"{file}: has no rule that searches the whole image. Name one with --rule, or add one")
+        self.rule_name = one_of("rule", rule or first[0], list(self.rules))
         self.rule = self.rules[self.rule_name]
         self.weights, self.image_size = weights, image_size
         self.device = runtime.pick("auto" if values is None else values.runtime.device)
@@ -367,8 +374,9 @@ def match_images(
         image_size: longer side of the network's input, in pixels.
         mutual: keep only points whose match, searched for in the source, returns to within a cell of them.
         min_similarity: keep only matches with at least this cosine.
-        target_mask: the part of the upright target that is searched: (H, W), of any type, or an image file of its size;
-            what is not 0 is searched. None searches all of it.
+        target_mask: the part of the upright target that is searched: (H, W), of any type, where what is not 0 is
+            searched; or an image of its size, where what is not transparent is, or without transparency what is not
+            black. None searches all of it.
         matcher: a Matcher to reuse for many pairs, instead of the four arguments above.
 
     Raises:
@@ -389,12 +397,16 @@ def _mask(given: AnyImage | np.ndarray, target: PillowImage.Image) -> np.ndarray
     Raises:
         UserError: it is not readable, has another size, or shows nothing.
     """
-    mask = given != 0 if isinstance(given, np.ndarray) else masks.shown(decode_labels(given))
+    mask = np.asarray(given != 0) if isinstance(given, np.ndarray) else _drawn(given)
     if mask.shape != (target.height, target.width):
         raise UserError(f"target_mask is {mask.shape}; allowed: {(target.height, target.width)}, as the upright target")
     if not mask.any():
         raise UserError("target_mask is 0 everywhere, so there is nothing to search")
     return mask
+
+
+def _drawn(mask: AnyImage) -> np.ndarray:
+    return masks.drawn(decode_labels(mask, upright=True, remedy=""))
 
 
 @torch.inference_mode()
@@ -423,7 +435,8 @@ def between(
         UserError: the rule searches the object, and no mask says where it is.
     """
     if matcher.rule.search == "object" and target_mask is None:
-        raise UserError(f"rules.{matcher.rule_name} searches the object alone, so it needs a mask of it (target_mask)")
+        remedy = "give one (target_mask, --target-mask), or choose another rule"
+        raise UserError(f"rules.{matcher.rule_name} searches the object alone, so it needs a mask of it: {remedy}")
     (first, first_grid), (second, second_grid) = map(matcher.features, images, keys)
     rule_name = matcher.rule_name
     if starts is None:

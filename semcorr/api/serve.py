@@ -118,7 +118,8 @@ def application(matcher: Matcher, images: dict[str, Path]) -> flask.Flask:
     @app.get("/")
     def page() -> str:
         start = {"backbone": matcher.backbone, "weights": matcher.weights, "rule": matcher.rule_name}
-        return flask.render_template("serve.html", start=start, here=here(), rules=list(matcher.rules), images=first)
+        rules = [name for name, rule in matcher.rules.items() if rule.search == "image"]  # no mask is known
+        return flask.render_template("serve.html", start=start, here=here(), rules=rules, images=first)
 
     @app.post("/images")
     def upload() -> dict[str, Any]:

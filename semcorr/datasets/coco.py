@@ -204,8 +204,13 @@ def decoded(content: bytes, path: Path) -> _File:
         raise UserError(f"{path}: not a COCO keypoints file ({error})") from None
 
 
-def read_items(file: _File, path: Path) -> tuple[list[Item], dict[str, int]]:
+def read_items(file: _File, path: Path, *, boxes: bool = True) -> tuple[list[Item], dict[str, int]]:
     """The objects with keypoints, in the file's order, and how many others there are, by why.
+
+    Args:
+        file: the annotations.
+        path: names them in errors.
+        boxes: whether each object needs a box, as PCK does; else that of an object without one is empty.
 
     Raises:
         UserError: two entries share an id or a name, one refers to another that is missing, or values make no sense.
@@ -245,7 +250,7 @@ def read_items(file: _File, path: Path) -> tuple[list[Item], dict[str, int]]:
                     category=category.name,
                     size=(image.height, image.width),
                     points=points,
-                    bbox=_checked_box(annotation, where),
+                    bbox=_checked_box(annotation, where) if boxes else [],
                 )
                 items.append(item)
             else:

@@ -57,11 +57,13 @@ def image_size(path: Path) -> tuple[int, int]:
     return _opened(path, lambda image: (image.height, image.width), None, AGAIN)
 
 
-def decode_labels(source: AnyImage) -> PillowImage.Image:
-    """Decode an image of labels, such as a mask, as it is stored.
+def decode_labels(source: AnyImage, *, upright: bool = False, remedy: str = AGAIN) -> PillowImage.Image:
+    """Decode an image of labels, such as a mask, in its own mode.
 
     Args:
         source: a path, an open file, or a Pillow image.
+        upright: apply the EXIF orientation; else keep the pixels as they are stored.
+        remedy: what error messages tell the user to do.
 
     Raises:
         UserError: the file is missing or not an image.
@@ -69,9 +71,10 @@ def decode_labels(source: AnyImage) -> PillowImage.Image:
 
     def read(image: PillowImage.Image) -> PillowImage.Image:
         image.load()
-        return image
+        turn = _TURNS.get(orientation(image)) if upright else None
+        return image if turn is None else image.transpose(turn)
 
-    return _opened(source, read, None, AGAIN)
+    return _opened(source, read, None, remedy)
 
 
 def orientation(image: PillowImage.Image) -> int:

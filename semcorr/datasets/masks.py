@@ -15,11 +15,27 @@ VOID = 255  # in masks of classes (PASCAL VOC), pixels at borders that belong to
 
 
 def shown(labels: PillowImage.Image) -> np.ndarray:
-    """Whether each pixel (H, W) of a mask file shows the object: all that is not 0, nor void in a palette's mask."""
+    """Whether each pixel (H, W) of a benchmark's mask shows the object: all that is not 0, nor void in a palette's."""
+    if labels.mode in ("LA", "PA", "RGBA"):  # opacity says nothing of classes
+        labels = labels.convert({"LA": "L", "PA": "P", "RGBA": "RGB"}[labels.mode])
     values = np.asarray(labels)
-    if values.ndim == 3:  # colours, without transparency
-        return np.any(values[..., :3], axis=2)
+    if values.ndim == 3:
+        return np.any(values, axis=2)
     return np.asarray((values != 0) & ((values != VOID) | (labels.mode != "P")))
+
+
+def drawn(image: PillowImage.Image) -> np.ndarray:
+    """Whether each pixel (H, W) of a mask that someone drew shows the object.
+
+    Of an image with transparent pixels, all others; else all that are not black, whatever the mode.
+    """
+    if image.mode.startswith(("I", "F")):
+        return np.asarray(image) != 0
+    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+        alpha = np.asarray(image.convert("RGBA"))[..., 3]
+        if not alpha.all():
+            return np.asarray(alpha > 0)
+    return np.any(np.asarray(image.convert("RGB")), axis=2)
 
 
 def packed(mask: np.ndarray) -> bytes:

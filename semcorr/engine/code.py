@@ -31,7 +31,7 @@ def modules(memory: Memory, *names: str) -> dict[str, str]:
     Raises:
         UserError: a module does not exist.
     """
-    own = {name.partition(".")[0] for name in names} - {"semcorr"}
+    own = {name.partition(".")[0] for name in names if not _is_semcorrs(name)}
     missing = [name for name in names if file_of(name, own) is None]
     if missing:
         raise UserError(f"{missing[0]}: no such module, but params.yaml names it")
@@ -43,20 +43,25 @@ def modules(memory: Memory, *names: str) -> dict[str, str]:
         if name in hashes or UNCOUNTED.fullmatch(name) or path is None:
             continue
         hashes[name], reached = memory.ask(FORMAT, path, _read)
+        if not _is_semcorrs(name):  # what one's own module imports of one's own
+            own |= {other.partition(".")[0] for other in reached if other and plugins.in_project(other)}
         is_package = path.name == "__init__.py"
         queue += [name.rpartition(".")[0], *(_absolute(other, name, is_package) for other in reached)]
-        for template in sorted((path.parent / "templates").glob("*")):
+        for template in sorted((path.parent / "templates").glob("*")) if _is_semcorrs(name) else ():
             if template.name in reached:
                 hashes[template.relative_to(ROOT).as_posix()] = memory.ask("sha256", template, sha256)
     return dict(sorted(hashes.items()))
 
 
+def _is_semcorrs(name: str) -> bool:
+    return name.partition(".")[0] == "semcorr"
+
+
 def file_of(name: str, own: Set[str] = frozenset()) -> Path | None:
     """The file of a module of this package, or of one's own packages of these names."""
-    top = name.partition(".")[0]
-    if top in own:
+    if name.partition(".")[0] in own:
         return plugins.file_of(name)
-    if top != "semcorr":
+    if not _is_semcorrs(name):
         return None
     path = ROOT / name.replace(".", "/")
     return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)

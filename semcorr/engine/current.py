@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from semcorr import plugins
 from semcorr.artifacts.files import write_json
 from semcorr.engine import basis, code
 from semcorr.engine.graph import Graph, Job
@@ -173,10 +174,14 @@ def noted(job: Job, graph: Graph) -> Iterator[None]:
     memory, under_dvc = Memory(), "DVC_STAGE" in os.environ
     texts = {path: basis.text(job, path, graph.params, memory) for path in job.basis}
     loaded = [name for names in job.basis.values() for name in code.modules(memory, *names) if "/" not in name]
-    files = [file for name in loaded if (file := code.file_of(name))]
+    own = {name.partition(".")[0] for name in loaded} - {"semcorr"}
+    files = [file for name in loaded if (file := code.file_of(name, own))]
     times = [file.stat().st_mtime_ns for file in files]
     for name in loaded:  # all of it now, so that no later edit affects the job
-        importlib.import_module(name)
+        if name.partition(".")[0] in own:
+            plugins.imported(name)
+        else:
+            importlib.import_module(name)
     same = all(basis.text(job, path, graph.params, memory) == text for path, text in texts.items())
     if not same or times != [file.stat().st_mtime_ns for file in files]:
         raise UserError(f"{job.name}: its code has changed while it was loaded. Run again")

@@ -156,7 +156,7 @@ def encode(encoder: Encoder, index: Path, kept: StoreTarget, options: Runtime) -
         UserError: an image has changed since it was fetched; see also `fill`.
     """
     network, images = encoder.network, read_images(index)
-    device = next(network.parameters()).device
+    device = network.device
     named = {image.id: encoder.entries(image) for image in images}
     entries = {name: entry for own in named.values() for name, entry in own.items()}
     forward = runtime.compiled(encoder.forward, options)

@@ -91,11 +91,13 @@ class Trainer:
         self.batches = Batches(run.pairs, self.tuning)
         self.validation = _evenly(run.validation, self.tuning.validation.pairs)
         self.steps = self.batches.count()
-        groups, rate = self.tuned.groups(self.tuning), self.tuning.learning_rate
-        self.optimizer = torch.optim.AdamW(groups, lr=rate, weight_decay=self.tuning.weight_decay)
+        parts, rate = self.tuned.groups(self.tuning), self.tuning.learning_rate
+        self.optimizer = torch.optim.AdamW(parts, lr=rate, weight_decay=self.tuning.weight_decay)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.spec.compute == "float16")
         self.ema = self.tuned.values() if self.tuning.ema else None
         self.start = self.tuned.values() if self.tuning.keep else {}
+        self._require_twins()
+        self.sure = 0  # matches that distillation found in this process
         self.warned = False  # about features that overflow the backbone's precision
         # With the tensors and the states of the optimizer and the scaler, all that a run needs to resume.
         self.state: dict[str, Any] = {
@@ -142,6 +144,25 @@ class Trainer:
                 self._save()
                 saved = time.monotonic()
         self.group.close()
+        if (keep := self.tuning.keep) is not None and keep.distil is not None:
+            logger.info("%s: distilled %d matches", self.title, self.sure)
+
+    def _require_twins(self) -> None:
+        """Refuse a term that tells sides apart where no keypoint has another side.
+
+        Raises:
+            UserError: the table of parts is another dataset's.
+        """
+        if (apart := self.tuning.sides) is None:
+            return
+        known: dict[str, set[str]] = {}
+        for pair in self.run.pairs:
+            known.setdefault(pair.category, set()).update(pair.keypoint_ids)
+        every = ((groups(apart.table, category, sorted(names)), names) for category, names in known.items())
+        if not any(len(group & names) > 1 for found, names in every for group in found):
+            key, allowed = f"tunings.{self.run.name}.sides.table", "the table that numbers or names its keypoints"
+            problem = f"by {apart.table}, no keypoint of the training set has a twin"
+            raise UserError(f"params.yaml: {key}: {problem}; allowed: {allowed}, or null for sides")
 
     def curve(self) -> list[dict[str, Any]]:
         """Each validation's step, epoch and PCK, and the mean loss since the previous one."""
@@ -204,6 +225,7 @@ class Trainer:
             self._as(self.start, lambda: forward(before))
         if keep is not None and keep.distil is not None and progress >= keep.distil.after and self.ema is not None:
             sure = confident(self._as(self.ema, lambda: forward(None)), moved.pairs, keep.distil, batch.seed)
+            self.sure += sum(len(pair.keypoint_ids) for pair in sure)
         maps = forward(blocks)
         value = loss(maps, moved, self.tuning, progress)
         apart = self.tuning.sides
@@ -277,7 +299,8 @@ class Trainer:
         if share is None:
             return self.ema
         reached = self.ema or self.tuned.tensors
-        own = [name for name in reached if not name.startswith(PREFIX)]  # a head was nothing before training
+        # A new head was nothing before training.
+        own = [name for name in reached if not name.startswith(PREFIX) or name in self.carried]
         return {**reached, **{name: self.start[name].lerp(reached[name].detach(), share) for name in own}}
 
     def _score(self, held_out: Store) -> float:

@@ -101,7 +101,7 @@ def _head(network: Blockwise, spec: BackboneSpec, tuning: Tuning) -> Upsampler |
     if asked is None:
         return None
     if there is None:
-        network.upsampler = Upsampler(width, asked).to(next(network.parameters()).device)
+        network.upsampler = Upsampler(width, asked).to(network.device)
     assert network.upsampler is not None
     return network.upsampler.requires_grad_(True)
 

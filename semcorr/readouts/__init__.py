@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from semcorr import plugins
-from semcorr.errors import UserError
+from semcorr.errors import UserError, reason
 from semcorr.params import Rule
 
 ReadOut = Callable[[Tensor], Tensor]
@@ -36,12 +36,27 @@ def _checked(name: str, function: ReadOut) -> ReadOut:
     """One's own readout, whose answers must be numbers, two for each heatmap."""
 
     def read(maps: Tensor) -> Tensor:
-        cells = function(maps)
-        given = tuple(getattr(cells, "shape", ()))
+        try:
+            cells = function(maps)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever its code raises
+            raise UserError(f"{name}: fails ({type(error).__name__}: {reason(error)})") from None
+        given = tuple(cells.shape) if isinstance(cells, Tensor) else type(cells).__name__
         if given != (len(maps), 2):
-            raise UserError(f"{name}: returns {given or type(cells).__name__}; allowed: ({len(maps)}, 2), x y in cells")
+            raise UserError(f"{name}: returns {given}; allowed: a tensor ({len(maps)}, 2), x y in cells")
         if not torch.isfinite(cells).all():
             raise UserError(f"{name}: returns cells that are not finite")
+        if not _is_searched(maps, cells).all():
+            raise UserError(f"{name}: answers cells that are not searched, whose similarity is minus infinity")
         return cells
 
     return read
+
+
+def _is_searched(maps: Tensor, cells: Tensor) -> Tensor:
+    """Whether each answer (N,) lies on a cell that is searched or beside one, since it may lie between cells."""
+    height, width = maps.shape[1:]
+    near = torch.nn.functional.max_pool2d(maps, 3, stride=1, padding=1)
+    x, y = (cells[:, axis].round().long().clamp(0, side - 1) for axis, side in ((0, width), (1, height)))
+    return ~torch.isneginf(near[torch.arange(len(maps), device=maps.device), y, x])

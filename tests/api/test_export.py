@@ -84,7 +84,8 @@ def test_from_an_address(inside, tmp_path, server, monkeypatch):
     UnifiedBackbone.from_checkpoint(f"{address}/", device="cpu")
     assert server.requests == before + 1  # the entry alone
     shutil.rmtree(tmp_path / "cache")
-    server.files["nets/mine/model.safetensors"] = b"x" + server.files["nets/mine/model.safetensors"][1:]
+    tensors = server.files["nets/mine/model.safetensors"]
+    server.files["nets/mine/model.safetensors"] = tensors[:-1] + bytes([tensors[-1] ^ 1])
     with pytest.raises(UserError, match="serves another file"):
         UnifiedBackbone.from_checkpoint(address, device="cpu")
     entry = json.loads(server.files["nets/mine/backbone.json"])
@@ -121,6 +122,9 @@ def test_what_was_changed_is_not_used(inside, tmp_path):
     refused("expects 000", tensors="0" * 64)
     refused("format 7, this version reads 1", format=7)
     refused("backbone: ", backbone={"family": "other"})
+    run = {"family": "subprocess:run", "model": "x", "overrides": {"args": "touch taken"}, "layer": 0}
+    refused("family 'subprocess:run' names code; allowed: a family of semcorr", backbone=run)
+    refused("overrides", backbone={"overrides": {"checkpoint_path": "/etc/passwd"}})
     for path, digest in (("/etc/passwd", "0" * 64), ("../base.safetensors", "0" * 64), ("base.safetensors", None)):
         weights = {"kind": "file", "path": path, "sha256": digest}
         refused(r"allowed: base\.safetensors of the folder", backbone={"weights": weights})

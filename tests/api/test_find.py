@@ -141,6 +141,7 @@ def folder(project, tmp_path, monkeypatch):
 
 
 def _run(folder, *more: str) -> None:
+    (folder / "found.json").unlink(missing_ok=True)
     given = [str(folder / "labels.json"), str(folder / "images"), "--out", str(folder / "found.json")]
     options = cli.parser().parse_args(["find", *given, "--backbone", B, "--rule", "argmax", *more])
     cli.VERBS["find"](options)
@@ -151,7 +152,7 @@ def test_the_verb_writes_what_labelling_tools_open(project, folder, matcher, cap
     _run(folder, "--pictures", str(folder / "shown"))
     labels = Labels.read(folder / "labels.json")
     count = len({name for _, points in labels.images for name in points})
-    said = f"{3 * count} of {3 * count} points of category {category} in 3 images, from 2 labelled"
+    said = f"{3 * count} of {3 * count} points of category {category} in 3 images, from 2 labelled objects"
     assert said in capsys.readouterr().out
     file = folder / "found.json"
     content = coco.read_file(file)
@@ -207,6 +208,29 @@ def test_the_verb_says_what_is_wrong_before_it_works(folder):
     with pytest.raises(UserError, match="holds no image"):
         _run(folder)
     assert not (folder / "found.json").exists()
+
+
+def test_what_is_there_is_not_overwritten(folder):
+    _run(folder)
+    options = ["find", str(folder / "labels.json"), str(folder / "images"), "--backbone", B, "--out"]
+    for name in ("found.json", "labels.json"):
+        before = (folder / name).read_bytes()
+        with pytest.raises(UserError, match=r"exists\. Choose another name"):
+            cli.VERBS["find"](cli.parser().parse_args([*options, str(folder / name)]))
+        assert (folder / name).read_bytes() == before
+
+
+def test_labels_as_tools_write_them(folder, capsys):
+    """Without a box; with points on the far edge, and beyond it, which are left out and counted."""
+    labels = json.loads((folder / "labels.json").read_text())
+    size = [labels["images"][0][key] for key in ("width", "height")]
+    for one in labels["annotations"]:
+        del one["bbox"]
+    labels["annotations"][0]["keypoints"][:6] = [*size, 2, size[0] + 9, 0, 2]
+    (folder / "labels.json").write_text(json.dumps(labels))
+    _run(folder)
+    assert "1 keypoints outside their image left out" in capsys.readouterr().err
+    assert Labels.read(folder / "labels.json").images[0][1]["0"] == [size[0] - 1, size[1] - 1]
 
 
 def test_several_categories_need_a_choice(folder):

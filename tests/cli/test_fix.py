@@ -102,6 +102,8 @@ def test_views_that_are_left_out_are_filled_in(project, capsys):
     assert set(text.splitlines()) <= set(FILE.read_text().splitlines())
     project("demo", {"views: [plain] #": "views: [plain, mirrored] #"})
     assert _fixed(capsys) == ["trunk.mirrored: False -> True"]
+    project("demo", {"views: [plain] #": "views: [plain, mirrored@560, plain@672] #"})
+    assert _fixed(capsys) == ["trunk.mirrored: False -> True", "trunk.sizes: unset -> [560, 672]"]
 
 
 def test_lists_keep_their_order_and_comments(project, capsys):

@@ -213,7 +213,7 @@ def test_an_entry_may_start_from_another(smoke, part):
         params.validate(values, "x")
     hint = f"mine: {{<<: *{first}, ...}}"
     missing = ", ".join(
-        key for key in keys if key not in {*kept, "annotations", "categories", "part", "views", "head"}
+        key for key in keys if key not in {*kept, "annotations", "categories", "part", "views", "head", "sides", "keep"}
     )  # which may be left out
     assert str(raised.value) == f"x: {part}.mine: missing {missing}; to start from another entry: {hint}"
     own = hint.replace("...", "limit: 1" if part == "datasets" else "seed: 5" if part == "tunings" else "layer: 1")

@@ -17,9 +17,12 @@ from semcorr import match_images, params
 from semcorr.artifacts.store import Store
 from semcorr.datasets import masks
 from semcorr.datasets.base import Image, read_images, read_pairs
+from semcorr.datasets.decode import decode_labels
 from semcorr.engine import graph
 from semcorr.errors import UserError
 from semcorr.geometry import Grid
+from semcorr.matching import match_points
+from semcorr.readouts.argmax import argmax
 from semcorr.tensors import normalise, sample
 
 B, TEST = "dinov2_tiny", "toy_spair_val"
@@ -65,6 +68,58 @@ def test_what_a_mask_file_shows():
     colour = PillowImage.fromarray(np.array([[[0, 0, 0, 255], [0, 9, 0, 255]]], np.uint8))
     assert masks.shown(colour).tolist() == [[False, True]]
     assert masks.shown(PillowImage.fromarray(np.array([[True, False]]))).tolist() == [[True, False]]
+
+
+def _modes() -> dict[str, PillowImage.Image]:
+    """A square of 3 x 3 at the upper left of 8 x 6, as people save masks."""
+    grey = np.zeros((6, 8), np.uint8)
+    grey[:3, :3] = 255
+    one = PillowImage.fromarray(grey)
+    cut = PillowImage.new("RGBA", one.size, (255, 255, 255, 0))
+    cut.paste((0, 0, 0, 255), (0, 0, 3, 3))
+    opaque = PillowImage.merge("LA", [one, PillowImage.new("L", one.size, 255)])
+    swapped = PillowImage.fromarray(1 - grey // 255).convert("P")
+    swapped.putpalette([255, 255, 255, 0, 0, 0])
+    return {
+        "L": one,
+        "1": one.convert("1"),
+        "LA": opaque,
+        "RGB": one.convert("RGB"),
+        "cut out": cut,
+        "P": one.convert("P"),
+        "P, swapped": swapped,
+        "I;16": PillowImage.fromarray(grey.astype(np.uint16) * 257),
+    }
+
+
+@pytest.mark.parametrize("name", _modes())
+def test_masks_that_people_draw(name):
+    """In any mode, also as a cut-out, also turned."""
+    image = _modes()[name]
+    expected = np.zeros((6, 8), bool)
+    expected[:3, :3] = True
+    np.testing.assert_array_equal(masks.drawn(image), expected)
+    file = io.BytesIO()
+    exif = PillowImage.Exif()
+    exif[0x0112] = 3
+    image.save(file, "PNG", exif=exif)
+    np.testing.assert_array_equal(masks.drawn(decode_labels(file, upright=True)), expected[::-1, ::-1])
+
+
+def test_flat_maps_are_warned_of_on_the_object_too(caplog):
+    grid = Grid(image_size=(56, 56), resized_size=(56, 56), stride=14)
+    flat, inside = torch.zeros(4, 4, 3), np.zeros((4, 4), bool)
+    flat[..., 0] = 1
+    inside[1:3, 1:3] = True
+    for searched in (None, inside):
+        caplog.clear()
+        match_points(np.array([[20.0, 20.0]]), (flat, grid), (flat, grid), "bilinear", argmax, searched)
+        assert "equally similar to every cell" in caplog.text
+    caplog.clear()
+    uneven = flat.clone()
+    uneven[2, 2] = torch.tensor([0.0, 1.0, 0.0])
+    match_points(np.array([[20.0, 20.0]]), (flat, grid), (uneven, grid), "bilinear", argmax, inside)
+    assert not caplog.text
 
 
 def test_an_index_keeps_every_pixel():

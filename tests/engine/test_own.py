@@ -1,16 +1,17 @@
 """Readouts and networks of one's own, by import path: validated, run in both engines, and re-run where they change."""
 
 import json
+import re
 import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import run_stages, setting
+from conftest import ROOT, run_stages, setting
 from PIL import Image as PillowImage
 
-from semcorr import match_images, params, plugins
-from semcorr.engine import code
+from semcorr import cli, match_images, params, plugins
+from semcorr.engine import code, graph
 from semcorr.engine.memory import Memory
 from semcorr.errors import UserError
 from semcorr.networks.backbones import build
@@ -55,6 +56,18 @@ def broken(maps):
 
 def not_finite(maps):
     return torch.full((len(maps), 2), torch.nan)
+
+
+def arrays(maps):
+    return torch.zeros(len(maps), 2).numpy()
+
+
+def fails(maps):
+    return {}["x"]
+
+
+def squared(maps):
+    return best(maps**2)
 '''
 DATA = "toy_spair_val"
 
@@ -155,8 +168,10 @@ def test_answers_that_are_none_are_refused(project):
     _, _, _, module, values = project
     maps = torch.rand(3, 4, 5)
     for name, message in (
-        ("broken", r":broken: returns \(3, 4, 5\); allowed: \(3, 2\)"),
+        ("broken", r":broken: returns \(3, 4, 5\); allowed: a tensor \(3, 2\)"),
         ("not_finite", "not finite"),
+        ("arrays", ":arrays: returns ndarray; allowed: a tensor"),
+        ("fails", r":fails: fails \(KeyError: 'x'\)"),
     ):
         values["rules"]["best"] = {"readout": f"{module}:{name}", "sampling": "bilinear"}
         rule = params.validate(values, "x").rules["best"]
@@ -164,6 +179,29 @@ def test_answers_that_are_none_are_refused(project):
             readout(rule)(maps)
     with pytest.raises(UserError, match="has no absent"):
         plugins.load(f"{module}:absent")
+    maps[:, :, :3] = -torch.inf  # not searched
+    values["rules"]["best"] = {"readout": f"{module}:squared", "sampling": "bilinear"}
+    with pytest.raises(UserError, match="answers cells that are not searched"):
+        readout(params.validate(values, "x").rules["best"])(maps)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("multiple = 0", "its multiple is 0; allowed: a multiple of its strides"),
+        ("multiple = 21", "its multiple is 21; allowed: a multiple of its strides"),
+        ("mean = (0.5,)", "its mean is .*; allowed: three numbers"),
+        ("std = (0.5, 0, 1)", "its std is .*; allowed: three numbers"),
+        ("raise KeyError('x')", r"cannot be imported \(KeyError: 'x'\)"),
+        ("import sys; sys.exit(3)", r"cannot be imported \(SystemExit: 3\)"),
+    ],
+)
+def test_networks_that_do_not_fit_are_told(project, line, message):
+    root, _, package, _, values = project
+    text = NETWORK.replace("    stride = 14\n", f"    stride = 14\n    {line}\n")
+    (root / package / "features.py").write_text(text)
+    with pytest.raises(UserError, match=message):
+        run_stages(values, "validate")
 
 
 def test_code_of_ones_own_is_hashed_like_a_stages(project):
@@ -179,6 +217,50 @@ def test_code_of_ones_own_is_hashed_like_a_stages(project):
     after = code.modules(Memory(), *names)
     assert [name for name in before if after[name] != before[name]] == [f"{package}.shared"]
     assert not {name for name in sys.modules if name.partition(".")[0] in (package, module)}  # nothing ran
+
+
+def test_the_recipe_of_the_page_works_as_it_is_printed(tmp_path, monkeypatch):
+    """Its files and its lines of params.yaml, in the project that `semcorr init` makes."""
+    page = (ROOT / "docs/extending.md").read_text()
+    part = page[page.index("## A network and a readout of your own") : page.index("## A readout in semcorr")]
+    (network, rule), [lines] = (re.findall(rf"```{kind}\n(.*?)```", part, re.DOTALL) for kind in ("python", "yaml"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine_network.py").write_text(network)
+    (tmp_path / "mine_rule.py").write_text(rule)
+    text = (ROOT / "workflow/presets/demo.yaml").read_text()
+    first, second = lines.removeprefix("backbones:\n").split("rules:\n")
+    for key, line in (("\nbaselines:", first), ("\nevaluate:", second)):
+        text = text.replace(key, f"{line}{key}", 1)
+    for key, value in (
+        ("backbones", "[edges]"),
+        ("tunings", "[]"),
+        ("rules", "[centre]"),
+        ("datasets", "[toy_willow]"),
+    ):
+        text = re.sub(rf"^  {key}: \[.*?\]", f"  {key}: {value}", text, count=1, flags=re.MULTILINE)
+    text = re.sub(
+        r"^  layers: \{.*?\}", "  layers: {backbones: [], datasets: [], facets: [token], rule: null}", text, flags=re.M
+    )
+    text, _ = params.fill_in(text, "params.yaml")
+    (tmp_path / "params.yaml").write_text(text)
+    plan = graph.Graph(params.load())
+    for job in plan.jobs():
+        wanted = "toy_willow" in job.cell.values() or job.stage in ("validate", "weights")
+        if wanted and job.stage in ("validate", "fetch", "weights", "extract", "match", "evaluate"):
+            cli.run_stage(cli.parser().parse_args([job.stage, *job.cell.values()]))
+    cell = json.loads(plan.job("evaluate", "edges", "frozen", "toy_willow", "centre").outputs["cell"].read_text())
+    assert cell["num_keypoints"] == 800
+    assert (
+        match_images(PillowImage.new("RGB", (64, 48)), PillowImage.effect_noise((64, 48), 9)).made_by["backbone"]
+        == "edges"
+    )
+    before = code.modules(Memory(), "mine_rule")
+    assert before.keys() == {"mine_rule"}
+    (tmp_path / "helper.py").write_text("SCALE = 1\n")
+    (tmp_path / "mine_rule.py").write_text(rule + "\nimport helper\n")
+    assert code.modules(Memory(), "mine_rule").keys() == {"mine_rule", "helper"}
+    for name in ("mine_rule", "mine_network", "helper"):
+        sys.modules.pop(name, None)
 
 
 @pytest.mark.pipeline

@@ -97,6 +97,9 @@ def test_training_with_the_term(smoke, tmp_path, monkeypatch):
         values["tunings"] = {"last1": {**smoke["tunings"]["last1"], "sides": term}}
         job = run_stages(values, "fetch", "weights", "trunk", "finetune").job("finetune", "dinov2_tiny", "last1")
         steps.append(pd.read_csv(job.outputs["steps"])["loss"].to_numpy())
+    values["tunings"]["last1"]["sides"] = {"table": "names", "weight": 1.0, "temperature": 0.1}
+    with pytest.raises(UserError, match=r"sides\.table: by names, no keypoint of the training set has a twin"):
+        run_stages(values, "finetune")
     np.testing.assert_allclose(steps[1], steps[0], rtol=1e-3)
     assert steps[2][0] > steps[0][0] + 0.1
     assert steps[2].mean() > steps[0].mean() + 0.5

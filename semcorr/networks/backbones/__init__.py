@@ -94,7 +94,7 @@ def _attach(network: Backbone, tensors: dict[str, torch.Tensor], where: str) -> 
             network.upsampler = upsampler_of(own)
         except (KeyError, ValueError, RuntimeError) as error:
             raise UserError(f"{where}: not the tensors of a head ({reason(error)})") from None
-        network.upsampler.to(next(network.parameters()).device)
+        network.upsampler.to(network.device)
     return {name: tensor for name, tensor in tensors.items() if not name.startswith(PREFIX)}
 
 

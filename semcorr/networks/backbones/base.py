@@ -90,6 +90,11 @@ class Backbone(nn.Module, ABC):
         self.upsampler: Upsampler | None = None
 
     @property
+    def device(self) -> torch.device:
+        """Where its tensors are; the CPU, if it has none."""
+        return next((tensor.device for tensor in (*self.parameters(), *self.buffers())), torch.device("cpu"))
+
+    @property
     def depth(self) -> int:
         """Number of layers."""
         return len(self.widths)
@@ -226,7 +231,7 @@ class Backbone(nn.Module, ABC):
         assert spec.debias is not None, "asked for where spec.debias says how many"
         key = (canvas, *spec.layers, spec.facet, spec.norm, spec.debias.components)
         if key not in self._bases:
-            blank = next(self.parameters()).new_zeros(1, 3, *canvas)
+            blank = torch.zeros(1, 3, *canvas, device=self.device)
             with torch.autocast(blank.device.type, enabled=False):  # once per size, so the cost does not matter
                 [cells] = self.features(blank, spec.model_copy(update={"debias": None})).flatten(2).mT.float()
             if len(cells) <= (count := spec.debias.components):

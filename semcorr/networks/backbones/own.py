@@ -52,12 +52,20 @@ class Own(Backbone):
             counts = f"{len(self.strides)} strides and {len(self.widths)} widths"
             raise UserError(f"params.yaml: {spec.family} has {counts}; allowed: one of each for every layer")
         self.stride = self.strides[-1]
-        self.multiple = int(getattr(net, "multiple", max(self.strides)))
-        self.mean, self.std = (tuple(getattr(net, name, getattr(Backbone, name))) for name in ("mean", "std"))
+        self.multiple = getattr(net, "multiple", max(self.strides))
+        if not isinstance(self.multiple, int) or self.multiple < 1 or any(self.multiple % one for one in self.strides):
+            allowed = f"a multiple of its strides, {self.strides}"
+            raise UserError(f"params.yaml: {spec.family}: its multiple is {self.multiple!r}; allowed: {allowed}")
+        self.mean, self.std = (_colour(net, name, spec) for name in ("mean", "std"))
 
     def maps(self, images: Tensor, spec: BackboneSpec, layers: Sequence[int | str], facets: Sequence[str]) -> Maps:
-        found = self.net(images)
-        found = [found] if isinstance(found, torch.Tensor) else list(found)
+        try:
+            found = self.net(images)
+            found = [found] if isinstance(found, torch.Tensor) else list(found)
+        except torch.OutOfMemoryError:  # `halving` tries again
+            raise
+        except Exception as error:  # whatever its code raises
+            raise UserError(f"{spec.family}: fails ({type(error).__name__}: {reason(error)})") from None
         if len(found) != self.depth:
             raise UserError(f"{spec.family}: returns {len(found)} maps; allowed: {self.depth}, one for each layer")
         for layer in layers:
@@ -66,6 +74,17 @@ class Own(Backbone):
             if tuple(features.shape) != expected:
                 raise UserError(f"{spec.family}: layer {layer} is {tuple(features.shape)}; allowed: {expected}")
             yield layer, "token", features
+
+
+def _colour(net: Any, name: str, spec: BackboneSpec) -> tuple[float, float, float]:
+    """The mean or deviation of a module's images, of red, green and blue."""
+    values = tuple(getattr(net, name, getattr(Backbone, name)))
+    right = len(values) == 3 and all(isinstance(one, int | float) for one in values)
+    if not right or (name == "std" and min(values) <= 0):
+        allowed = "three numbers, for RGB in 0 to 1"
+        raise UserError(f"params.yaml: {spec.family}: its {name} is {values}; allowed: {allowed}")
+    red, green, blue = map(float, values)
+    return red, green, blue
 
 
 def _numbers(net: Any, name: str, spec: BackboneSpec) -> list[int]:

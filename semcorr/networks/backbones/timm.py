@@ -21,7 +21,10 @@ from semcorr.networks.backbones.staged import Staged
 from semcorr.params import BackboneSpec
 
 # What semcorr decides, or what would make timm build or load something else.
-RESERVED = {"pretrained", "num_classes", "dynamic_img_size", "features_only", "out_indices", "scriptable", "exportable"}
+RESERVED = {
+    *("pretrained", "num_classes", "dynamic_img_size", "features_only", "out_indices", "scriptable", "exportable"),
+    *("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"),  # other sources of tensors
+}
 
 
 def network(spec: BackboneSpec) -> Backbone:
