@@ -326,9 +326,10 @@ def _paired(items: list[Item], spec: COCOSpec, path: Path) -> tuple[list[tuple[I
         )
     numbers, left_out = every.usable(spec.sample)
     if spec.sample is not None and len(numbers) < spec.sample.pairs:
-        raise UserError(
-            f"{path}: has {len(numbers):,} usable pairs, params.yaml asks for a sample of {spec.sample.pairs:,}"
-        )
+        drawn = min(len(every), 2 * MOST)
+        among = "" if drawn == len(every) else f" among {drawn:,} that were drawn"
+        asked = f"params.yaml asks for a sample of {spec.sample.pairs:,}"
+        raise UserError(f"{path}: has {len(numbers):,} usable pairs{among}, {asked}")
     return [every[number] for number in numbers], left_out
 
 
@@ -378,7 +379,7 @@ class _Both:
             yield from rng.permutation(len(self)).tolist()
             return
         seen: set[int] = set()
-        while len(seen) < len(self):
+        while len(seen) < min(len(self), 2 * MOST):  # where so many hold too few, hardly any is usable
             for number in rng.integers(len(self), size=1024).tolist():
                 if number not in seen:
                     seen.add(number)

@@ -139,6 +139,17 @@ def test_a_sample_of_very_many_pairs_is_drawn_without_listing_them(tmp_path):
         coco.load(tmp_path, spec_of(tmp_path))
 
 
+def test_a_sample_that_cannot_be_had_of_many_pairs_is_refused_soon(tmp_path, monkeypatch):
+    """All objects are in one image, so that no pair is usable."""
+    monkeypatch.setattr(coco, "MOST", 1000)
+    write(tmp_path, values_of({"a.jpg": [("cat", [2, 2, 2, 2])] * 60}))
+    with pytest.raises(UserError, match="has 0 usable pairs among 2,000 that were drawn, params"):
+        coco.load(tmp_path, spec_of(tmp_path, sample={"seed": 3, "pairs": 1}))
+    monkeypatch.setattr(coco, "MOST", 3000)
+    with pytest.raises(UserError, match="has 0 usable pairs, params"):
+        coco.load(tmp_path, spec_of(tmp_path, sample={"seed": 3, "pairs": 1}))
+
+
 def test_objects_of_one_image_are_in_the_same_part(tmp_path):
     objects = {f"{number}.jpg": [("cat", [2, 2, 2, 2]), ("cat", [2, 2, 2, 2])] for number in range(30)}
     write(tmp_path, values_of(objects))
