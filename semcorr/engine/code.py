@@ -13,7 +13,6 @@ from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any
 
-from semcorr import plugins
 from semcorr.artifacts.files import sha256
 from semcorr.engine.memory import Memory
 from semcorr.errors import UserError
@@ -44,6 +43,8 @@ def modules(memory: Memory, *names: str) -> dict[str, str]:
             continue
         hashes[name], reached = memory.ask(FORMAT, path, _read)
         if not _is_semcorrs(name):  # what one's own module imports of one's own
+            from semcorr import plugins  # which stages without such modules do not load
+
             own |= {other.partition(".")[0] for other in reached if other and plugins.in_project(other)}
         is_package = path.name == "__init__.py"
         queue += [name.rpartition(".")[0], *(_absolute(other, name, is_package) for other in reached)]
@@ -60,6 +61,8 @@ def _is_semcorrs(name: str) -> bool:
 def file_of(name: str, own: Set[str] = frozenset()) -> Path | None:
     """The file of a module of this package, or of one's own packages of these names."""
     if name.partition(".")[0] in own:
+        from semcorr import plugins
+
         return plugins.file_of(name)
     if not _is_semcorrs(name):
         return None

@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from semcorr import plugins
 from semcorr.artifacts.files import write_json
 from semcorr.engine import basis, code
 from semcorr.engine.graph import Graph, Job
@@ -179,6 +178,8 @@ def noted(job: Job, graph: Graph) -> Iterator[None]:
     times = [file.stat().st_mtime_ns for file in files]
     for name in loaded:  # all of it now, so that no later edit affects the job
         if name.partition(".")[0] in own:
+            from semcorr import plugins
+
             plugins.imported(name)
         else:
             importlib.import_module(name)

@@ -17,7 +17,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from semcorr import plugins
 from semcorr.artifacts.files import canonical_json
 from semcorr.artifacts.provenance import Request
 from semcorr.errors import UserError
@@ -310,7 +309,7 @@ class Graph:
                 return [f"semcorr.stages.{name}"]
             case "rules":
                 readout = self.params.rules[name].readout
-                return [plugins.module_of(readout) if plugins.is_own(readout) else f"semcorr.readouts.{readout}"]
+                return [readout.partition(":")[0] if ":" in readout else f"semcorr.readouts.{readout}"]
             case "tunings":
                 tuning = self.params.tunings[name]
                 return [
@@ -319,8 +318,8 @@ class Graph:
                 ]
             case "backbones":
                 family = self.params.backbones[name].family
-                if plugins.is_own(family):
-                    return ["semcorr.networks.backbones.own", plugins.module_of(family)]
+                if ":" in family:  # an import path, see `semcorr.plugins`
+                    return ["semcorr.networks.backbones.own", family.partition(":")[0]]
                 return [f"semcorr.networks.backbones.{family}"]
             case "datasets":
                 return [f"semcorr.datasets.{self.params.datasets[name].format}"]

@@ -28,7 +28,12 @@ def _cells(tables: dict[str, pd.DataFrame]) -> dict:
         average = {"PCK@0.10": {"mean": mean, "std": 0.0, "ci95": [mean - 0.01, mean + 0.01]}}
         overall = {f"overall_{one}": average for one in ("keypoint", "image", "category")}
         more = {"mean": mean, "ci95": [mean, mean]}
-        further = {"geometry_aware": None, "dagger": {"PCK@0.10": more}, "confidence": {"kap": more}}
+        further = {
+            "off_object": None,
+            "geometry_aware": None,
+            "dagger": {"PCK@0.10": more},
+            "confidence": {"kap": more},
+        }
         cells[name] = {**overall, **further, "references": {"bbox": overall}}
     return cells
 
