@@ -13,8 +13,8 @@ import numpy as np
 from common import DATA
 
 from semcorr import pck
+from semcorr.api import images
 from semcorr.api.find import Support
-from semcorr.api.images import Matcher
 from semcorr.datasets.pfwillow import read
 
 THRESHOLDS = [0.05, 0.10, 0.20]
@@ -30,7 +30,8 @@ def main() -> None:
     options.add_argument("--rule", default="softargmax")
     options.add_argument("--image-size", type=int)
     options = options.parse_args()
-    matcher = Matcher(options.backbone, options.weights, options.rule, image_size=options.image_size)
+    images.KEPT = 100  # every image of the benchmark is encoded once
+    matcher = images.Matcher(options.backbone, options.weights, options.rule, image_size=options.image_size)
     benchmark = read(options.data)
     points = {image.id: dict(zip(image.keypoint_ids, image.keypoints, strict=True)) for image in benchmark.images}
     files = {image.id: benchmark.root / image.file for image in benchmark.images}

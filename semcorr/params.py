@@ -94,6 +94,18 @@ ImportPath = Annotated[
     StringConstraints(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"),
     Field(examples=["mine.rules:centre"]),
 ]
+
+
+def is_import_path(name: str) -> bool:
+    """Whether a family or readout is one's own, named by import path; see `semcorr.plugins`."""
+    return ":" in name
+
+
+def module_of(path: str) -> str:
+    """The module of an import path."""
+    return path.partition(":")[0]
+
+
 Facet = Literal["token", "query", "key", "value"]
 
 
@@ -731,7 +743,7 @@ class OwnRule(Model):
 
 def _rule_kind(value: Any) -> str:
     readout = value.get("readout") if isinstance(value, dict) else getattr(value, "readout", None)
-    return "OwnRule" if isinstance(readout, str) and ":" in readout else "known"
+    return "OwnRule" if isinstance(readout, str) and is_import_path(readout) else "known"
 
 
 Rule = Annotated[
@@ -961,6 +973,12 @@ class Params(Model):
         if needed > blocks:
             below = f"layer {lowest} of backbones.{name} lies below the {blocks} tuned blocks"
             yield "trunk.blocks", f"{below}; allowed: at least {needed}"
+
+    @property
+    def has_own_code(self) -> bool:
+        """Whether an entry names code of one's own."""
+        named = [spec.family for spec in self.backbones.values()] + [rule.readout for rule in self.rules.values()]
+        return any(map(is_import_path, named))
 
     @property
     def unused(self) -> list[str]:

@@ -19,16 +19,6 @@ from semcorr import params
 from semcorr.errors import UserError, reason
 
 
-def is_own(name: str) -> bool:
-    """Whether a family or readout is an import path."""
-    return ":" in name
-
-
-def module_of(path: str) -> str:
-    """The module of an import path."""
-    return path.partition(":")[0]
-
-
 def root() -> Path:
     """The folder of the project around this one, or this one."""
     file = params.find_project()
@@ -36,18 +26,16 @@ def root() -> Path:
 
 
 def add(folder: Path) -> None:
-    """Have Python find the modules of a project's folder."""
+    """Have Python find the modules of a project's folder, after all others, so that none hides an installed one."""
     if (here := str(folder.resolve())) not in sys.path:
-        sys.path.insert(0, here)
+        sys.path.append(here)
 
 
 def in_project(module: str) -> bool:
     """Whether a module is one of the project's folder."""
-    here = root()
-    path = here / module.partition(".")[0]
-    return module.partition(".")[0] != "semcorr" and (
-        path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
-    )
+    top = module.partition(".")[0]
+    path = root() / top
+    return top != "semcorr" and (path.with_suffix(".py").is_file() or (path / "__init__.py").is_file())
 
 
 def file_of(module: str) -> Path | None:

@@ -20,6 +20,7 @@ from hypothesis import settings
 
 from semcorr import cli, params
 from semcorr.artifacts.files import write_json
+from semcorr.datasets.base import Pair
 from semcorr.engine import graph
 
 ROOT = Path(__file__).parents[1]
@@ -110,6 +111,13 @@ def setting(*path_and_value: object) -> Callable[[dict], None]:
     return change
 
 
+def a_pair(source_keypoints: list, target_keypoints: list, **more: Any) -> Pair:
+    """Image a and image b with keypoints numbered from 0, and further fields of a pair."""
+    ids = [str(number) for number in range(len(source_keypoints))]
+    given = {"id": "x", "category": "c", "source": "a", "target": "b", "keypoint_ids": ids} | more
+    return Pair(source_keypoints=source_keypoints, target_keypoints=target_keypoints, **given)
+
+
 def run_stages(values: dict, *stages: str) -> graph.Graph:
     """Write params.yaml into this folder and run some of its stages here, in their order."""
     write_json(Path("params.yaml"), values)
@@ -144,8 +152,8 @@ def small(values: dict) -> None:
         "rule": "argmax",
     }
     values["grid"]["layers"] = layers
-    values["backbones"]["dinov2_tiny"]["views"] = ["plain", "mirrored"]
-    values["trunk"]["mirrored"] = True
+    values["backbones"]["dinov2_tiny"]["views"] = ["plain", "mirrored", "plain@126"]
+    values["trunk"] |= {"mirrored": True, "sizes": [126]}
     values["tunings"]["last1"] |= {
         "head": {"upsample": 2, "channels": 16, "learning_rate": 2.0},
         "loss": {"name": "gaussian_ce", "temperature": 0.05, "sigma_cells": {"from": 2.0, "to": 1.0}},

@@ -110,8 +110,10 @@ class UnifiedBackbone(nn.Module):
         path: str | Path = params.PARAMS_FILE,
     ) -> "UnifiedBackbone":
         """The network of an entry of `backbones` in params.yaml, with its tensors, layer, norm and precision."""
-        known = params.load(Path(path)).backbones
-        plugins.add(Path(path).parent)
+        values = params.load(Path(path))
+        known = values.backbones
+        if values.has_own_code:
+            plugins.add(Path(path).parent)
         if name not in known:
             raise UserError(f"{path}: backbones: no {name!r}; allowed: {', '.join(known)}")
         spec = known[name]

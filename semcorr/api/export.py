@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 from pydantic import ValidationError
 
-from semcorr import __version__, params, plugins
+from semcorr import __version__, params
 from semcorr.artifacts import provenance
 from semcorr.artifacts.files import replacing, sha256, write_json, write_text
 from semcorr.datasets.download import download
@@ -25,7 +25,7 @@ from semcorr.networks.backbones import digest, overlay, read, require_tuned_for,
 from semcorr.networks.backbones.base import Backbone
 from semcorr.networks.backbones.weights import get
 from semcorr.networks.published import PUBLISHED, cache
-from semcorr.params import BackboneSpec, FileWeights, Params
+from semcorr.params import BackboneSpec, FileWeights, Params, is_import_path
 
 ENTRY, TENSORS, BASE, CARD = "backbone.json", "model.safetensors", "base.safetensors", "README.md"
 FORMAT = 1
@@ -103,7 +103,7 @@ def opened(source: str | Path) -> Exported:
         raise UserError(f"{path}: not an exported backbone ({error})") from None
     except ValidationError as error:
         raise UserError(f"{path}: backbone: {params.explain(error)}") from None
-    if plugins.is_own(spec.family):  # a folder is data: opening it must not run what it names
+    if is_import_path(spec.family):  # a folder is data: opening it must not run what it names
         raise UserError(f"{path}: family {spec.family!r} names code; allowed: a family of semcorr")
     if not (folder / TENSORS).is_file():
         raise UserError(f"{folder / TENSORS}: is missing. Get the folder again")
@@ -165,7 +165,7 @@ def export(name: str, folder: Path, whole: bool = False) -> Exported:
     tuned = job.outputs["tensors"]
     record = provenance.expect(tuned, job.fingerprint)
     spec = values.backbones[backbone]
-    if plugins.is_own(spec.family):
+    if is_import_path(spec.family):
         raise UserError(
             f"backbones.{backbone}: {spec.family} is code of your own, which a folder of tensors cannot carry"
         )
@@ -209,7 +209,7 @@ def _card(name: str, values: Params, plan: graph.Graph, record: dict[str, Any], 
     yield f"- Licence of the base: {licence or 'not known to semcorr; see where it comes from'}."
     trained = f"{count} tensors of the last {how.blocks} blocks{' and a head' if how.head else ''}"
     yield f"- Trained: {trained}; loss {how.loss.name}, epoch {record['epoch']} of {how.epochs}."
-    yield f"- Data: {grid.train}, {_described(values, grid.train or '')}; chosen on {grid.validate_}."
+    yield f"- Data: {grid.train}; chosen on {grid.validate_}."
     views = ", ".join(spec.views)
     yield f"- Images: {spec.image_size} pixels along the longer side. Layer {spec.layer}, views {views}."
     yield f"- Fingerprint: {record['fingerprint']}."
@@ -239,16 +239,6 @@ def _card(name: str, values: Params, plan: graph.Graph, record: dict[str, Any], 
         yield f"| data | weights | rule | reference | {' | '.join(thresholds)} |"
         yield f"|---|---|---|---|{'---:|' * len(thresholds)}"
         yield from rows
-
-
-def _described(values: Params, dataset: str) -> str:
-    """A dataset's format, and its split and categories if it has them."""
-    spec = values.datasets[dataset]
-    parts = [f"format {spec.format}"]
-    for key in ("split", "categories"):
-        if value := getattr(spec, key, None):
-            parts.append(f"{key} {', '.join(value) if isinstance(value, list) else value}")
-    return ", ".join(parts)
 
 
 def _rows(backbone: str, tuning: str, values: Params, plan: graph.Graph) -> Iterator[str]:

@@ -28,6 +28,7 @@ from semcorr.api.matcher import Recent
 from semcorr.artifacts.provenance import expect, read_result
 from semcorr.datasets import masks
 from semcorr.datasets.decode import AnyImage, decode, decode_labels
+from semcorr.datasets.search import cells
 from semcorr.engine import graph
 from semcorr.errors import UserError, one_of
 from semcorr.geometry import Grid
@@ -110,7 +111,7 @@ class Matcher:
     ):
         file = params.find_project() if path is None else Path(path)
         values = None if file is None else params.load(file)
-        if file is not None:
+        if file is not None and values is not None and values.has_own_code:
             plugins.add(file.parent)
         own = [] if values is None else values.grid.backbones
         self.backbone = backbone or (own[0] if own else DEFAULT)
@@ -121,7 +122,7 @@ class Matcher:
         listed = ["softargmax"] if values is None else [*values.grid.rules, *values.rules]
         # By default no rule that needs a mask, nor code of a project's for a network that is not the project's.
         plain = [name for name in listed if self.rules[name].search == "image"]
-        first = [name for name in plain if self.backbone in own or not plugins.is_own(self.rules[name].readout)]
+        first = [name for name in plain if self.backbone in own or not params.is_import_path(self.rules[name].readout)]
         if rule is None and not first:
             raise UserError(f"{file}: has no rule that searches the whole image. Name one with --rule, or add one")
         self.rule_name = one_of("rule", rule or first[0], list(self.rules))
@@ -448,7 +449,7 @@ def between(
             starts, predicted, similarity = starts[kept], predicted[kept], similarity[kept]
     else:
         reading = matcher.rule.sampling, readout(matcher.rule)
-        searched = None if target_mask is None else masks.cells(target_mask, second_grid)
+        searched = None if target_mask is None else cells(target_mask, second_grid)
         predicted, similarity = match_points(starts, (first, first_grid), (second, second_grid), *reading, searched)
         if mutual:
             back, _ = match_points(predicted, (second, second_grid), (first, first_grid), *reading)

@@ -1,15 +1,12 @@
-"""Masks of objects, where a benchmark has them: as an index keeps them, and as cells of a feature map."""
+"""Masks of objects, where a benchmark has them: as files hold them, and as an index keeps them."""
 
 import io
-from collections.abc import Callable, Mapping
 
 import numpy as np
 from PIL import Image as PillowImage
 
 from semcorr.datasets.base import Image
 from semcorr.errors import UserError
-from semcorr.geometry import Grid
-from semcorr.params import Rule
 
 VOID = 255  # in masks of classes (PASCAL VOC), pixels at borders that belong to nothing
 
@@ -64,26 +61,3 @@ def contains(mask: np.ndarray, points: np.ndarray) -> np.ndarray:
     height, width = mask.shape
     x, y = np.floor(np.clip(points, 0, (width - 1, height - 1)) + 0.5).astype(int).T
     return mask[y, x]
-
-
-def searched(rule: Rule, images: Mapping[str, Image]) -> Callable[[str, Grid], np.ndarray] | None:
-    """The cells of a target that a rule may answer, by image id and grid; None if it may answer all.
-
-    Args:
-        rule: says whether the object alone is searched.
-        images: of the dataset.
-    """
-    if rule.search == "image":
-        return None
-    return lambda image_id, grid: cells(of(images[image_id]), grid)
-
-
-def cells(mask: np.ndarray, grid: Grid) -> np.ndarray:
-    """The cells (h, w) bool that show any part of an object (H, W), or whose centre lies on it."""
-    height, width = grid.shape
-    every = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1).reshape(-1, 2)
-    searched = contains(mask, grid.cells_to_pixels(every.astype(float))).reshape(height, width)
-    rows, columns = np.nonzero(mask)
-    x, y = np.floor(grid.pixels_to_cells(np.stack([columns, rows], axis=1).astype(float)) + 0.5).astype(int).T
-    searched[np.clip(y, 0, height - 1), np.clip(x, 0, width - 1)] = True
-    return searched

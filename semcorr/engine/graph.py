@@ -20,7 +20,7 @@ from typing import Any
 from semcorr.artifacts.files import canonical_json
 from semcorr.artifacts.provenance import Request
 from semcorr.errors import UserError
-from semcorr.params import Params, restrict
+from semcorr.params import Params, is_import_path, module_of, restrict
 
 NETWORK = tuple(f"backbones.{{backbone}}.{key}" for key in ("family", "model", "overrides", "weights"))
 SIZE, COMPUTE, PRECISION = (f"backbones.{{backbone}}.{key}" for key in ("image_size", "compute", "precision"))
@@ -309,7 +309,7 @@ class Graph:
                 return [f"semcorr.stages.{name}"]
             case "rules":
                 readout = self.params.rules[name].readout
-                return [readout.partition(":")[0] if ":" in readout else f"semcorr.readouts.{readout}"]
+                return [module_of(readout) if is_import_path(readout) else f"semcorr.readouts.{readout}"]
             case "tunings":
                 tuning = self.params.tunings[name]
                 return [
@@ -318,8 +318,8 @@ class Graph:
                 ]
             case "backbones":
                 family = self.params.backbones[name].family
-                if ":" in family:  # an import path, see `semcorr.plugins`
-                    return ["semcorr.networks.backbones.own", family.partition(":")[0]]
+                if is_import_path(family):
+                    return ["semcorr.networks.backbones.own", module_of(family)]
                 return [f"semcorr.networks.backbones.{family}"]
             case "datasets":
                 return [f"semcorr.datasets.{self.params.datasets[name].format}"]

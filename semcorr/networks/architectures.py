@@ -10,10 +10,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from semcorr import plugins
 from semcorr.artifacts.files import canonical_json, write_json
 from semcorr.errors import UserError
-from semcorr.params import BackboneSpec, FileWeights, Params, UrlWeights
+from semcorr.params import BackboneSpec, FileWeights, Params, UrlWeights, is_import_path
 
 MEMORY = Path(".semcorr/architectures.json")
 FACTS = {"strides", "widths", "side", "linear", "neck", "norms", "facets", "positional", "blockwise", "prepared"}
@@ -31,7 +30,7 @@ def check(params: Params) -> None:
     before = dict(known)
     for name, spec in params.backbones.items():
         try:
-            if plugins.is_own(spec.family):  # whose code may change at any time
+            if is_import_path(spec.family):  # whose code may change at any time
                 facts = facts_of(spec)
             else:
                 key = _key(spec)

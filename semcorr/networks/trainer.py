@@ -32,7 +32,7 @@ from semcorr.networks.losses.sides import sides
 from semcorr.networks.tail import Tail
 from semcorr.networks.training import Augmentation, Batch, Batches, Maps, Tuned, learning_rate, loss
 from semcorr.networks.upsampler import PREFIX
-from semcorr.params import Look, Runtime, Trunk, Tuning
+from semcorr.params import Keep, Look, Runtime, Trunk, Tuning
 from semcorr.readouts.argmax import argmax
 from semcorr.tensors import rounded
 
@@ -95,7 +95,8 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(parts, lr=rate, weight_decay=self.tuning.weight_decay)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.spec.compute == "float16")
         self.ema = self.tuned.values() if self.tuning.ema else None
-        self.start = self.tuned.values() if self.tuning.keep else {}
+        self.keep = self.tuning.keep or Keep(anchor=None, average=None, distil=None)
+        self.start = self.tuned.values()
         self._require_twins()
         self.sure = 0  # matches that distillation found in this process
         self.warned = False  # about features that overflow the backbone's precision
@@ -144,7 +145,7 @@ class Trainer:
                 self._save()
                 saved = time.monotonic()
         self.group.close()
-        if (keep := self.tuning.keep) is not None and keep.distil is not None:
+        if self.keep.distil is not None:
             logger.info("%s: distilled %d matches", self.title, self.sure)
 
     def _require_twins(self) -> None:
@@ -215,28 +216,27 @@ class Trainer:
     def _loss(self, trunk: Store, batch: Batch, progress: float) -> Tensor:
         """The loss of a batch, and of what keeps the frozen network's knowledge."""
         forward, moved = self._prepared(trunk, batch)
-        keep = self.tuning.keep
+        pull, distil = self.keep.anchor, self.keep.distil
         before: dict[str, Tensor] = {}
-        blocks: dict[str, Tensor] | None = None
+        blocks: dict[str, Tensor] = {}
         sure: list[Pair] = []
         # These come first: tensors that a backward pass needs must not change.
-        if keep is not None and keep.anchor is not None:
-            blocks = {}
+        if pull is not None:
             self._as(self.start, lambda: forward(before))
-        if keep is not None and keep.distil is not None and progress >= keep.distil.after and self.ema is not None:
-            sure = confident(self._as(self.ema, lambda: forward(None)), moved.pairs, keep.distil, batch.seed)
+        if distil is not None and progress >= distil.after and self.ema is not None:
+            sure = confident(self._as(self.ema, lambda: forward(None)), moved.pairs, distil, batch.seed)
             self.sure += sum(len(pair.keypoint_ids) for pair in sure)
-        maps = forward(blocks)
+        maps = forward(None if pull is None else blocks)
         value = loss(maps, moved, self.tuning, progress)
         apart = self.tuning.sides
         if apart is not None:
             alike = partial(groups, apart.table)
             if (term := sides(maps, moved.pairs, alike, apart.temperature)) is not None:
                 value = value + apart.weight * term
-        if keep is not None and keep.anchor is not None and blocks is not None:
-            value = value + keep.anchor * anchor(blocks, before)
-        if keep is not None and keep.distil is not None and sure:
-            value = value + keep.distil.weight * loss(maps, replace(moved, pairs=sure), self.tuning, progress)
+        if pull is not None:
+            value = value + pull * anchor(blocks, before)
+        if distil is not None and sure:
+            value = value + distil.weight * loss(maps, replace(moved, pairs=sure), self.tuning, progress)
         return value
 
     def _as(self, tensors: dict[str, Tensor], forward: Callable[[], Maps]) -> Maps:
@@ -295,7 +295,7 @@ class Trainer:
 
     def _result(self) -> dict[str, Tensor] | None:
         """The trained tensors as they would be kept now, if those are others than the current ones."""
-        share = None if self.tuning.keep is None else self.tuning.keep.average
+        share = self.keep.average
         if share is None:
             return self.ema
         reached = self.ema or self.tuned.tensors

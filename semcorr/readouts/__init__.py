@@ -14,7 +14,7 @@ from torch import Tensor
 
 from semcorr import plugins
 from semcorr.errors import UserError, reason
-from semcorr.params import Rule
+from semcorr.params import Rule, is_import_path
 
 ReadOut = Callable[[Tensor], Tensor]
 
@@ -26,7 +26,7 @@ def readout(rule: Rule) -> ReadOut:
         UserError: it is one's own, and there is none, or it does not take these numbers.
     """
     numbers = rule.model_dump(exclude={"readout", "sampling", "search"})
-    if plugins.is_own(rule.readout):
+    if is_import_path(rule.readout):
         return _checked(rule.readout, plugins.bound(rule.readout, plugins.load(rule.readout), numbers, 1))
     function = getattr(importlib.import_module(f"semcorr.readouts.{rule.readout}"), rule.readout)
     return partial(function, **numbers)

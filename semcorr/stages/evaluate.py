@@ -9,7 +9,7 @@ import pyarrow as pa
 from semcorr import measures, pck
 from semcorr.artifacts.provenance import expect, provenance, read_table, write_result, write_table
 from semcorr.datasets import hold_outs, masks
-from semcorr.datasets.base import read_images
+from semcorr.datasets.base import Image, read_images
 from semcorr.datasets.sides import groups
 from semcorr.engine.graph import Job
 from semcorr.errors import UserError
@@ -101,7 +101,8 @@ def _further(
     keys = list(map(pck.threshold_key, settings.thresholds))
     lead = settings.thresholds.index(settings.headline)
     distance, lengths = error
-    around = _surroundings(job, matches, settings.sides.get(format_))
+    images = read_images(job.inputs["images"])
+    around = _surroundings(images, matches, settings.sides.get(format_))
     geometric = around.twins >= 2
     undisputed = distance <= around.other
     kind = measures.kinds_of_error(distance, settings.headline * lengths, around)
@@ -127,7 +128,7 @@ def _further(
     there = np.arange(len(every)) < len(matches)
     right = np.concatenate([correct[:, lead], np.zeros(len(absent), bool)])
     return {
-        "off_object": _off_object(job, matches, pair, **bootstrap),
+        "off_object": _off_object(images, matches, pair, **bootstrap),
         "geometry_aware": geometry_aware if geometric.any() else None,
         "dagger": dagger,
         "errors": errors,
@@ -138,22 +139,22 @@ def _further(
     }
 
 
-def _off_object(job: Job, matches: pd.DataFrame, pair: np.ndarray, **bootstrap: int) -> dict[str, Any] | None:
+def _off_object(
+    images: list[Image], matches: pd.DataFrame, pair: np.ndarray, **bootstrap: int
+) -> dict[str, Any] | None:
     """The fraction of all answers that do not lie on the object; None where the dataset has no masks."""
-    images = {image.id: image for image in read_images(job.inputs["images"])}
-    missed = np.zeros(len(matches), bool)
-    places, target = matches[["predicted_x", "predicted_y"]].to_numpy(), matches["target_image"].to_numpy(object)
-    for image_id in dict.fromkeys(target):
-        if images[image_id].mask is None:
+    known = {image.id: image for image in images}
+    missed, places = np.zeros(len(matches), bool), matches[["predicted_x", "predicted_y"]].to_numpy()
+    for image_id, rows in matches.groupby("target_image").indices.items():
+        if known[image_id].mask is None:
             return None
-        rows = target == image_id
-        missed[rows] = ~masks.contains(masks.of(images[image_id]), places[rows])
+        missed[rows] = ~masks.contains(masks.of(known[image_id]), places[rows])
     return measures.rates(missed[:, None], np.ones((len(missed), 1), bool), pair, **bootstrap)[0]
 
 
-def _surroundings(job: Job, matches: pd.DataFrame, table: str | None) -> measures.Surroundings:
+def _surroundings(images: list[Image], matches: pd.DataFrame, table: str | None) -> measures.Surroundings:
     """The other keypoints around each prediction: all that the target's annotation has, or else the pair's own."""
-    shown = {image.id: (image.keypoint_ids, np.array(image.keypoints)) for image in read_images(job.inputs["images"])}
+    shown = {image.id: (image.keypoint_ids, np.array(image.keypoints)) for image in images}
     target = matches["target_image"].to_numpy(object)
     unknown = np.array([not shown[id_][0] for id_ in target], bool)
     if unknown.any():

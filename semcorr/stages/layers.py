@@ -20,8 +20,8 @@ from semcorr import pck
 from semcorr.artifacts.files import unwritable
 from semcorr.artifacts.progress import progress
 from semcorr.artifacts.provenance import provenance, verified, write_result
-from semcorr.datasets import masks
 from semcorr.datasets.base import Image, Pair, read_images, read_pairs
+from semcorr.datasets.search import searched
 from semcorr.engine.graph import Job
 from semcorr.errors import UserError
 from semcorr.geometry import Grid, resized_size
@@ -47,7 +47,7 @@ def layers(job: Job, params: Params) -> str:
     if not pairs:
         raise UserError(f"{job.inputs['pairs']}: no pair of this dataset has a keypoint, so there is nothing to score")
     images = {image.id: image for image in read_images(job.inputs["images"])}
-    every = EveryLayer(job, params)
+    every, allowed = EveryLayer(job, params), searched(rule, images)
     predicted: dict[Key, list[np.ndarray]] = {key: [np.empty(0)] * len(pairs) for key in every.keys}
     joined = components(pairs)
     total = sum(len(_ids(pairs, numbers)) for numbers in joined)
@@ -58,9 +58,7 @@ def layers(job: Job, params: Params) -> str:
                 every.fill(scratch, [images[image_id] for image_id in _ids(pairs, numbers)], bar.update)
                 for key in every.keys:
                     maps = every.reader(scratch, key)
-                    answers = match_pairs(
-                        queries, maps, rule.sampling, readout(rule), searched=masks.searched(rule, images)
-                    )
+                    answers = match_pairs(queries, maps, rule.sampling, readout(rule), searched=allowed)
                     for number, (points, _) in zip(numbers, answers, strict=True):
                         predicted[key][number] = points
     reference = settings.references[params.datasets[dataset].format][0]

@@ -14,8 +14,8 @@ from semcorr import pck
 from semcorr.artifacts.progress import progress
 from semcorr.artifacts.provenance import expect, provenance, write_table
 from semcorr.artifacts.store import Store
-from semcorr.datasets import masks
 from semcorr.datasets.base import Image, Pair, read_images, read_pairs
+from semcorr.datasets.search import searched
 from semcorr.engine.graph import Job
 from semcorr.matching import match_pairs
 from semcorr.networks import runtime
@@ -47,7 +47,7 @@ def match(job: Job, params: Params) -> str:
             rule.sampling,
             readout(rule),
             partial(progress, unit="target", desc=job.title),
-            masks.searched(rule, images),
+            searched(rule, images),
         )
         sizes = {pair.target: features.grid(pair.target).image_size for pair in pairs}
     shared = [len(pair.keypoint_ids) for pair in pairs]

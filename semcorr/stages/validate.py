@@ -7,13 +7,12 @@ The command line has already validated params.yaml itself, as for every stage. T
 import logging
 import os
 
-from semcorr import plugins
 from semcorr.engine import basis, project
 from semcorr.engine.graph import Graph, Job
 from semcorr.engine.memory import Memory
 from semcorr.errors import UserError
 from semcorr.networks import architectures
-from semcorr.params import Params
+from semcorr.params import Params, is_import_path
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +22,7 @@ def validate(job: Job, params: Params) -> str:
     if "DVC_STAGE" in os.environ:
         project.require_dvcs_keys(params)
     architectures.check(params)
-    for name in [name for name, rule in params.rules.items() if plugins.is_own(rule.readout)]:
+    for name in [name for name, rule in params.rules.items() if is_import_path(rule.readout)]:
         _require_readout(name, params)
     if another := project.another_version():
         logger.warning(another)

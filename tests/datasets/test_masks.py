@@ -18,6 +18,7 @@ from semcorr.artifacts.store import Store
 from semcorr.datasets import masks
 from semcorr.datasets.base import Image, read_images, read_pairs
 from semcorr.datasets.decode import decode_labels
+from semcorr.datasets.search import cells
 from semcorr.engine import graph
 from semcorr.errors import UserError
 from semcorr.geometry import Grid
@@ -55,7 +56,7 @@ def test_cells_that_show_a_part_of_the_object(seed, height, width, upsample, lon
         )
         if mask[min(int(y), height - 1), min(int(x), width - 1)]:
             expected[row, column] = True
-    np.testing.assert_array_equal(masks.cells(mask, grid), expected)
+    np.testing.assert_array_equal(cells(mask, grid), expected)
 
 
 def test_what_a_mask_file_shows():
@@ -178,9 +179,9 @@ def test_a_rule_that_searches_the_object_alone(experiment):
                 for side in ("source", "target")
             )
             start, end = store.grid(pairs[name].source), store.grid(pairs[name].target)
-            cells = torch.from_numpy(start.pixels_to_cells(rows[["source_x", "source_y"]].to_numpy()))
-            similar = torch.einsum("nc,hwc->nhw", sample(source, cells, "bilinear"), target).numpy()
-            similar[:, ~masks.cells(drawn[pairs[name].target], end)] = -2
+            places = torch.from_numpy(start.pixels_to_cells(rows[["source_x", "source_y"]].to_numpy()))
+            similar = torch.einsum("nc,hwc->nhw", sample(source, places, "bilinear"), target).numpy()
+            similar[:, ~cells(drawn[pairs[name].target], end)] = -2
             best = [np.unravel_index(one.argmax(), one.shape)[::-1] for one in similar]
             expected = end.answers(np.array(best, float))
             np.testing.assert_allclose(rows[["predicted_x", "predicted_y"]].to_numpy(), expected, atol=1e-6)

@@ -99,7 +99,7 @@ LEAVES: dict[str, tuple[object, set[str]]] = {
     "backbones.sam_tiny.image_size": (64, NOTHING),
     "trunk.blocks": (2, TRUNK),
     "trunk.precision": ("float16", TRUNK),
-    "trunk.sizes": ([84], TRUNK),
+    "trunk.sizes": ([84, 126], TRUNK),
     **{
         f"tunings.last1.{leaf}": (value, FINETUNE)
         for leaf, value in {
@@ -166,8 +166,7 @@ READ_OUT = FINETUNE | MATCH | LAYERS
 MODULES: dict[str, set[str]] = {
     **dict.fromkeys((f"artifacts/{name}.py" for name in ("__init__", "files", "progress", "provenance")), EVERYTHING),
     **dict.fromkeys((f"datasets/{name}.py" for name in ("__init__", "archive", "download")), EVERYTHING),
-    "geometry.py": EVERYTHING,  # masks lie on grids, and an index keeps masks
-    **dict.fromkeys(("stages/weights.py", "tensors.py", "networks/__init__.py"), WEIGHTS),
+    **dict.fromkeys(("stages/weights.py", "tensors.py", "geometry.py", "networks/__init__.py"), WEIGHTS),
     **dict.fromkeys(("networks/upsampler.py", "plugins.py"), WEIGHTS),
     **dict.fromkeys((f"networks/backbones/{name}.py" for name in ("__init__", "base", "timm")), WEIGHTS),
     **dict.fromkeys((f"networks/backbones/{name}.py" for name in ("attention", "names", "plain", "staged")), WEIGHTS),
@@ -190,6 +189,7 @@ MODULES: dict[str, set[str]] = {
     **dict.fromkeys(("matching.py", "pck.py", "readouts/__init__.py", "readouts/argmax.py"), READ_OUT),
     "readouts/softargmax.py": SOFT,
     "stages/match.py": MATCH,
+    "datasets/search.py": MATCH | LAYERS,
     **dict.fromkeys(("datasets/hold_outs.py", "datasets/sides.py"), FINETUNE | SCORE),
     **dict.fromkeys(("stages/evaluate.py", "measures.py"), SCORE),
     **dict.fromkeys(("stages/draw.py", "report/__init__.py", "report/gallery.py", "report/pictures.py"), DRAW),

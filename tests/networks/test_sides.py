@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import run_stages
+from conftest import a_pair, run_stages
 
 from semcorr import params
 from semcorr.datasets.base import Pair
@@ -20,15 +20,8 @@ CATS = partial(groups, "spair71k")  # eyes 2, 3; paws 9 to 12
 
 
 def _pair(source: str, target: str, names: list[str], at: dict[str, dict[str, list[float]]]) -> Pair:
-    return Pair(
-        id=source + target,
-        category="cat",
-        source=source,
-        target=target,
-        keypoint_ids=names,
-        source_keypoints=[at[source][name] for name in names],
-        target_keypoints=[at[target][name] for name in names],
-    )
+    points = [[at[image_id][name] for name in names] for image_id in (source, target)]
+    return a_pair(*points, id=source + target, category="cat", source=source, target=target, keypoint_ids=names)
 
 
 def test_the_term_against_numpy():

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import FORKS, run_stages
+from conftest import FORKS, a_pair, run_stages
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as PillowImage
@@ -142,15 +142,7 @@ def test_each_loss_overfits_two_pairs(smoke, name, end_point):
     cells = np.array([(x, y) for x in range(0, 12, 2) for y in range(0, 10, 2)])
     points = {id_: (rng.permutation(cells)[:6] * 14 + 6.5).tolist() for id_ in "ab"}
     pairs = [
-        Pair(
-            id=source + target,
-            category="c",
-            source=source,
-            target=target,
-            keypoint_ids=list("012345"),
-            source_keypoints=points[source],
-            target_keypoints=points[target],
-        )
+        a_pair(points[source], points[target], id=source + target, source=source, target=target)
         for source, target in permutations("ab")
     ]
     model = _TwoMaps("ab", grid)
@@ -233,15 +225,7 @@ def test_mirrored_images_keep_their_pairs(smoke):
     for seed in range(8):
         for width, x in ((31, 4), (40, 39)):
             point = [[float(x), 7.0]]
-            pair = Pair(
-                id="x",
-                category="c",
-                source="a",
-                target="b",
-                keypoint_ids=["0"],
-                source_keypoints=point,
-                target_keypoints=point,
-            )
+            pair = a_pair(point, point)
             grid = Grid(image_size=(20, width), resized_size=(20, width), stride=4)
             change = training.Augmentation(augment, seed)
             mirrored.add(change.mirrored)
@@ -736,15 +720,7 @@ def test_the_checkpoint_holds_what_was_tuned_and_no_more(run):
 def test_one_keypoint_at_the_edge_trains(smoke):
     """A map of one row, a keypoint outside the outermost centres: finite losses and gradients."""
     grid = Grid(image_size=(10, 100), resized_size=(10, 100), stride=14)
-    pair = Pair(
-        id="x",
-        category="c",
-        source="a",
-        target="b",
-        keypoint_ids=["0"],
-        source_keypoints=[[0.0, 0.0]],
-        target_keypoints=[[99.0, 9.0]],
-    )
+    pair = a_pair([[0.0, 0.0]], [[99.0, 9.0]])
     for name, values in LOSSES.items():
         maps = {id_: (torch.randn(*grid.shape, 5, requires_grad=True), grid) for id_ in "ab"}
         batch = training.Batch(ids=["a", "b"], pairs=[pair], seed=0)

@@ -16,13 +16,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from semcorr import plugins
 from semcorr.artifacts import provenance
 from semcorr.artifacts.files import locked, replacing
 from semcorr.errors import UserError, reason
 from semcorr.networks.backbones.base import Backbone, Blockwise
 from semcorr.networks.upsampler import PREFIX, upsampler_of
-from semcorr.params import BackboneSpec
+from semcorr.params import BackboneSpec, is_import_path
 from semcorr.tensors import require_finite
 
 Network = TypeVar("Network", bound=Backbone)
@@ -47,7 +46,7 @@ def create(spec: BackboneSpec, seed: int = 0) -> Backbone:
     Raises:
         UserError: there is no such network.
     """
-    module = "own" if plugins.is_own(spec.family) else spec.family
+    module = "own" if is_import_path(spec.family) else spec.family
     family = importlib.import_module(f"semcorr.networks.backbones.{module}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
