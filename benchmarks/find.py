@@ -46,11 +46,11 @@ def main() -> None:
     group_of = {id_: group for group in groups.values() for id_ in group}
     print("| labelled images | combined by | " + " | ".join(f"PCK@{value:.2f}" for value in THRESHOLDS) + " | points |")
     print("|---:|---|" + "---:|" * (len(THRESHOLDS) + 1))
-    for count, combine, sets in ((1, "", single), (3, "nearest", three), (3, "mean", three)):
+    for count, combine, sets in ((1, "", single), (3, "mean", three), (3, "nearest", three)):
         correct = []
         for labelled in sets:
             support = Support(
-                [(files[id_], points[id_]) for id_ in labelled], combine=combine or "nearest", matcher=matcher
+                [(files[id_], points[id_]) for id_ in labelled], combine=combine or "mean", matcher=matcher
             )
             for id_ in [id_ for id_ in group_of[labelled[0]] if id_ not in labelled]:
                 found = support.find(files[id_])

@@ -133,8 +133,8 @@ def parser() -> argparse.ArgumentParser:
     where = "the folder of the labelled images; default: that of LABELS.json, or `images` in it"
     found.add_argument("--images", type=Path, metavar="DIR", help=where)
     found.add_argument("--category", metavar="NAME", help="of LABELS.json, if several have keypoints")
-    combine = "with several labelled images, the nearest of them (default), or the mean of their descriptors"
-    found.add_argument("--combine", choices=("nearest", "mean"), default="nearest", help=combine)
+    combine = "with several labelled images, the mean of their descriptors (default), or the nearest of them"
+    found.add_argument("--combine", choices=("mean", "nearest"), default="mean", help=combine)
     lowest = "cosine below which a point counts as not there; default: all count as there"
     found.add_argument("--min-similarity", type=float, metavar="COSINE", help=lowest)
     shown = "also write a picture of each image, beside a labelled one, into this new or empty folder"

@@ -30,7 +30,7 @@ from semcorr.report import pictures
 from semcorr.tensors import normalise, sample
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
-Combine = Literal["nearest", "mean"]
+Combine = Literal["mean", "nearest"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +53,8 @@ class Support:
 
     Args:
         labelled: each an image and its points, part -> x y; not every image needs every part.
-        combine: a place is as similar as it is to the nearest of the images that show the part ("nearest"), or to the
-            mean of their descriptors ("mean").
+        combine: a place is as similar as it is to the mean of the descriptors of the images that show the part
+            ("mean"), or to the nearest of them ("nearest").
         matcher: the network and the rule.
         **network: of a new Matcher in its place, such as `backbone="demo"`.
 
@@ -71,7 +71,7 @@ class Support:
         self,
         labelled: Sequence[tuple[AnyImage, Mapping[str, Sequence[float]]]],
         *,
-        combine: Combine = "nearest",
+        combine: Combine = "mean",
         matcher: Matcher | None = None,
         **network: Any,
     ):
@@ -82,7 +82,7 @@ class Support:
         if not self.names:
             raise UserError("no labelled point: give at least one image with one")
         places = [points_on(image, list(points.values())) if points else None for image, points in opened]
-        self.combine = one_of("combine", combine, ["nearest", "mean"])
+        self.combine = one_of("combine", combine, ["mean", "nearest"])
         self.matcher = matcher or Matcher(**network)
         if self.matcher.rule.search == "object":
             raise UserError(f"rules.{self.matcher.rule_name} searches the object alone, whose masks are not known here")
