@@ -89,7 +89,7 @@ LEAVES: dict[str, tuple[object, set[str]]] = {
     f"backbones.{B}.model": ("vit_base_patch14_dinov2", WEIGHTS),
     f"backbones.{B}.overrides": ({"depth": 4, "embed_dim": 48, "num_heads": 3, "init_values": 1.0}, WEIGHTS),
     f"backbones.{B}.weights": ({"kind": "random", "seed": 9}, WEIGHTS),
-    f"backbones.{B}.image_size": (126, ENCODE),
+    f"backbones.{B}.image_size": (140, ENCODE),
     f"backbones.{B}.layer": (1, EXTRACT | TRUNK),
     f"backbones.{B}.norm": (False, EXTRACT | FINETUNE | LAYERS),
     f"backbones.{B}.views": (["plain"], EXTRACT | TUNED),
