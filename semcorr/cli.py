@@ -39,6 +39,7 @@ STAGE_HELP = {
     "trunk": "compute the input of the tuned blocks for every image of a dataset",
     "finetune": "fine-tune the last blocks of a backbone",
     "adapt": "compute a tuned backbone's features",
+    "fuse": "join the features of two backbones",
     "match": "predict the target keypoints of every pair",
     "evaluate": "compute the PCK of one cell",
     "draw": "draw a few pairs of each category, and similarity maps",
@@ -48,7 +49,8 @@ STAGE_HELP = {
 }
 KEYS = Path("docs/keys.md")
 AXIS_HELP = {
-    "backbone": "a name under `backbones`",
+    "backbone": "a name under `backbones` or `fusions`",
+    "fusion": "a name under `fusions`",
     "weights": "frozen, random, or a tuning",
     "tuning": "a name under `tunings`",
     "dataset": "a name under `datasets`",

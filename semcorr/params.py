@@ -121,10 +121,24 @@ class LayersSpec(Model):
     rule: Name | None = Field(description="a name under `rules`; null without backbones")
 
 
+class Joined(Model):
+    """A fusion and what it joins, where DVC reads it: its templates cannot look an entry up by its name."""
+
+    name: Name = Field(description="under `fusions`")
+    a: Name = Field(description="its `a`")
+    b: Name = Field(description="its `b`")
+
+
 class GridSpec(Model):
     """Which cells exist. A cell is one backbone x weights x dataset x rule; every combination is evaluated."""
 
     backbones: Annotated[Names, Field(min_length=1)] = Field(description="names under `backbones`")
+    fusions: list[Name | Joined] = Field(
+        default_factory=list,
+        description="names under `fusions`, which DVC needs together with what they join: `semcorr fix` adds that, and "
+        "the key itself",
+        examples=[[], [{"name": "both", "a": "dinov2_b14", "b": "dinov3_b16"}]],
+    )
     baselines: Annotated[Names, Field(min_length=1)] = Field(description="names under `baselines`: not fine-tuned")
     tunings: Names = Field(description="names under `tunings`: fine-tuned rows")
     weights: Annotated[Names, Field(min_length=1)] = Field(description="all rows: baselines and tunings")
@@ -453,6 +467,23 @@ class BackboneSpec(Model):
             raise BadKey("views", f"{self.views}; allowed: {allowed}")
         if max(self.sizes) > LARGEST or min(self.sizes) < SMALLEST:
             raise BadKey("views", f"{self.views}; allowed: sizes of {SMALLEST} to {LARGEST} pixels")
+        return self
+
+
+class Fusion(Model):
+    """A backbone that joins two others: the similarity of two points is the weighted mean of theirs."""
+
+    a: Name = Field(description="a name in `grid.backbones`")
+    b: Name = Field(description="another one")
+    weight: Annotated[float, Field(gt=0, lt=1, examples=[0.5])] = Field(description="of a; b has the rest")
+    precision: Literal["float32", "float16"] = Field(
+        "float32", description="number format of the store; float16 rounds once more; may be left out"
+    )
+
+    @model_validator(mode="after")
+    def _two(self) -> Self:
+        if self.a == self.b:
+            raise BadKey("b", f"{self.b!r} is also a; allowed: another one")
         return self
 
 
@@ -841,6 +872,7 @@ class Params(Model):
     grid: GridSpec = Field(description="which combinations are evaluated")
     datasets: Annotated[dict[Name, DatasetSpec], Field(min_length=1)] = Field(description="the datasets, by name")
     backbones: Annotated[dict[Name, BackboneSpec], Field(min_length=1)] = Field(description="the networks, by name")
+    fusions: dict[Name, Fusion] = Field(default_factory=dict, description="backbones that join two others, by name")
     baselines: Annotated[dict[Name, Baseline], Field(min_length=1)] = Field(description="rows not fine-tuned, by name")
     trunk: Trunk = Field(description="the cached part below every tuning")
     tunings: dict[Name, Tuning] = Field(description="how backbones are trained, by name")
@@ -867,6 +899,7 @@ class Params(Model):
         grid = self.grid
         for axis in ("backbones", "baselines", "tunings", "datasets", "trunks", "rules"):
             yield from self._undefined(getattr(grid, axis), axis.replace("trunks", "datasets"), f"grid.{axis}")
+        yield from self._fusion_problems()
         yield from self._layers_problems()
         yield from self._search_problems()
         rows = [*grid.baselines, *grid.tunings]
@@ -874,7 +907,12 @@ class Params(Model):
             yield "grid.weights", f"{grid.weights} must hold grid.baselines and grid.tunings: {rows}{FIX}"
         folders = {"basis", "sources", "weights"}  # beside those of the datasets
         parts = {"trunk", "layers"}  # beside those of the weights
-        taken = {"tunings": {*self.baselines, *parts}, "datasets": folders, "baselines": parts}
+        taken = {
+            "tunings": {*self.baselines, *parts},
+            "datasets": folders,
+            "baselines": parts,
+            "fusions": set(self.backbones),
+        }
         for part, names in taken.items():
             for name in getattr(self, part):
                 if name in names:
@@ -883,6 +921,31 @@ class Params(Model):
             spec = self.datasets.get(name)
             if spec and spec.format not in self.evaluate.references:
                 yield "evaluate.references", f"{spec.format!r} is missing (format of {name})"
+
+    def _fusion_problems(self) -> Iterator[tuple[str, str]]:
+        """What is joined must exist, and be in the grid."""
+        given = {one if isinstance(one, str) else one.name: one for one in self.grid.fusions}
+        yield from self._undefined(given, "fusions", "grid.fusions")
+        if len(given) < len(self.grid.fusions):
+            yield "grid.fusions", "a name is listed twice; allowed: each once"
+        for name, fusion in self.joined.items():
+            for role in [role for role in ("a", "b") if getattr(fusion, role) not in self.grid.backbones]:
+                lacking = f"{getattr(fusion, role)!r} is not in grid.backbones, whose stores are joined"
+                yield f"fusions.{name}.{role}", f"{lacking}; allowed: {', '.join(self.grid.backbones)}"
+            one = given[name]
+            if isinstance(one, Joined) and (one.a, one.b) != (fusion.a, fusion.b):
+                yield "grid.fusions", f"{name!r} does not join what fusions.{name} joins{FIX}"
+
+    @property
+    def joined(self) -> dict[str, Fusion]:
+        """The fusions of the grid, by name."""
+        names = [one if isinstance(one, str) else one.name for one in self.grid.fusions]
+        return {name: self.fusions[name] for name in names if name in self.fusions}
+
+    def members(self, row: str) -> list[str]:
+        """The backbones that a fusion joins; of a backbone, itself."""
+        fusion = self.joined.get(row)
+        return [row] if fusion is None else [fusion.a, fusion.b]
 
     def _layers_problems(self) -> Iterator[tuple[str, str]]:
         layers, frozen = self.grid.layers, self.baselines.get("frozen")
@@ -987,6 +1050,7 @@ class Params(Model):
         used: dict[str, Collection[str | None]] = {
             "datasets": {*grid.datasets, *grid.trunks, grid.train, grid.validate_, *grid.layers.datasets},
             "backbones": grid.backbones,
+            "fusions": self.joined,
             "baselines": grid.baselines,
             "tunings": grid.tunings,
             "rules": {*grid.rules, *([grid.layers.rule] if grid.layers.backbones else [])},
@@ -1138,7 +1202,8 @@ def fill_in(text: str, where: str) -> tuple[str, list[str]]:
             *path, name = key.split(".")
             known, part = (functools.reduce(getitem, path, whole) for whole in (plain, values))
             before = known.get(name, "unset")
-            if before != value and not (isinstance(before, list) and value and set(before) == set(value)):
+            same = isinstance(before, list) and value and sorted(map(str, before)) == sorted(map(str, value))
+            if before != value and not same:
                 part[name] = _replaced(part.get(name), value)
                 changes.append(f"{key}: {_inline(before)} -> {_inline(part[name])}")
     new = _written(values) if changes else text
@@ -1151,6 +1216,8 @@ def fill_in(text: str, where: str) -> tuple[str, list[str]]:
 def _following(values: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Keys whose values follow from others, and these values."""
     grid = values["grid"]
+    names = [one if isinstance(one, str) else one["name"] for one in grid.get("fusions", [])]
+    yield "grid.fusions", [{"name": name, **{role: values["fusions"][name][role] for role in "ab"}} for name in names]
     yield "grid.weights", [*grid["baselines"], *grid["tunings"]]
     if "layers" not in grid:
         yield "grid.layers", {"backbones": [], "datasets": [], "facets": ["token"], "rule": grid["rules"][0]}
@@ -1201,7 +1268,7 @@ def _inline(value: Any) -> str:
     """A value as it is written in params.yaml."""
     if isinstance(value, dict):
         return f"{{{', '.join(f'{key}: {_inline(part)}' for key, part in value.items())}}}"
-    return f"[{', '.join(map(str, value))}]" if isinstance(value, list) else "null" if value is None else str(value)
+    return f"[{', '.join(map(_inline, value))}]" if isinstance(value, list) else "null" if value is None else str(value)
 
 
 class _Representer(RoundTripRepresenter):

@@ -38,10 +38,12 @@ from semcorr.networks.backbones import build, load
 from semcorr.networks.backbones.base import Backbone
 from semcorr.networks.backbones.weights import get
 from semcorr.networks.encode import dense
+from semcorr.networks.fusion import fused
 from semcorr.networks.published import DEFAULT, PUBLISHED, RULES, cache, is_here
+from semcorr.networks.views import Seen
 from semcorr.readouts import readout
 from semcorr.report import pictures
-from semcorr.tensors import sample, unit
+from semcorr.tensors import rounded, sample, unit
 
 SIDE = 512  # pixels of each image in a picture
 SMALLEST, LARGEST = 16, 4096  # allowed longer side of a network's input, in pixels
@@ -71,15 +73,41 @@ def available() -> dict[str, list[str]]:
     if file is not None:
         values = params.load(file)
         plan, grid = graph.Graph(values), values.grid
-        for name in grid.backbones:
-            jobs = {weights: plan.job("weights", name, weights) for weights in grid.baselines}
-            jobs |= {tuning: plan.job("finetune", name, tuning) for tuning in grid.tunings}
-            if made := [one for one, job in jobs.items() if (file.parent / job.outputs["tensors"]).exists()]:
-                found[name] = made
+        rows = {one: ("weights" if one in grid.baselines else "finetune") for one in [*grid.baselines, *grid.tunings]}
+        for name in [*grid.backbones, *values.joined]:
+            members = values.members(name)
+            for weights, stage in rows.items():
+                paths = [plan.job(stage, member, weights).outputs["tensors"] for member in members]
+                if all((file.parent / path).exists() for path in paths):
+                    found.setdefault(name, []).append(weights)
     for name, published in PUBLISHED.items():
         if is_here(published):
             found.setdefault(name, ["frozen"])
     return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Network:
+    """A network on its device, and how its features are read.
+
+    Attributes:
+        key: of its entry, in errors.
+        spec: the entry.
+        network: with its tensors.
+    """
+
+    key: str
+    spec: params.BackboneSpec
+    network: Backbone
+
+    def features(self, image: PillowImage.Image, what: str) -> tuple[Tensor, Grid]:
+        """The features (h, w, C) of an image, valid cells only, and their grid."""
+        sized = {}
+        for size in self.spec.sizes:
+            pixels, grid = self.network.preprocess(image, size)
+            sized[size] = pixels[None].to(self.network.device), grid
+        features, grid = dense(self.network, self.spec, sized, what, f"{self.key}.precision")
+        return features[0], grid
 
 
 class Matcher:
@@ -89,8 +117,8 @@ class Matcher:
     below it, so do its networks and tensors, with its rules. Missing tensors are fetched once, into the user's cache.
 
     Args:
-        backbone: a name under `backbones`, or of a published network; a folder that `semcorr export` wrote, or its
-            address; None uses the grid's first, or outside a project the published default.
+        backbone: a name under `backbones` or `fusions`, or of a published network; a folder that `semcorr export`
+            wrote, or its address; None uses the grid's first, or outside a project the published default.
         weights: "frozen", another baseline, or a tuning of the project.
         rule: a name under `rules`, or outside a project "argmax" or "softargmax"; None uses the grid's first, or
             outside a project soft-argmax.
@@ -113,7 +141,7 @@ class Matcher:
         values = None if file is None else params.load(file)
         if file is not None and values is not None and values.has_own_code:
             plugins.add(file.parent)
-        own = [] if values is None else values.grid.backbones
+        own = [] if values is None else [*values.grid.backbones, *values.joined]
         self.backbone = backbone or (own[0] if own else DEFAULT)
         travelled = self.backbone not in {*own, *PUBLISHED} and is_exported(self.backbone)
         if not travelled:
@@ -130,21 +158,23 @@ class Matcher:
         self.weights, self.image_size = weights, image_size
         self.device = runtime.pick("auto" if values is None else values.runtime.device)
         self._project = (values, file.parent) if values and file and self.backbone in own else None
-        if travelled:
+        self._fusion = values.joined.get(self.backbone) if values and self._project else None
+        if self._project:
+            values, root = self._project
+            one_of("weights", weights, [*values.grid.baselines, *values.grid.tunings])
+            found = [(name, *self._of_project(name, values, root)) for name in values.members(self.backbone)]
+        elif travelled:
             one_of("weights", weights, ["frozen"])
             exported = opened(self.backbone)
-            self.spec = _sized(exported.spec, image_size)
-            self.network = exported.network()
-        elif self._project:
-            values, root = self._project
-            self.spec = _sized(values.backbones[self.backbone], image_size)
-            one_of("weights", weights, [*values.grid.baselines, *values.grid.tunings])
-            self.network = self._of_project(values, root)
+            found = [(self.backbone, _sized(exported.spec, image_size), exported.network())]
         else:
             one_of("weights", weights, ["frozen"])
-            self.spec = _sized(PUBLISHED[self.backbone].spec, image_size)
-            self.network = self._fetched(self.spec.weights)
-        self.network.to(self.device)
+            spec = _sized(PUBLISHED[self.backbone].spec, image_size)
+            found = [(self.backbone, spec, _fetched(self.backbone, spec, spec.weights))]
+        self._networks = [
+            _Network(key=f"backbones.{name}", spec=spec, network=network.to(self.device))
+            for name, spec, network in found
+        ]
         self._seen: Recent[tuple[Tensor, Grid]] = Recent(KEPT)
 
     def min_similarity(self) -> float | None:
@@ -169,16 +199,17 @@ class Matcher:
                     return read_result(root / job.outputs["cell"])["confidence"]["min_similarity"]
         return None
 
-    def _of_project(self, values: params.Params, root: Path) -> Backbone:
-        """The network with the tensors made by the project's stages; a missing baseline is fetched."""
+    def _of_project(self, name: str, values: params.Params, root: Path) -> tuple[params.BackboneSpec, Backbone]:
+        """A network with the tensors made by the project's stages, and its entry; a missing baseline is fetched."""
         plan, baseline = graph.Graph(values), self.weights in values.grid.baselines
-        jobs = [plan.job("weights", self.backbone, self.weights if baseline else "frozen")]
+        spec = _sized(values.backbones[name], self.image_size)
+        jobs = [plan.job("weights", name, self.weights if baseline else "frozen")]
         if not baseline:
-            jobs.append(plan.job("finetune", self.backbone, self.weights))
+            jobs.append(plan.job("finetune", name, self.weights))
         files = [root / job.outputs["tensors"] for job in jobs]
         if baseline and not files[0].exists():
             source = values.baselines[self.weights]
-            return self._fetched(source if source.kind == "random" else _placed(self.spec.weights, root))
+            return spec, _fetched(name, spec, source if source.kind == "random" else _placed(spec.weights, root))
         for job, file in zip(jobs, files, strict=True):
             if not file.exists():
                 raise UserError(
@@ -186,16 +217,7 @@ class Matcher:
                     f"(or snakemake --cores all {job.outputs['tensors']})"
                 )
             expect(file, job.fingerprint)
-        return load(build(self.spec), *files)
-
-    def _fetched(self, source: params.Weights | params.RandomBaseline) -> Backbone:
-        """The network with tensors from their source, through the user's cache."""
-        try:
-            return get(self.spec, source, cache())[0].at(self.spec)
-        except UserError as error:
-            blocked = source.kind in ("url", "timm")  # whose hosts cannot be reached from everywhere
-            advice = ". The package index has a small network: --backbone demo" if blocked else ""
-            raise UserError(f"{self.backbone}: {error}{advice}") from None
+        return spec, load(build(spec), *files)
 
     def under(self, rule: str) -> "Matcher":
         """The same network, sharing its cache, under another rule.
@@ -220,13 +242,25 @@ class Matcher:
         return self._seen.get(key, lambda: self._compute(image))
 
     def _compute(self, image: PillowImage.Image) -> tuple[Tensor, Grid]:
-        sized = {}
-        for size in self.spec.sizes:
-            pixels, grid = self.network.preprocess(image, size)
-            sized[size] = pixels[None].to(self.device), grid
         what = f"{self.backbone} {self.weights}: an image of {image.width} x {image.height} pixels"
-        features, grid = dense(self.network, self.spec, sized, what, f"backbones.{self.backbone}.precision")
-        return unit(features[0], what), grid
+        maps = [network.features(image, what) for network in self._networks]
+        features, grid = maps[0]
+        if self._fusion:
+            a, b = (Seen(*one, mirrored=False) for one in maps)
+            joined, grid = fused(a, b, self._fusion.weight)
+            remedy = f"set fusions.{self.backbone}.precision to float32"
+            features = rounded(joined, self._fusion.precision, what, lambda: remedy)
+        return unit(features, what), grid
+
+
+def _fetched(name: str, spec: params.BackboneSpec, source: params.Weights | params.RandomBaseline) -> Backbone:
+    """A network with tensors from their source, through the user's cache."""
+    try:
+        return get(spec, source, cache())[0].at(spec)
+    except UserError as error:
+        blocked = source.kind in ("url", "timm")  # whose hosts cannot be reached from everywhere
+        advice = ". The package index has a small network: --backbone demo" if blocked else ""
+        raise UserError(f"{name}: {error}{advice}") from None
 
 
 def _sized(spec: params.BackboneSpec, image_size: int | None) -> params.BackboneSpec:

@@ -31,7 +31,7 @@ from semcorr.geometry import Grid
 
 FORMAT = 3
 CHECKSUMS = ".crc32"
-FEATURES = ("extract", "adapt")  # the stages whose stores hold the valid cells of images
+FEATURES = ("extract", "adapt", "fuse")  # the stages whose stores hold the valid cells of images
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,7 +65,9 @@ PAIR_SCORES = "metrics/{preset}/cells/{backbone}/{weights}/{dataset}/{rule}.parq
 GALLERY = "metrics/{preset}/galleries/{backbone}/{weights}/{dataset}.json"
 BASIS = Path("data/basis")
 FAMILY = "backbones/{backbone}"
-STORE_AXES = {"backbone": "grid.backbones", "weights": "grid.weights", "dataset": "grid.datasets"}
+FUSIONS = "grid.fusions"
+ROWS = f"grid.backbones, {FUSIONS}"  # what is matched, from stores alone
+STORE_AXES = {"backbone": ROWS, "weights": "grid.weights", "dataset": "grid.datasets"}
 
 STAGES: dict[str, Stage] = {
     "validate": Stage(outputs={"basis": BASIS.as_posix()}),
@@ -130,6 +132,12 @@ STAGES: dict[str, Stage] = {
         outputs={"store": "features/{backbone}/{tuning}/{dataset}.h5"},
         basis=(FAMILY,),
     ),
+    "fuse": Stage(
+        axes={"fusion": FUSIONS, "weights": "grid.weights", "dataset": "grid.datasets"},
+        keys=("fusions.{fusion}",),
+        inputs={role: f"features/{{{role}}}/{{weights}}/{{dataset}}.h5" for role in ("a", "b")},
+        outputs={"store": "features/{fusion}/{weights}/{dataset}.h5"},
+    ),
     "match": Stage(
         axes={**STORE_AXES, "rule": "grid.rules"},
         keys=("rules.{rule}", "threads"),
@@ -186,6 +194,7 @@ class Job(Request):
     """One stage on one cell.
 
     Attributes:
+        name: as in dvc.yaml, where fusions have stages of their own, and are named by their place in the grid.
         cell: value of each axis.
         inputs, outputs: paths by role; those that a stage gathers as "<stage> <role> <cell>".
         basis: files below `data/basis` that the job depends on -> the modules that they cover.
@@ -193,17 +202,13 @@ class Job(Request):
         expects: role of an input -> the fingerprint it must carry.
     """
 
+    name: str
     cell: dict[str, str]
     inputs: dict[str, Path]
     outputs: dict[str, Path]
     basis: dict[Path, list[str]]
     reads: list[Path]
     expects: dict[str, str]
-
-    @property
-    def name(self) -> str:
-        """Its name in both engines."""
-        return "@".join(filter(None, [self.stage, "-".join(self.cell.values())]))
 
     @property
     def title(self) -> str:
@@ -230,7 +235,8 @@ class Graph:
         for axis, key in (("backbone", "backbones"), ("weights", "weights")):
             self.constants[f"first_{axis}"] = grid[key][0] if grid[key] else ""
         self.cells: dict[str, list[tuple[str, ...]]] = {
-            stage: list(product(*[self._axis(key) for key in row.axes.values()])) for stage, row in STAGES.items()
+            stage: list(product(*[names_on(self.values, key) for key in row.axes.values()]))
+            for stage, row in STAGES.items()
         }
 
     def job(self, stage: str, *cell: str) -> Job:
@@ -280,6 +286,8 @@ class Graph:
         row = STAGES[stage]
         names = dict(zip(row.axes, cell, strict=True))
         fields = self.constants | names
+        if fusion := self.params.joined.get(names.get("fusion", "")):
+            fields |= {"a": fusion.a, "b": fusion.b}
         inputs = {role: Path(path.format(**fields)) for role, path in row.inputs.items()}
         reads, folders = list(inputs.values()), [Path(folder.format(**fields)) for folder in row.gathers]
         for folder in folders:
@@ -290,6 +298,7 @@ class Graph:
         expects = {role: fingerprints[path] for role, path in inputs.items()}
         asked = {"stage": stage, "cell": cell, "settings": settings, "inputs": expects}
         return Job(
+            name=self._name(stage, names),
             stage=stage,
             cell=names,
             settings=settings,
@@ -300,6 +309,14 @@ class Graph:
             expects=expects,
             fingerprint=hashlib.sha256(canonical_json(asked).encode()).hexdigest(),
         )
+
+    def _name(self, stage: str, cell: dict[str, str]) -> str:
+        """A job's name in dvc.yaml."""
+        places = {name: f"fusion{place}" for place, name in enumerate(self.params.joined)}
+        first, *others = cell.values() or [""]
+        if stage != "fuse" and first in places and "weights" in cell:
+            stage = f"{stage}_fused"
+        return "@".join(filter(None, [stage, "-".join([places.get(first, first), *others])]))
 
     def _modules(self, basis: str) -> list[str]:
         """The modules that a file of the basis covers: a stage's own, or those imported by name."""
@@ -325,16 +342,23 @@ class Graph:
                 return [f"semcorr.datasets.{self.params.datasets[name].format}"]
         return []
 
-    def _axis(self, key: str) -> list[str]:
-        """The values of an axis; none if its key is left out."""
-        try:
-            return list(self.lookup(key))
-        except KeyError:
-            return []
-
     def lookup(self, key: str) -> Any:
         """The value at a dotted key of params.yaml."""
-        value = self.values
-        for step in key.split("."):
-            value = value[step]
-        return value
+        return _at(self.values, key)
+
+
+def names_on(values: dict[str, Any], key: str) -> list[str]:
+    """The values of an axis in params.yaml; none if its key is left out."""
+    if key == ROWS:
+        return [*names_on(values, "grid.backbones"), *names_on(values, FUSIONS)]
+    try:
+        return [one["name"] if isinstance(one, dict) else one for one in _at(values, key)]
+    except KeyError:
+        return []
+
+
+def _at(values: dict[str, Any], key: str) -> Any:
+    value = values
+    for step in key.split("."):
+        value = value[step]
+    return value

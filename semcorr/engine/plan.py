@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -44,11 +44,13 @@ from semcorr.params import (
 )
 
 # Seconds of start-up per stage; the others load a network.
-START = {"validate": 0.3, "fetch": 2.0, "match": 3.0, "evaluate": 1.0, "report": 2.0, "headline": 1.0, "draw": 1.5}
+START = {"validate": 0.3, "fetch": 2.0, "fuse": 3.0, "match": 3.0, "evaluate": 1.0, "draw": 1.5}
+START |= {"report": 2.0, "headline": 1.0}
 LOADED = 5.0
 RESTORING = 1.0  # seconds for a job whose outputs DVC has
 CACHED = "from cache (dvc repro)"
 BACKWARD = 2.0  # cost of a backward pass relative to a forward one
+WIDTH = {"float16": 2, "float32": 4}  # bytes
 KEYPOINT_BYTES = 150  # per row of matches
 SPAIR = {"trn": (990, 53_340, 10_652), "val": (324, 5_384, 1_070), "test": (486, 12_234, 2_438)}  # images, large, small
 WILLOW = {"car": 3, "duck": 1, "motorbike": 3, "winebottle": 3}  # sub-sets
@@ -182,6 +184,28 @@ def _toy(dataset: DatasetSpec, source: ToySource) -> Size:
     return Size(images=kinds * each, pairs=pairs, keypoints=10 * pairs, shape=toy.SIZES[-1], known=False)
 
 
+class Pass(NamedTuple):
+    """What one view of an image costs.
+
+    Attributes:
+        trunk, tail: operations.
+        held: values of its activations in a trunk.
+        cells: of the features of all views, on the grid of the largest.
+        channels: of these.
+    """
+
+    trunk: float
+    tail: float
+    held: int
+    cells: int
+    channels: int
+
+    @property
+    def values(self) -> int:
+        """How many a store of features holds."""
+        return self.cells * self.channels
+
+
 class Costs:
     """Estimated costs of the jobs of one experiment."""
 
@@ -189,7 +213,7 @@ class Costs:
         self.graph, self.params = graph, graph.params
         self.sizes = {name: size(spec, graph.job("fetch", name)) for name, spec in self.params.datasets.items()}
         self._networks: dict[str, Backbone] = {}
-        self._passes: dict[tuple[Any, ...], tuple[float, float, int, int]] = {}
+        self._passes: dict[tuple[Any, ...], Pass] = {}
 
     def of(self, job: Job) -> Cost | None:
         """The cost of one job, start-up included; None if its dataset's size is not known yet."""
@@ -210,13 +234,8 @@ class Costs:
                 self._networks[name] = build(self.params.backbones[name])
         return self._networks[name]
 
-    def _pass(
-        self, name: str, shape: tuple[int, int], weights: str | None = None, size: int | None = None
-    ) -> tuple[float, float, int, int]:
-        """Operations of the trunk and of the tail on one view of an image, and the number of values each stores.
-
-        Of a view at the backbone's own size, if none is given; the values stored are those of all views.
-        """
+    def _pass(self, name: str, shape: tuple[int, int], weights: str | None = None, size: int | None = None) -> Pass:
+        """What one view of an image costs, at the backbone's own size if no other is given."""
         key = name, shape, weights, size
         if key not in self._passes:
             network, spec = self._network(name), self.params.backbones[name]
@@ -238,10 +257,22 @@ class Costs:
                         part()
                     counts.append(float(counter.get_total_flops()))
             height, width = network.grid(shape, resized_size(shape, max(spec.sizes))).shape
-            values = height * width * network.channels(spec) * len(spec.views)
-            self._passes[key] = (counts[0], counts[1] - counts[0], held, values)
+            self._passes[key] = Pass(
+                trunk=counts[0],
+                tail=counts[1] - counts[0],
+                held=held,
+                cells=height * width,
+                channels=network.channels(spec) * len(spec.views),
+            )
             network.upsampler = None
         return self._passes[key]
+
+    def _values(self, name: str, shape: tuple[int, int], weights: str) -> int:
+        """How many values a backbone's store holds of an image."""
+        if (fusion := self.params.fusions.get(name)) is None:
+            return self._pass(name, shape, weights).values
+        a, b = (self._pass(member, shape, weights) for member in (fusion.a, fusion.b))
+        return max(a.cells, b.cells) * (a.channels + b.channels)
 
     def _fetch(self, job: Job, dataset: Size) -> Cost:
         # Decoding and copying, and verifying whole lists of pairs if the benchmark's own are expected.
@@ -255,36 +286,38 @@ class Costs:
         name = job.cell["backbone"]
         spec = self.params.backbones[name]
         passes = [self._pass(name, dataset.shape, None, look.size) for look in spec.looks]
-        flops = sum(trunk + tail for trunk, tail, *_ in passes)
-        width = 2 if spec.precision == "float16" else 4
-        return Cost(flops=dataset.images * flops, disk=dataset.images * passes[0][3] * width)
+        flops = sum(one.trunk + one.tail for one in passes)
+        return Cost(flops=dataset.images * flops, disk=dataset.images * passes[0].values * WIDTH[spec.precision])
 
     def _trunk(self, job: Job, dataset: Size) -> Cost:
         name, settings = job.cell["backbone"], self.params.trunk
         others = [] if job.cell["dataset"] == self.params.grid.train else settings.sizes
         sizes = {self.params.backbones[name].image_size, *others}
         passes = [self._pass(name, dataset.shape, None, size) for size in sorted(sizes)]
-        width = 2 if settings.precision == "float16" else 4
         seen = dataset.images * (2 if settings.mirrored else 1)
-        flops, held = (sum(one[part] for one in passes) for part in (0, 2))
-        return Cost(flops=seen * flops, disk=seen * held * width)
+        flops, held = sum(one.trunk for one in passes), sum(one.held for one in passes)
+        return Cost(flops=seen * flops, disk=seen * held * WIDTH[settings.precision])
 
     def _adapt(self, job: Job, dataset: Size) -> Cost:
         name = job.cell["backbone"]
         spec = self.params.backbones[name]
         passes = [self._pass(name, dataset.shape, job.cell["tuning"], look.size) for look in spec.looks]
-        width = 2 if spec.precision == "float16" else 4
-        flops = sum(tail for _, tail, *_ in passes)
-        return Cost(flops=dataset.images * flops, disk=dataset.images * passes[0][3] * width)
+        flops = sum(one.tail for one in passes)
+        return Cost(flops=dataset.images * flops, disk=dataset.images * passes[0].values * WIDTH[spec.precision])
+
+    def _fuse(self, job: Job, dataset: Size) -> Cost:
+        name = job.cell["fusion"]
+        values = dataset.images * self._values(name, dataset.shape, job.cell["weights"])
+        return Cost(seconds=2e-8 * values, disk=values * WIDTH[self.params.fusions[name].precision])
 
     def _finetune(self, job: Job, train: Size, validate: Size) -> Cost:
         name, tuning = job.cell["backbone"], self.params.tunings[job.cell["tuning"]]
-        trunk, tail, _, _ = self._pass(name, train.shape, job.cell["tuning"])
-        tail *= tuning.blocks / self.params.trunk.blocks
+        once = self._pass(name, train.shape, job.cell["tuning"])
+        tail = once.tail * tuning.blocks / self.params.trunk.blocks
         seen = train.images if isinstance(tuning.batches, ImageBatches) else 2 * train.pairs
         augment = tuning.augment
-        live = trunk if augment and augment.live(self.params.trunk) else 0.0
-        scored = validate.images * self._pass(name, validate.shape, job.cell["tuning"])[1]
+        live = once.trunk if augment and augment.live(self.params.trunk) else 0.0
+        scored = validate.images * self._pass(name, validate.shape, job.cell["tuning"]).tail
         scored *= tuning.epochs // tuning.validation.every + 1
         network = self._network(name)
         assert isinstance(network, Blockwise), "architectures.py refuses to tune others"
@@ -297,7 +330,7 @@ class Costs:
         return Cost(flops=flops, disk=5 * 4 * tuned)  # best, and in last.pt: tensors, two moments and best
 
     def _match(self, job: Job, dataset: Size) -> Cost:
-        *_, values = self._pass(job.cell["backbone"], dataset.shape, job.cell["weights"])
+        values = self._values(job.cell["backbone"], dataset.shape, job.cell["weights"])
         return Cost(flops=2.0 * dataset.keypoints * values, disk=KEYPOINT_BYTES * dataset.keypoints)
 
     def _layers(self, job: Job, dataset: Size) -> Cost:

@@ -131,12 +131,16 @@ def require_dvcs_keys(values: params.Params) -> None:
         UserError: one is missing.
     """
     missing = [] if "layers" in values.grid.model_fields_set else ["grid.layers"]
+    missing += [] if "fusions" in values.grid.model_fields_set else ["grid.fusions"]
     missing += [] if "hold_outs" in values.model_fields_set else ["hold_outs"]
     for name in values.grid.backbones:
         missing += [] if "views" in values.backbones[name].model_fields_set else [f"backbones.{name}.views"]
     if missing:
         keys, verb = ", ".join(missing), "is" if len(missing) == 1 else "are"
         raise UserError(f"{params.PARAMS_FILE}: {keys} {verb} missing, which dvc.yaml reads. Run: semcorr fix")
+    if names := [one for one in values.grid.fusions if isinstance(one, str)]:
+        what = f"grid.fusions: {names[0]!r} does not say what it joins, which dvc.yaml reads"
+        raise UserError(f"{params.PARAMS_FILE}: {what}. Run: semcorr fix")
 
 
 def another_version() -> str | None:

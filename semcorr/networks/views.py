@@ -52,16 +52,22 @@ def joined(seen: Sequence[Seen]) -> tuple[Tensor, Grid]:
     """
     if len(seen) == 1:
         return seen[0].features, seen[0].grid
-    grid = max((one.grid for one in seen), key=lambda one: max(one.resized_size))
+    grid = finest([one.grid for one in seen])
+    return torch.cat([on_grid(one, grid) for one in seen], dim=-1), grid
+
+
+def finest(grids: Sequence[Grid]) -> Grid:
+    """Of several grids of one image, that with the least distance between cells; the first of equal ones."""
+    return min(grids, key=lambda grid: grid.pitch / max(grid.resized_size))
+
+
+def on_grid(seen: Seen, grid: Grid) -> Tensor:
+    """Features of length one (h, w, C) float32 at the cells of a grid, sampled where those lie in the features' own."""
+    unit = normalise(seen.features.float())
+    if seen.grid == grid and not seen.mirrored:
+        return unit
     height, width = grid.shape
     cells = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1).reshape(-1, 2)
     points = grid.cells_to_pixels(cells.astype(float))
-    parts = []
-    for one in seen:
-        unit = normalise(one.features.float())
-        if one.mirrored or one.grid != grid:
-            there = one.grid.pixels_to_cells(one.grid.mirror(points) if one.mirrored else points)
-            at = torch.from_numpy(there).to(unit.device)
-            unit = sample(unit, at, "bilinear").reshape(height, width, -1)
-        parts.append(unit)
-    return torch.cat(parts, dim=-1), grid
+    there = seen.grid.pixels_to_cells(seen.grid.mirror(points) if seen.mirrored else points)
+    return sample(unit, torch.from_numpy(there).to(unit.device), "bilinear").reshape(height, width, -1)

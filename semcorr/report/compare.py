@@ -19,7 +19,7 @@ import pandas as pd
 from semcorr import pck
 from semcorr.artifacts.provenance import expect, read_table
 from semcorr.datasets import hold_outs
-from semcorr.engine.graph import MATCHES, STAGES, Graph
+from semcorr.engine.graph import MATCHES, STAGES, Graph, names_on
 from semcorr.errors import UserError, reason
 from semcorr.params import PARAMS_FILE, Evaluate, Params, read_text
 from semcorr.report.tables import SIGNIFICANT
@@ -122,9 +122,11 @@ def _side(text: str, params: Params) -> Side:
     file = f"{revision}:{PARAMS_FILE}"
     values = read_text(_at(revision, PARAMS_FILE).decode(), Path(file)) if revision else params.to_dict()
     try:
-        names = {axis: list(values["grid"][key.removeprefix("grid.")]) for axis, key in STAGES["match"].axes.items()}
-    except (KeyError, TypeError):
-        raise UserError(f"{file}: has no grid of backbones, weights, datasets and rules. Give another one") from None
+        names = {axis: names_on(values, key) for axis, key in STAGES["match"].axes.items()}
+    except TypeError:
+        names = {}
+    if not names or not all(names.values()):
+        raise UserError(f"{file}: has no grid of backbones, weights, datasets and rules. Give another one")
     return Side(text=text, revision=revision, values=values, names=names, given=_given(words, names, text))
 
 

@@ -251,7 +251,9 @@ def _beside(known: Literature, cells: dict[str, dict[str, Any]], params: Params)
 def _concerns(known: Literature, name: str, params: Params) -> bool:
     """Whether a cell has the format and the family of networks of a result of the literature."""
     cell = dict(zip(AXES, name.split("/"), strict=True))
-    spec, dataset = params.backbones[cell["backbone"]], params.datasets[cell["dataset"]]
+    spec, dataset = params.backbones.get(cell["backbone"]), params.datasets[cell["dataset"]]
+    if spec is None:  # a fusion
+        return False
     family = known.family in (*spec.model.split("_"), spec.family)
     return family and dataset.format == known.format
 

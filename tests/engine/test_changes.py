@@ -167,7 +167,7 @@ MODULES: dict[str, set[str]] = {
     **dict.fromkeys((f"artifacts/{name}.py" for name in ("__init__", "files", "progress", "provenance")), EVERYTHING),
     **dict.fromkeys((f"datasets/{name}.py" for name in ("__init__", "archive", "download")), EVERYTHING),
     **dict.fromkeys(("stages/weights.py", "tensors.py", "geometry.py", "networks/__init__.py"), WEIGHTS),
-    **dict.fromkeys(("networks/upsampler.py", "plugins.py"), WEIGHTS),
+    "networks/upsampler.py": WEIGHTS,
     **dict.fromkeys((f"networks/backbones/{name}.py" for name in ("__init__", "base", "timm")), WEIGHTS),
     **dict.fromkeys((f"networks/backbones/{name}.py" for name in ("attention", "names", "plain", "staged")), WEIGHTS),
     **dict.fromkeys(

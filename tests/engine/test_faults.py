@@ -559,6 +559,7 @@ def test_a_record_is_dvcs_or_the_jobs_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("params.yaml").write_text("")
     job = graph.Job(
+        name="evaluate@r",
         stage="evaluate",
         cell={"rule": "r"},
         settings={"evaluate": {"seed": 1}},

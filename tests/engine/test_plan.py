@@ -57,14 +57,14 @@ def test_why_a_job_would_run(experiment, tmp_path):
 def test_operations_of_a_vit_by_hand(experiment):
     """Patch embedding, and in each block four d x d and two d x 4d products a token, and two n x n x d ones."""
     costs = plan.Costs(graph.Graph(params.load()))
-    trunk, tail, _, values = costs._pass("dinov2_tiny", (112, 112))
+    once = costs._pass("dinov2_tiny", (112, 112))
     cells, width = 8 * 8, 48
     tokens = cells + 1
     block = 2 * tokens * (4 * width**2 + 2 * 4 * width**2) + 2 * 2 * tokens**2 * width
     embedding = 2 * cells * 14 * 14 * 3 * width
-    assert trunk == pytest.approx(embedding + 2 * block, rel=0.01)  # three blocks, of which the last is tuned
-    assert tail == pytest.approx(block, rel=0.01)
-    assert values == cells * width
+    assert once.trunk == pytest.approx(embedding + 2 * block, rel=0.01)  # three blocks, of which the last is tuned
+    assert once.tail == pytest.approx(block, rel=0.01)
+    assert once.values == cells * width
 
 
 def test_disk_against_what_is_written(experiment):

@@ -40,7 +40,7 @@ def _dvc_graph() -> dict:
     return found
 
 
-def _snakemake_graph() -> dict:
+def _snakemake_graph(values: params.Params) -> dict:
     """The same of Snakemake."""
     from snakemake.api import SnakemakeApi
     from snakemake.settings.types import DAGSettings, OutputSettings, Quietness, ResourceSettings
@@ -53,9 +53,8 @@ def _snakemake_graph() -> dict:
         for job in workflow._workflow.dag.jobs:
             if job.rule.norun:
                 continue
-            axes = graph.STAGES[job.rule.name].axes
-            name = "@".join(filter(None, [job.rule.name, "-".join(job.wildcards_dict[axis] for axis in axes)]))
-            found[name] = {
+            cell = [job.wildcards_dict[axis] for axis in graph.STAGES[job.rule.name].axes]
+            found[graph.Graph(values).job(job.rule.name, *cell).name] = {
                 "command": job.shellcmd.split(" 2> ")[0],
                 "inputs": set(map(str, job.input)),
                 "outputs": set(map(str, job.output)),
@@ -68,7 +67,7 @@ def _our_graph(values: params.Params) -> dict:
     """The same of the stages themselves."""
     found = {}
     for job in graph.Graph(values).jobs():
-        found["@".join(filter(None, [job.stage, "-".join(job.cell.values())]))] = {
+        found[job.name] = {
             "command": job.command,
             "reads": set(map(str, job.reads)),
             "inputs": {*map(str, job.inputs.values()), str(markers.marker(job.stage, *job.cell.values()))},
@@ -83,7 +82,7 @@ def test_one_graph_in_both_engines(clone, preset, monkeypatch):
     """Stages, commands, inputs, outputs and parameter values of DVC, Snakemake and the package are the same."""
     monkeypatch.chdir(clone(preset).root)
     values = params.load()
-    ours, dvc, snakemake = _our_graph(values), _dvc_graph(), _snakemake_graph()
+    ours, dvc, snakemake = _our_graph(values), _dvc_graph(), _snakemake_graph(values)
     assert ours.pop("validate")["outputs"] == dvc.pop("validate")["outputs"] == {str(graph.BASIS)}  # Snakemake, itself
     assert ours.keys() == dvc.keys() == snakemake.keys()
     for name, job in ours.items():

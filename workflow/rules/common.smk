@@ -72,6 +72,16 @@ def known(paths):
     return of
 
 
+def member(role):
+    """An input function for the store of one of the two backbones that a fusion joins."""
+
+    def of(wildcards):
+        backbone = getattr(EXPERIMENT.params.joined[wildcards.fusion], role)
+        return known("features/{backbone}/{weights}/{dataset}.h5")(dict(wildcards) | {"backbone": backbone})
+
+    return of
+
+
 def marker(stage):
     """The file that tells Snakemake whether a stage's job is stale."""
     return str(marker_of(stage, *(f"{{{axis}}}" for axis in stage_graph.STAGES[stage].axes)))
@@ -84,6 +94,7 @@ def made_by(*stages):
 
 wildcard_constraints:
     backbone=NAMES,
+    fusion="|".join(EXPERIMENT.params.joined) or "none",
     weights=NAMES,
     tuning="|".join(config["tunings"]) or "none",
     dataset=NAMES,

@@ -6,6 +6,7 @@ INPUTS
 OUTPUTS
     features/{backbone}/{weights}/{dataset}.h5
     features/{backbone}/trunk/{dataset}.h5
+    features/{fusion}/{weights}/{dataset}.h5
 """
 
 
@@ -21,6 +22,7 @@ rule extract:
     log:
         "logs/extract/{backbone}/{weights}/{dataset}.log",
     wildcard_constraints:
+        backbone="|".join(config["backbones"]),
         weights="|".join(config["baselines"]),
     threads: config["threads"]
     resources:
@@ -45,3 +47,17 @@ rule trunk:
         gpu=1,
     shell:
         "python -m semcorr trunk {wildcards.backbone} {wildcards.dataset} 2> {log:q}"
+
+
+rule fuse:
+    """The features of two backbones, joined."""
+    input:
+        a=member("a"),
+        b=member("b"),
+        marker=marker("fuse"),
+    output:
+        store="features/{fusion}/{weights}/{dataset}.h5",
+    log:
+        "logs/fuse/{fusion}/{weights}/{dataset}.log",
+    shell:
+        "python -m semcorr fuse {wildcards.fusion} {wildcards.weights} {wildcards.dataset} 2> {log:q}"

@@ -47,6 +47,8 @@ rule adapt:
         store="features/{backbone}/{tuning}/{dataset}.h5",
     log:
         "logs/adapt/{backbone}/{tuning}/{dataset}.log",
+    wildcard_constraints:
+        backbone="|".join(config["backbones"]),
     threads: config["threads"]
     resources:
         gpu=1,
