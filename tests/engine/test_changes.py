@@ -186,7 +186,8 @@ MODULES: dict[str, set[str]] = {
     **dict.fromkeys((f"networks/losses/{name}.py" for name in ("__init__", "gaussian_ce", "sides")), FINETUNE),
     "stages/finetune.py": FINETUNE,
     "stages/adapt.py": TUNED,
-    **dict.fromkeys(("matching.py", "pck.py", "readouts/__init__.py", "readouts/argmax.py"), READ_OUT),
+    **dict.fromkeys(("matching.py", "pck.py", "plugins.py"), READ_OUT),
+    **dict.fromkeys(("readouts/__init__.py", "readouts/argmax.py"), READ_OUT),
     "readouts/softargmax.py": SOFT,
     "stages/match.py": MATCH,
     "datasets/search.py": MATCH | LAYERS,
@@ -200,7 +201,7 @@ MODULES: dict[str, set[str]] = {
     **dict.fromkeys((f"networks/losses/{name}.py" for name in ("contrastive", "cosine", "l2", "end_point")), NOTHING),
     **dict.fromkeys((f"datasets/{name}.py" for name in ("ap10k", "coco", "pfpascal", "pfwillow")), NOTHING),
     **dict.fromkeys((f"networks/backbones/{name}.py" for name in ("own", "sam")), NOTHING),
-    "readouts/kernel_softargmax.py": NOTHING,
+    **dict.fromkeys(("networks/fusion.py", "stages/fuse.py", "readouts/kernel_softargmax.py"), NOTHING),
     # What decides or shows, and computes nothing.
     **dict.fromkeys(("datasets/listing.py", "engine/run_cache.py"), NOTHING),
     **dict.fromkeys((f"engine/{name}.py" for name in ("__init__", "at_work", "basis", "code", "current")), NOTHING),
