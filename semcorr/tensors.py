@@ -34,6 +34,16 @@ def normalise(features: Tensor) -> Tensor:
     return torch.nn.functional.normalize(features, dim=-1)
 
 
+def onto(device: torch.device, array: np.ndarray) -> Tensor:
+    """An array as a tensor on a device; nobody waits until a GPU has it."""
+    return pinned(torch.from_numpy(array), device).to(device, non_blocking=True)
+
+
+def pinned(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor that a GPU can fetch by itself, if that is the device and there is one."""
+    return tensor.pin_memory() if device.type == "cuda" and torch.cuda.is_available() else tensor
+
+
 def sample(features: Tensor, cells: Tensor, sampling: str) -> Tensor:
     """Descriptors at points of a feature map.
 
@@ -48,7 +58,7 @@ def sample(features: Tensor, cells: Tensor, sampling: str) -> Tensor:
     require_shape("features", features, "h", "w", "C")
     require_shape("cells", cells, "N", 2)
     height, width, _ = features.shape
-    grid = 2 * (cells + 0.5) / cells.new_tensor([width, height]) - 1
+    grid = 2 * (cells + 0.5) / onto(cells.device, np.array([width, height])).to(cells.dtype) - 1
     sampled = torch.nn.functional.grid_sample(
         features.permute(2, 0, 1)[None],
         grid[None, None].to(features),

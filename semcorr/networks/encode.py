@@ -28,7 +28,7 @@ from semcorr.geometry import Grid, resized_size
 from semcorr.networks import runtime, views
 from semcorr.networks.backbones.base import Backbone
 from semcorr.params import BackboneSpec, Look, Runtime
-from semcorr.tensors import rounded
+from semcorr.tensors import pinned, rounded
 
 LIBRARIES = ("torch", "timm", "segment-anything")
 Arrays = Iterator[tuple[str, Tensor, Callable[[], str]]]  # image id, array, and its overflow message
@@ -174,7 +174,7 @@ def encode(encoder: Encoder, index: Path, kept: StoreTarget, options: Runtime) -
                     pairs = zip(batch, at, strict=True)
                     at = torch.stack([network.mirrored(one, encoder.grid(image, look.size)) for image, one in pairs])
                 shown.append(at)
-            outputs = [halving(lambda part: forward(part.to(device)), view) for view in shown]
+            outputs = [halving(lambda part: forward(part.to(device, non_blocking=True)), view) for view in shown]
             for image, one, *seen in zip(batch, pixels[0], *outputs, strict=True):
                 for name, array in encoder.arrays(image, seen):
                     yield name, array, partial(why, one)
@@ -252,7 +252,7 @@ def batches(
         return [network.preprocess(decoded, size)[0] for size in sizes]
 
     def stacked(ready: list[list[Tensor]]) -> list[Tensor]:
-        return [torch.stack(list(one)) for one in zip(*ready, strict=True)]
+        return [pinned(torch.stack(list(one)), network.device) for one in zip(*ready, strict=True)]
 
     if options.workers == 0:
         for chunk in chunks:

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import BaseFileLock, Timeout
@@ -41,10 +42,24 @@ def device(options: Runtime, threads: int) -> torch.device:
             chosen = torch.device("cuda", number)
             torch.cuda.set_device(chosen)
         # CPU algorithms are deterministic anyway, and this call costs 2.6 s of imports.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
         torch.use_deterministic_algorithms(True, warn_only=True)
+        # float32 is float32: convolutions would use TF32, whose products have 10 bits, unless told not to.
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     if options.device == "auto":
         logger.info("computing on %s (runtime.device: auto), %d threads", chosen, threads)
     return chosen
+
+
+def facts(where: torch.device) -> dict[str, Any]:
+    """What a result may depend on besides its inputs, for its provenance."""
+    if where.type != "cuda":
+        return {"device": where.type}
+    return {
+        "device": f"{where.type}, {torch.cuda.get_device_name(where)}",
+        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+        "tf32": torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32,
+    }
 
 
 def pick(wanted: str) -> torch.device:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image as PillowImage
 from torch import Tensor
@@ -14,6 +13,7 @@ from semcorr.artifacts.store import Store
 from semcorr.geometry import Grid
 from semcorr.networks import views
 from semcorr.networks.backbones import build_blockwise, load
+from semcorr.networks.feed import Feed
 from semcorr.params import BackboneSpec, Look
 
 
@@ -32,6 +32,7 @@ class Tail:
         self.device = device
         self.network = load(build_blockwise(spec), *tensors).to(device)
         self.first = self.network.stop(spec) - blocks
+        self._feeds: dict[Store, Feed] = {}
 
     def forward(
         self,
@@ -51,12 +52,23 @@ class Tail:
             size: of the images, if it is not the backbone's own; the trunk must have been stored of it too.
         """
         names = {image_id: views.named(image_id, mirrored=mirrored, size=size) for image_id in ids}
+        feed = self._feed(trunk)
+        return self._finish(
+            {image_id: trunk.grid(name) for image_id, name in names.items()},
+            lambda members: feed.stacked([names[image_id] for image_id in members]),
+            blocks,
+        )
 
-        def activations(members: list[str]) -> Tensor:
-            arrays = np.stack([trunk.array(names[image_id]) for image_id in members])
-            return torch.from_numpy(arrays).to(self.device).float()
+    def ahead(self, trunk: Store, ids: list[str], mirrored: bool = False, size: int | None = None) -> None:
+        """Say which images `forward` will be asked for next; see `Feed`."""
+        names = {image_id: views.named(image_id, mirrored=mirrored, size=size) for image_id in ids}
+        for members in self._by_shape({image_id: trunk.grid(name) for image_id, name in names.items()}).values():
+            self._feed(trunk).ahead([names[image_id] for image_id in members])
 
-        return self._finish({image_id: trunk.grid(name) for image_id, name in names.items()}, activations, blocks)
+    def _feed(self, trunk: Store) -> Feed:
+        if trunk not in self._feeds:
+            self._feeds[trunk] = Feed(trunk, self.device)
+        return self._feeds[trunk]
 
     def forward_live(
         self,
@@ -85,11 +97,8 @@ class Tail:
         """Run the tail on one batch per padded shape, and cut each image's map to its valid cells."""
         # The trunk knows nothing of a finer grid.
         grids = {image_id: self.network.grid(grid.image_size, grid.resized_size) for image_id, grid in grids.items()}
-        shapes: dict[tuple[int, int], list[str]] = defaultdict(list)
-        for image_id, grid in grids.items():
-            shapes[self._cells(grid)].append(image_id)
         maps = {}
-        for cells, members in shapes.items():
+        for cells, members in self._by_shape(grids).items():
             raw = self.network.tail(activations(members), cells, self.first, self.spec)
             batch = self.network.finished(raw).permute(0, 2, 3, 1)
             for image_id, features in zip(members, batch, strict=True):
@@ -100,6 +109,13 @@ class Tail:
                     height, width = replace(grids[image_id], upsample=1).shape
                     blocks[image_id] = features[:height, :width]
         return maps
+
+    def _by_shape(self, grids: dict[str, Grid]) -> dict[tuple[int, int], list[str]]:
+        """The images of each padded grid (h, w)."""
+        shapes: dict[tuple[int, int], list[str]] = defaultdict(list)
+        for image_id, grid in grids.items():
+            shapes[self._cells(grid)].append(image_id)
+        return shapes
 
     def _cells(self, grid: Grid) -> tuple[int, int]:
         """The padded grid (h, w) of an image."""
@@ -117,12 +133,14 @@ class Tail:
         self, trunk: Store, ids: list[str], batch_size: int, looks: Sequence[Look]
     ) -> Iterator[tuple[str, Tensor, Grid]]:
         """Feature maps of many images, in order, without gradients; the given views, joined."""
-        for at in range(0, len(ids), batch_size):
-            batch = ids[at : at + batch_size]
-            maps = []
-            for look in looks:
-                other = None if look.size == self.spec.image_size else look.size
-                maps.append(self.forward(trunk, batch, look.mirrored, size=other))
+        parts = [ids[at : at + batch_size] for at in range(0, len(ids), batch_size)]
+        sizes = [None if look.size == self.spec.image_size else look.size for look in looks]
+        for batch, following in zip(parts, [*parts[1:], []], strict=False):
+            for look, size in zip(looks, sizes, strict=True):
+                self.ahead(trunk, following, look.mirrored, size)
+            maps = [
+                self.forward(trunk, batch, look.mirrored, size=size) for look, size in zip(looks, sizes, strict=True)
+            ]
             for image_id in batch:
                 pairs = zip(looks, maps, strict=True)
                 seen = [views.Seen(*one[image_id], look.mirrored) for look, one in pairs]

@@ -38,6 +38,7 @@ from semcorr.tensors import rounded
 
 VALIDATION_SAMPLING = "bilinear"  # with argmax as the readout
 VALIDATION_THRESHOLD = 0.10
+READ_EVERY = 20  # steps after which a GPU is asked for their losses; asking after each would let it wait
 SAVE_EVERY = 120  # seconds; also after every epoch
 
 logger = logging.getLogger(__name__)
@@ -71,6 +72,24 @@ class Run:
     options: Runtime
 
 
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A step of the optimizer, whose numbers the device may still be computing.
+
+    Attributes:
+        number, epoch: from 1.
+        rate: the learning rate.
+        loss: averaged over its batches.
+        norm: of the gradient, before it is clipped.
+    """
+
+    number: int
+    epoch: int
+    rate: float
+    loss: Tensor
+    norm: Tensor
+
+
 class Trainer:
     """One training run.
 
@@ -98,6 +117,7 @@ class Trainer:
         self.keep = self.tuning.keep or Keep(anchor=None, average=None, distil=None)
         self.start = self.tuned.values()
         self._require_twins()
+        self._unread: list[Step] = []
         self.sure = 0  # matches that distillation found in this process
         self.warned = False  # about features that overflow the backbone's precision
         # With the tensors and the states of the optimizer and the scaler, all that a run needs to resume.
@@ -131,10 +151,12 @@ class Trainer:
             while state["epoch"] <= last and not self._patience_is_over():
                 updates = self.batches.updates(state["epoch"])
                 while state["update"] < len(updates):
-                    value = self._update(trunk, updates[state["update"]])
+                    now, following = [*updates, []][state["update"] :][:2]
+                    self._update(trunk, now, following)
                     state["update"] += 1
                     bar.update()
-                    reached = {"loss": f"{value:.3f}", "PCK": f"{100 * state['curve'][-1][2]:.1f} %"}
+                    reached = {"PCK": f"{100 * state['curve'][-1][2]:.1f} %"}
+                    reached |= {"loss": f"{state['steps'][-1][1]:.3f}"} if state["steps"] else {}
                     bar.set_postfix(reached, refresh=False)
                     if time.monotonic() - saved > SAVE_EVERY:
                         self._save()
@@ -175,8 +197,14 @@ class Trainer:
             before = step
         return rows
 
-    def _update(self, trunk: Store, batches: list[Batch]) -> float:
-        """Take one step of the optimizer; return the loss, averaged over the batches."""
+    def _update(self, trunk: Store, batches: list[Batch], following: list[Batch]) -> None:
+        """Take one step of the optimizer.
+
+        Args:
+            trunk: see `train`.
+            batches: of this step.
+            following: the next one's, which are read meanwhile; none at the end of an epoch.
+        """
         state = self.state
         factor = learning_rate(state["step"], self.steps, self.tuning)
         progress = state["step"] / max(1, self.steps - 1)
@@ -184,32 +212,52 @@ class Trainer:
             group["lr"] = group["factor"] * factor * self.tuning.learning_rate
         self.optimizer.zero_grad()
         total = torch.zeros((), device=self.device)
-        for batch in batches[self.group.rank :: self.group.size]:
+        own = self._own(batches)
+        for batch, later in zip(own, [*own[1:], *self._own(following)[:1], None], strict=False):
+            if later is not None and not self._live:
+                self.tail.ahead(trunk, later.ids, Augmentation(self.tuning.augment, later.seed).mirrored)
             mean = self._loss(trunk, batch, progress) / len(batches)
             self.scaler.scale(mean).backward()
             total += mean.detach()
-        value = self.group.sum([total])[0].item()
-        self._require_finite("loss", value)
+        total = self.group.sum([total])[0]
         tensors: list[Tensor] = list(self.tuned.tensors.values())
         self.group.sum_gradients(tensors)
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(tensors, self.tuning.gradient_clip)
-        if not self.scaler.is_enabled():  # the scaler skips such a step and lowers its scale
-            self._require_finite("gradient's norm", norm.item())
+        state["step"] += 1
+        rate = factor * self.tuning.learning_rate
+        self._unread.append(Step(number=state["step"], epoch=state["epoch"], rate=rate, loss=total, norm=norm))
+        if len(self._unread) >= (READ_EVERY if self.device.type == "cuda" else 1):
+            self._read()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.ema is not None and self.tuning.ema is not None:
             with torch.no_grad():
                 for name, tensor in self.tuned.tensors.items():
                     self.ema[name].lerp_(tensor, 1 - self.tuning.ema)
-        state["step"] += 1
-        state["steps"].append([state["step"], value, factor * self.tuning.learning_rate])
-        return value
 
-    def _require_finite(self, what: str, value: float) -> None:
+    def _own(self, batches: list[Batch]) -> list[Batch]:
+        """Those of an update's batches that this process computes."""
+        return batches[self.group.rank :: self.group.size]
+
+    def _read(self) -> None:
+        """Wait for what the device computed since the last time, and record it.
+
+        Raises:
+            UserError: a loss or a gradient is not finite. Nothing has been saved since.
+        """
+        unread, self._unread = self._unread, []
+        both = torch.stack([torch.stack([one.loss, one.norm]) for one in unread]).tolist() if unread else []
+        for step, (value, norm) in zip(unread, both, strict=True):
+            self._require_finite("loss", value, step)
+            if not self.scaler.is_enabled():  # the scaler skips such a step and lowers its scale
+                self._require_finite("gradient's norm", norm, step)
+            self.state["steps"].append([step.number, value, step.rate])
+
+    def _require_finite(self, what: str, value: float, step: Step) -> None:
         if not np.isfinite(value):
             raise UserError(
-                f"{self.title}: the {what} is {value} at step {self.state['step'] + 1} (epoch {self.state['epoch']}). "
+                f"{self.title}: the {what} is {value} at step {step.number} (epoch {step.epoch}). "
                 f"Lower tunings.{self.run.name}.learning_rate. {self.run.last} keeps what was reached before"
             )
 
@@ -239,6 +287,11 @@ class Trainer:
             value = value + distil.weight * loss(maps, replace(moved, pairs=sure), self.tuning, progress)
         return value
 
+    @property
+    def _live(self) -> bool:
+        """Whether the trunk runs, since it is not cached of the images as they are changed."""
+        return self.tuning.augment is not None and self.tuning.augment.live(self.run.trunk)
+
     def _as(self, tensors: dict[str, Tensor], forward: Callable[[], Maps]) -> Maps:
         """What a forward pass gives with other trained tensors, without gradients."""
         current = self.tuned.values()
@@ -253,11 +306,10 @@ class Trainer:
 
         From the cached trunk, or from the images if theirs are not cached.
         """
-        augment, kept = self.tuning.augment, self.run.trunk
-        change = Augmentation(augment, batch.seed)
+        change = Augmentation(self.tuning.augment, batch.seed)
         grids = {image_id: trunk.grid(image_id) for image_id in batch.ids}
         moved = replace(batch, pairs=[change.pair(pair, grids) for pair in batch.pairs])
-        live = augment is not None and augment.live(kept)
+        live = self._live
         images = {image_id: change.image(self.run.read(image_id)) for image_id in batch.ids} if live else {}
 
         def forward(blocks: dict[str, Tensor] | None) -> Maps:
@@ -273,6 +325,7 @@ class Trainer:
 
     def _validate(self, held_out: Store, epoch: int) -> None:
         """Score the validation pairs with the current tensors, or their average; keep them if they are the best."""
+        self._read()
         state, current = self.state, None
         if (result := self._result()) is not None and epoch:
             current = self.tuned.values()
@@ -339,6 +392,7 @@ class Trainer:
 
     def _save(self) -> None:
         """Write last.pt atomically."""
+        self._read()
         if not self.group.first:
             return
         content = {

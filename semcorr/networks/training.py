@@ -21,7 +21,7 @@ from semcorr.networks import losses
 from semcorr.networks.backbones.base import Blockwise
 from semcorr.networks.upsampler import PREFIX, Upsampler
 from semcorr.params import Augment, BackboneSpec, ImageBatches, LoRA, Tuning
-from semcorr.tensors import normalise, sample
+from semcorr.tensors import normalise, onto, sample
 
 Maps = dict[str, tuple[Tensor, Grid]]  # image id -> feature map (h, w, C), and its grid
 
@@ -254,6 +254,7 @@ def loss(maps: Maps, batch: Batch, tuning: Tuning, progress: float = 0.0) -> Ten
         progress: of the training, 0 to 1, for numbers that change over it.
     """
     unit = {image_id: normalise(features) for image_id, (features, _) in maps.items()}
+    device = unit[batch.ids[0]].device
     counts = np.array([len(pair.keypoint_ids) for pair in batch.pairs])
     pixels = {side: np.concatenate([pair.points(side) for pair in batch.pairs]) for side in ("source", "target")}
     numbers = {side: by_image([getattr(pair, side) for pair in batch.pairs], counts) for side in pixels}
@@ -261,18 +262,19 @@ def loss(maps: Maps, batch: Batch, tuning: Tuning, progress: float = 0.0) -> Ten
     def truth(side: str, image_id: str) -> Tensor:
         """The annotated points of one image, in its cells."""
         grid = maps[image_id][1]
-        return unit[image_id].new_tensor(grid.pixels_to_cells(pixels[side][numbers[side][image_id]]))
+        cells = grid.pixels_to_cells(pixels[side][numbers[side][image_id]])
+        return onto(device, cells.astype(np.float32))
 
     # Every image is sampled once, however many pairs it is the source of.
     sampled = [sample(unit[image_id], truth("source", image_id), "bilinear") for image_id in numbers["source"]]
     order = np.argsort(np.concatenate(list(numbers["source"].values())))
-    descriptors = torch.cat(sampled)[torch.from_numpy(order)]
+    descriptors = torch.cat(sampled)[onto(device, order)]
     generator = torch.Generator().manual_seed(batch.seed)
     upsample = maps[batch.ids[0]][1].upsample
     objective = losses.objective(tuning.loss, tuning.end_point, progress, upsample)
     values = []
     for image_id, keypoints in numbers["target"].items():
-        target, source = unit[image_id], descriptors[torch.from_numpy(keypoints)]
+        target, source = unit[image_id], descriptors[onto(device, keypoints)]
         similarity, cells = heatmaps(source, target), truth("target", image_id)
         values.append(objective(maps=similarity, descriptors=source, target=target, cells=cells, generator=generator))
     return torch.cat(values).mean()

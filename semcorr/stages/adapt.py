@@ -21,7 +21,7 @@ def adapt(job: Job, params: Params) -> str:
     tail = Tail(spec, params.trunk.blocks, device, job.inputs["frozen"], job.inputs["tuned"])
     kept = StoreTarget(
         path=job.outputs["store"],
-        record=provenance(job, inputs),
+        record=provenance(job, inputs, **runtime.facts(device)),
         resume_key=resume_key(job),
         title=job.title,
         precision=spec.precision,

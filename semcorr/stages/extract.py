@@ -26,7 +26,7 @@ def extract(job: Job, params: Params) -> str:
     )
     kept = StoreTarget(
         path=job.outputs["store"],
-        record=provenance(job, inputs, versions=versions(), device=device.type),
+        record=provenance(job, inputs, versions=versions(), **runtime.facts(device)),
         resume_key=resume_key(job),
         title=job.title,
         precision=spec.precision,

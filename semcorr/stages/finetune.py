@@ -71,7 +71,7 @@ def finetune(job: Job, params: Params) -> str:
     write_text(job.outputs["steps"], "\n".join(["step,loss,learning_rate", *rows]) + "\n")
     rows = [f"{step},{epoch},{score}" for step, epoch, score in state["curve"]]
     write_text(job.outputs["curve"], "\n".join(["step,epoch,pck", *rows]) + "\n")
-    record = provenance(job, inputs, epoch=state["best_epoch"], curve=trainer.curve())
+    record = provenance(job, inputs, epoch=state["best_epoch"], curve=trainer.curve(), **runtime.facts(device))
     save(job.outputs["tensors"], state["best"], record)
     return (
         f"{title}: PCK@{VALIDATION_THRESHOLD:.2f} on {job.inputs['validate'].stem} {100 * state['curve'][0][2]:.1f} % "

@@ -77,7 +77,7 @@ def layers(job: Job, params: Params) -> str:
             "reference": reference,
             "rule": name,
             "layers": rows,
-            "provenance": provenance(job, inputs, versions=versions(), device=every.device.type),
+            "provenance": provenance(job, inputs, versions=versions(), **runtime.facts(every.device)),
         },
     )
     return _summary(job, rows, pck.threshold_key(settings.headline), name)

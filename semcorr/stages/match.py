@@ -54,7 +54,7 @@ def match(job: Job, params: Params) -> str:
     parts = list(zip(answers, shared, strict=True))
     table = _table(pairs, [(points[:count], similar[:count]) for (points, similar), count in parts], sizes)
     empty = sum(not count for count in shared)
-    record = provenance(job, inputs, pairs_without_keypoints=empty)
+    record = provenance(job, inputs, pairs_without_keypoints=empty, **runtime.facts(device))
     absent = _absent_table(pairs, lacking, [(points[count:], similar[count:]) for (points, similar), count in parts])
     write_table(job.outputs["absent"], absent, record)
     write_table(job.outputs["matches"], table, record)

@@ -31,7 +31,7 @@ def trunk(job: Job, params: Params) -> str:
     )
     kept = StoreTarget(
         path=job.outputs["store"],
-        record=provenance(job, inputs, versions=versions(), device=device.type),
+        record=provenance(job, inputs, versions=versions(), **runtime.facts(device)),
         resume_key=resume_key(job),
         title=job.title,
         precision=params.trunk.precision,

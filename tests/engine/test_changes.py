@@ -182,7 +182,7 @@ MODULES: dict[str, set[str]] = {
     "stages/extract.py": EXTRACT,
     "stages/trunk.py": TRUNK,
     "stages/layers.py": LAYERS,
-    **dict.fromkeys((f"networks/{name}.py" for name in ("keeping", "trainer", "training", "tail")), FINETUNE),
+    **dict.fromkeys((f"networks/{name}.py" for name in ("keeping", "trainer", "training", "tail", "feed")), FINETUNE),
     **dict.fromkeys((f"networks/losses/{name}.py" for name in ("__init__", "gaussian_ce", "sides")), FINETUNE),
     "stages/finetune.py": FINETUNE,
     "stages/adapt.py": TUNED,
