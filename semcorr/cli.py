@@ -341,6 +341,7 @@ def plan(options: argparse.Namespace) -> None:
 def run(options: argparse.Namespace) -> None:
     """Bring the experiment up to date, showing how far it is, and print its results."""
     from semcorr.engine import run as runs
+    from semcorr.engine import warm
 
     _enter_project()
     runs.require_project(options.engine)
@@ -357,7 +358,8 @@ def run(options: argparse.Namespace) -> None:
         progress = runs.Progress(*runs.planned(values, options.engine), _show)
         _show(f"{values.preset}: {progress} ({options.engine})")
         try:
-            runs.run(options.engine, progress, _show)
+            with warm.kept() as environment:
+                runs.run(options.engine, progress, _show, environment)
         except KeyboardInterrupt:
             print(f"Stopped. To continue: {runs.again(options.engine)}", file=sys.stderr)
             raise

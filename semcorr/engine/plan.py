@@ -34,6 +34,7 @@ from semcorr.params import (
     COCOSpec,
     DatasetSpec,
     ImageBatches,
+    Keep,
     Params,
     Part,
     PathSource,
@@ -317,6 +318,8 @@ class Costs:
         seen = train.images if isinstance(tuning.batches, ImageBatches) else 2 * train.pairs
         augment = tuning.augment
         live = once.trunk if augment and augment.live(self.params.trunk) else 0.0
+        keep = tuning.keep or Keep(anchor=None, average=None, distil=None)
+        further = (keep.anchor is not None) + (1 - keep.distil.after if keep.distil else 0.0)  # forward passes
         scored = validate.images * self._pass(name, validate.shape, job.cell["tuning"]).tail
         scored *= tuning.epochs // tuning.validation.every + 1
         network = self._network(name)
@@ -326,7 +329,7 @@ class Costs:
             with torch.device("meta"):
                 modules = [*modules, Upsampler(network.channels(self.params.backbones[name]), tuning.head)]
         tuned = sum(parameter.numel() for module in modules for parameter in module.parameters())
-        flops = tuning.epochs * seen * (live + tail * (1 + BACKWARD)) + scored
+        flops = tuning.epochs * seen * (live + tail + further * (live + tail) + BACKWARD * tail) + scored
         return Cost(flops=flops, disk=5 * 4 * tuned)  # best, and in last.pt: tensors, two moments and best
 
     def _match(self, job: Job, dataset: Size) -> Cost:

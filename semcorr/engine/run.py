@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +91,7 @@ class Progress:
         self._seconds = {name: cost.seconds + cost.flops / speed for name, cost in costs.items()}
         self.disk = sum(cost.disk for cost in costs.values())
         self._titles = {step.job.name: step.job.title for step in steps}
+        self._names = {title: name for name, title in self._titles.items()}
         self._started: list[str] = []
         self._start, self._show = time.monotonic(), show
 
@@ -98,6 +99,11 @@ class Progress:
         time_, disk = tqdm.format_interval(sum(self._seconds.values())), tqdm.format_sizeof(self.disk)
         unknown = " and what depends on data not fetched yet" if len(self._seconds) < len(self._titles) else ""
         return f"{len(self._titles)} jobs, about {time_}{unknown}, {disk}B"
+
+    def begin_titled(self, title: str) -> None:
+        """The same of a job by its title."""
+        if title in self._names:
+            self.begin(self._names[title])
 
     def begin(self, name: str, restored: bool = False) -> None:
         """A job starts, or was restored; one that was not planned is left out."""
@@ -113,8 +119,8 @@ class Progress:
         self._show(f"[{len(self._started)}/{len(self._titles)}] {self._titles[name]} ({how})")
 
 
-def run(engine: str, progress: Progress, show: Callable[[str], None]) -> None:
-    """Run an engine to its end.
+def run(engine: str, progress: Progress, show: Callable[[str], None], more: Mapping[str, str]) -> None:
+    """Run an engine to its end, with more in its environment.
 
     Raises:
         UserError: it failed.
@@ -122,7 +128,7 @@ def run(engine: str, progress: Progress, show: Callable[[str], None]) -> None:
     """
     # Jobs call `python`: this one, also where its environment is not activated.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    environment, dvc = os.environ | {"PATH": path, "PYTHONUNBUFFERED": "1"}, engine == "dvc"
+    environment, dvc = os.environ | {"PATH": path, "PYTHONUNBUFFERED": "1", **more}, engine == "dvc"
     # What jobs say beside goes to the terminal: bars under DVC, results under Snakemake, whose jobs have log files.
     streams: dict[str, Any] = {"stdout": subprocess.PIPE if dvc else None, "stderr": None if dvc else subprocess.PIPE}
     process: Any = subprocess.Popen(COMMANDS[engine], env=environment, text=True, **streams)
@@ -165,16 +171,17 @@ def _follow_dvc(lines: Iterator[str], progress: Progress, show: Callable[[str], 
 
 def _follow_snakemake(lines: Iterator[str], progress: Progress, show: Callable[[str], None]) -> None:
     """Snakemake names a rule, then its wildcards if it has any, then its resources."""
-    rule, wildcards, failed = "", "", False
+    rule, failed = "", False
+    wildcards: list[str] = []
     for line in map(str.rstrip, lines):
         failed = failed or bool(SNAKEMAKE_ERROR.match(line))
         match = SNAKEMAKE_RULE.fullmatch(line)
         if rule and (match or not line or line.startswith("[") or line.strip().startswith("resources:")):
-            progress.begin("@".join(filter(None, [rule, wildcards])))
+            progress.begin_titled(" ".join([rule, *wildcards]))
             rule = ""
         if match:
-            rule, wildcards = match[1], ""
+            rule, wildcards = match[1], []
         elif line.strip().startswith("wildcards: "):
-            wildcards = "-".join(pair.partition("=")[2] for pair in line.partition(": ")[2].split(", "))
+            wildcards = [pair.partition("=")[2] for pair in line.partition(": ")[2].split(", ")]
         if failed or line.startswith("stale: "):
             show(f"    {line}")

@@ -214,7 +214,7 @@ MODULES: dict[str, set[str]] = {
     **dict.fromkeys(("networks/architectures.py", "networks/published.py", "stages/validate.py"), NOTHING),
     **dict.fromkeys(("engine/project.py", "engine/templates/README.md"), NOTHING),
     **dict.fromkeys(("__init__.py", "__main__.py", "cli.py", "errors.py", "params.py"), NOTHING),
-    **dict.fromkeys(("engine/run.py", "report/plain.py", "report/keys.py"), NOTHING),
+    **dict.fromkeys(("engine/run.py", "engine/warm.py", "report/plain.py", "report/keys.py"), NOTHING),
     "stages/__init__.py": EVERYTHING,
 }
 
