@@ -16,89 +16,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from itertools import islice, permutations
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
 from ruamel.yaml import YAML
+from standin import write_spair
 
-from semcorr.datasets.spair import CATEGORIES, IMAGES_PER_CATEGORY, PAIRS, SPLITS
+from semcorr.datasets.spair import SPLITS
 
 ROOT = Path(__file__).parents[1]
-IMAGES = {"trn": 55, "val": 18, "test": 27}  # of each category's 100
-KEYPOINTS = 7  # a pair, about the mean of SPair-71k
 SIZE = (96, 128)  # height, width
-
-
-def write(root: Path) -> None:
-    """Write the folder."""
-    rng = np.random.default_rng(0)
-    height, width = SIZE
-    categories = [f"category{number:02d}" for number in range(CATEGORIES)]
-    points = {}
-    for category in categories:
-        for folder in ("JPEGImages", "ImageAnnotation", "Segmentation"):
-            (root / folder / category).mkdir(parents=True)
-        for number in range(IMAGES_PER_CATEGORY):
-            name = f"2008_{number:06d}"
-            picture = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize((width, height))
-            picture.save(root / "JPEGImages" / category / f"{name}.jpg")
-            Image.new("L", (width, height), 255).save(root / "Segmentation" / category / f"{name}.png")
-            points[category, name] = rng.integers(0, [width, height], (30, 2)).tolist()
-            annotation = {
-                "filename": f"{name}.jpg",
-                "image_width": width,
-                "image_height": height,
-                "image_depth": 3,
-                "category": category,
-                "pose": "Left",
-                "truncated": 0,
-                "occluded": 0,
-                "difficult": 0,
-                "bndbox": [1, 1, width, height],
-                "kps": dict(enumerate(points[category, name])),
-                "azimuth_id": 2,
-            }
-            (root / "ImageAnnotation" / category / f"{name}.json").write_text(json.dumps(annotation))
-    first, number = 0, 0
-    for split in SPLITS:
-        names = [f"2008_{index:06d}" for index in range(first, first + IMAGES[split])]
-        first += IMAGES[split]
-        (root / "PairAnnotation" / split).mkdir(parents=True)
-        pairs = ((category, pair) for category in categories for pair in permutations(names, 2))
-        lines = []
-        for category, (source, target) in islice(pairs, PAIRS["large"][split]):
-            line = f"{number:06d}-{source}-{target}:{category}"
-            chosen = rng.choice(30, KEYPOINTS, replace=False).tolist()
-            annotation = {
-                "pair_id": number,
-                "filename": line,
-                "src_imname": f"{source}.jpg",
-                "trg_imname": f"{target}.jpg",
-                "src_imsize": [width, height, 3],
-                "trg_imsize": [width, height, 3],
-                "src_bndbox": [1, 1, width, height],
-                "trg_bndbox": [1, 1, width, height],
-                "category": category,
-                "src_pose": "Left",
-                "trg_pose": "Left",
-                "src_kps": [points[category, source][index] for index in chosen],
-                "trg_kps": [points[category, target][index] for index in chosen],
-                "kps_ids": list(map(str, chosen)),
-                "mirror": 0,
-                "viewpoint_variation": number % 3,
-                "scale_variation": number % 3,
-                "truncation": number % 4,
-                "occlusion": number % 4,
-            }
-            (root / "PairAnnotation" / split / f"{line}.json").write_text(json.dumps(annotation))
-            lines.append(line)
-            number += 1
-        small = PAIRS["small"][split]
-        for layout, kept in (("large", lines), ("small", lines[:: len(lines) // small][:small])):
-            (root / "Layout" / layout).mkdir(parents=True, exist_ok=True)
-            (root / "Layout" / layout / f"{split}.txt").write_text("\n".join(kept) + "\n")
 
 
 def experiment(folder: Path, root: Path) -> None:
@@ -155,7 +81,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         root = folder / "SPair-71k"
-        write(root)
+        write_spair(root, sizes=(SIZE,))
         experiment(folder, root)
         start = time.perf_counter()
         for split in SPLITS:
