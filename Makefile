@@ -40,7 +40,7 @@ test: setup
 	@export PATH="$(CURDIR)/$(BIN):$$PATH" && pytest -n 4 --maxschedchunk 1
 
 bench: setup
-	@for name in extract match evaluate willow finetune spair_counts noop; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	@for name in extract match evaluate willow evaluator finetune spair_counts noop; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 notebook: setup
 	@cd workflow/notebooks && $(CURDIR)/$(BIN)/jupyter execute --inplace --NotebookClient.record_timing=False explore.ipynb
