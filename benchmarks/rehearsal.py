@@ -5,7 +5,7 @@ in DINOv2's official form. Then reduces each preset to one backbone and one epoc
 the other, each in a process of its own: `python -m semcorr <stage> <cell>`. Beside each stage stands what `semcorr
 plan` says before anything is there. Above 4 GB of memory, or off by more than a factor of two, is marked with (!).
 
-    python benchmarks/rehearsal.py --out rehearsal.json    # hours, and some 20 GB in the temporary folder
+    python benchmarks/rehearsal.py --out rehearsal.json    # hours, and some 10 GB in the temporary folder
     python benchmarks/rehearsal.py --scales 0.25 1         # and how each stage grows
     python benchmarks/rehearsal.py --scale 0.02            # a try, in minutes
 
