@@ -212,6 +212,7 @@ class Trainer:
             group["lr"] = group["factor"] * factor * self.tuning.learning_rate
         self.optimizer.zero_grad()
         total = torch.zeros((), device=self.device)
+        self.scaler.scale(total)  # which makes the scale, in a process that has none of these batches too
         own = self._own(batches)
         for batch, later in zip(own, [*own[1:], *self._own(following)[:1], None], strict=False):
             if later is not None and not self._live:
@@ -413,7 +414,8 @@ class Trainer:
             return
         try:
             verify_members(self.run.last)
-            saved = torch.load(self.run.last, map_location=self.device, weights_only=True)
+            # Not on a GPU, where the optimizer would wait for each of its counts of steps.
+            saved = torch.load(self.run.last, map_location="cpu", weights_only=True)
             old, new = saved["key"], self.run.key
         except Exception as error:  # a damaged file can raise anything
             logger.warning("%s: not resumed, since it cannot be read (%s)", self.run.last, reason(error))
@@ -429,7 +431,7 @@ class Trainer:
         self.tuned.put(saved["tensors"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scaler.load_state_dict(saved["scaler"])
-        self.ema = saved["ema"] or None
+        self.ema = {name: tensor.to(self.device) for name, tensor in saved["ema"].items()} or None
         self.state |= saved["state"]
         logger.info("%s: resumed at step %d", self.title, self.state["step"])
 
