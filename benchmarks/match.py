@@ -23,30 +23,34 @@ from common import experiment, preset
 
 from semcorr import cli, params
 from semcorr.artifacts import store
-from semcorr.datasets.base import PAIR_SCHEMA, Pair, read_pairs, write_index
+from semcorr.datasets.base import IMAGE_SCHEMA, PAIR_SCHEMA, Image, Pair, read_pairs, write_index
 from semcorr.engine import graph
 from semcorr.geometry import Grid
 
 CATEGORIES, IMAGES, PAIRS, KEYPOINTS = 18, 27, 12_234, 7
+CHANNELS = 768
 GRID = Grid(image_size=(500, 375), resized_size=(518, 388), stride=14)
 CELL = ("dinov2_s14", "frozen", "pfwillow")
 
 
-def write(job: graph.Job) -> None:
-    """Write the store and the pairs that `job`, a match, reads."""
+def write(
+    job: graph.Job, categories: int = CATEGORIES, images: int = IMAGES, pairs: int = PAIRS, channels: int = CHANNELS
+) -> None:
+    """Write the store and the indexes that `job`, a match, reads; `images` are of each category."""
     rng = np.random.default_rng(0)
-    ids = [[f"c{category:02d}/{number:03d}" for number in range(IMAGES)] for category in range(CATEGORIES)]
-    entries = {one: store.Entry(shape=(37, 28, 768), grid=GRID) for group in ids for one in group}
+    ids = [[f"c{category:02d}/{number:03d}" for number in range(images)] for category in range(categories)]
+    shape = (*GRID.shape, channels)
+    entries = {one: store.Entry(shape=shape, grid=GRID) for group in ids for one in group}
     record = {"stage": "extract", "fingerprint": job.expects["store"], "settings": {}, "inputs": {}}
     with store.create(job.inputs["store"], record, entries, "float16") as writer:
         for one in entries:
-            writer.add(one, rng.standard_normal((37, 28, 768), np.float32).astype(np.float16))
+            writer.add(one, rng.standard_normal(shape, np.float32).astype(np.float16))
 
     def points() -> list[list[float]]:
         return (rng.uniform(0, 1, (KEYPOINTS, 2)) * (374, 499)).tolist()
 
-    chosen = islice(((n, pair) for n, group in enumerate(ids) for pair in permutations(group, 2)), PAIRS)
-    pairs = [
+    chosen = islice(((n, pair) for n, group in enumerate(ids) for pair in permutations(group, 2)), pairs)
+    known = [
         Pair(
             id=f"{number:06d}",
             category=f"c{category:02d}",
@@ -59,7 +63,10 @@ def write(job: graph.Job) -> None:
         )
         for number, (category, (source, target)) in enumerate(chosen)
     ]
-    write_index(job.inputs["pairs"], pairs, PAIR_SCHEMA, record | {"fingerprint": job.expects["pairs"]})
+    height, width = GRID.image_size
+    shown = [Image(id=one, file=f"{one}.jpg", category=one[:3], height=height, width=width) for one in entries]
+    for role, rows, schema in (("pairs", known, PAIR_SCHEMA), ("images", shown, IMAGE_SCHEMA)):
+        write_index(job.inputs[role], rows, schema, record | {"fingerprint": job.expects[role]})
 
 
 def ours() -> None:
