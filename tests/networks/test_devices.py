@@ -58,6 +58,10 @@ class Far(Tensor):
     def __torch_dispatch__(cls, operation: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         return _compute(operation, args, kwargs or {})
 
+    def __reduce_ex__(self, protocol: int) -> Any:
+        """Saved as its values are; what reads it says where they go."""
+        return self.near.__reduce_ex__(protocol)
+
 
 def _compute(operation: Any, args: tuple, kwargs: dict) -> Any:
     """Run one operation of torch on the values, if all that it takes is in one place; the result is in that place."""
@@ -152,7 +156,7 @@ def test_the_pretended_device_refuses_what_cuda_does(elsewhere):
     assert leaf.grad.cpu().tolist() == [[6.0, 8.0, 10.0]] * 2
 
 
-CATEGORIES = ["bird", "car"]
+CATEGORIES = ["bird", "person"]
 LOSSES = {
     "gaussian_ce": {"name": "gaussian_ce", "temperature": 0.05, "sigma_cells": {"from": 2.0, "to": 1.0}},
     "contrastive": {"name": "contrastive", "temperature": 0.07, "negatives": 8},
@@ -365,23 +369,25 @@ def test_features_and_matches(smoke, run, monkeypatch, elsewhere):
     np.testing.assert_allclose(similarity[elsewhere.type], similarity["cpu"], atol=2e-3)
 
 
-def test_mixed_precision_with_all_that_training_can_do(smoke, made, run):
+def test_mixed_precision_with_all_that_training_can_do(smoke, run):
     """In bfloat16: near float32, and the same whether activations are kept or computed again."""
-    losses, tensors = {}, {}
-    for name, compute, again in (("kept", "bfloat16", False), ("recomputed", "bfloat16", True)):
+    losses, tensors = [], []
+    for compute, again in (("float32", False), ("bfloat16", False), ("bfloat16", True)):
         values = _experiment(smoke)
+        values["tunings"]["last1"]["keep"] = None  # which matches it is sure of may change at a rounding
         values["backbones"]["dinov2_tiny"]["compute"] = compute
         values["runtime"]["checkpointing"] = again
         run_stages(values, "trunk")
         job = _train(values)
-        losses[name], tensors[name] = _losses(job), read_checkpoint(job.outputs["tensors"])
+        losses.append(_losses(job))
+        tensors.append(read_checkpoint(job.outputs["tensors"]))
         job.outputs["tensors"].with_name("last.pt").unlink()
-    exact = pd.read_csv(made / job.outputs["steps"])["loss"].to_numpy()
-    np.testing.assert_allclose(losses["kept"], exact, rtol=0.05)
-    assert not np.allclose(losses["kept"], exact, rtol=1e-5)
-    np.testing.assert_allclose(losses["recomputed"], losses["kept"], rtol=1e-5)
-    for key, tensor in tensors["kept"].items():
-        torch.testing.assert_close(tensors["recomputed"][key], tensor)
+    exact, kept, recomputed = losses
+    np.testing.assert_allclose(kept, exact, rtol=0.05)
+    assert not np.allclose(kept, exact, rtol=1e-5)
+    np.testing.assert_allclose(recomputed, kept, rtol=1e-5)
+    for key, tensor in tensors[1].items():
+        torch.testing.assert_close(tensors[2][key], tensor)
 
 
 def test_a_process_without_a_batch_takes_the_step_too(smoke, run):
@@ -390,7 +396,8 @@ def test_a_process_without_a_batch_takes_the_step_too(smoke, run):
     values["backbones"]["dinov2_tiny"]["compute"] = "float16"
     values["tunings"]["last1"]["batches"] = {"by": "pairs", "pairs": 1000}
     run_stages(values, "trunk")
-    for values["runtime"]["processes"] in (1, 2):
+    for count in (1, 2):
+        values["runtime"]["processes"] = count
         job = _train(values)
         losses.append(_losses(job))
         job.outputs["tensors"].with_name("last.pt").unlink()
