@@ -42,6 +42,7 @@ from semcorr.params import (
     PFWillowSpec,
     SPairSpec,
     ToySource,
+    Tuning,
 )
 
 # Seconds of start-up per stage; the others load a network.
@@ -218,18 +219,27 @@ class Costs:
 
     def of(self, job: Job) -> Cost | None:
         """The cost of one job, start-up included; None if its dataset's size is not known yet."""
-        sizes = [self.sizes[name] for name in self._datasets(job)]
+        sizes = self.sizes_of(job)
         if None in sizes:
             return None
         cost = getattr(self, f"_{job.stage}", lambda *_: Cost())(job, *sizes)
         return replace(cost, seconds=cost.seconds + START.get(job.stage, LOADED))
 
-    def _datasets(self, job: Job) -> list[str]:
-        if job.stage == "finetune":
-            return [name for name in (self.params.grid.train, self.params.grid.validate_) if name]
-        return [job.cell["dataset"]] if "dataset" in job.cell else []
+    def look_again(self) -> None:
+        """Count the datasets that have been fetched since."""
+        for name, before in self.sizes.items():
+            index = self.graph.job("fetch", name)
+            if (before is None or not before.known) and index.outputs["pairs"].exists():
+                self.sizes[name] = size(self.params.datasets[name], index)
 
-    def _network(self, name: str) -> Backbone:
+    def sizes_of(self, job: Job) -> list[Size | None]:
+        """The sizes of the datasets that a job reads; None for those that are not known yet."""
+        if job.stage == "finetune":
+            return [self.sizes[name] for name in (self.params.grid.train, self.params.grid.validate_) if name]
+        return [self.sizes[job.cell["dataset"]]] if "dataset" in job.cell else []
+
+    def network(self, name: str) -> Backbone:
+        """A backbone without tensors, for counting."""
         if name not in self._networks:
             with torch.device("meta"):
                 self._networks[name] = build(self.params.backbones[name])
@@ -239,7 +249,7 @@ class Costs:
         """What one view of an image costs, at the backbone's own size if no other is given."""
         key = name, shape, weights, size
         if key not in self._passes:
-            network, spec = self._network(name), self.params.backbones[name]
+            network, spec = self.network(name), self.params.backbones[name]
             tuning = None if weights is None else self.params.tunings.get(weights)
             if tuning is not None and tuning.head is not None:
                 with torch.device("meta"):
@@ -268,19 +278,20 @@ class Costs:
             network.upsampler = None
         return self._passes[key]
 
-    def _values(self, name: str, shape: tuple[int, int], weights: str) -> int:
-        """How many values a backbone's store holds of an image."""
+    def map_of(self, name: str, shape: tuple[int, int], weights: str) -> tuple[int, int]:
+        """How many cells and channels a backbone's store, or a fusion's, holds of an image."""
         if (fusion := self.params.fusions.get(name)) is None:
-            return self._pass(name, shape, weights).values
+            only = self._pass(name, shape, weights)
+            return only.cells, only.channels
         a, b = (self._pass(member, shape, weights) for member in (fusion.a, fusion.b))
-        return max(a.cells, b.cells) * (a.channels + b.channels)
+        return max(a.cells, b.cells), a.channels + b.channels
 
     def _fetch(self, job: Job, dataset: Size) -> Cost:
         # Decoding and copying, and verifying whole lists of pairs if the benchmark's own are expected.
         return Cost(seconds=0.01 * dataset.images + 0.0002 * dataset.pairs, disk=100e3 * dataset.images)
 
     def _weights(self, job: Job) -> Cost:
-        count = sum(tensor.numel() for tensor in self._network(job.cell["backbone"]).net.state_dict().values())
+        count = sum(tensor.numel() for tensor in self.network(job.cell["backbone"]).net.state_dict().values())
         return Cost(disk=4 * count)
 
     def _extract(self, job: Job, dataset: Size) -> Cost:
@@ -290,11 +301,14 @@ class Costs:
         flops = sum(one.trunk + one.tail for one in passes)
         return Cost(flops=dataset.images * flops, disk=dataset.images * passes[0].values * WIDTH[spec.precision])
 
+    def trunk_sizes(self, job: Job) -> list[int]:
+        """The sizes at which a trunk is stored, in pixels."""
+        others = [] if job.cell["dataset"] == self.params.grid.train else self.params.trunk.sizes
+        return sorted({self.params.backbones[job.cell["backbone"]].image_size, *others})
+
     def _trunk(self, job: Job, dataset: Size) -> Cost:
         name, settings = job.cell["backbone"], self.params.trunk
-        others = [] if job.cell["dataset"] == self.params.grid.train else settings.sizes
-        sizes = {self.params.backbones[name].image_size, *others}
-        passes = [self._pass(name, dataset.shape, None, size) for size in sorted(sizes)]
+        passes = [self._pass(name, dataset.shape, None, size) for size in self.trunk_sizes(job)]
         seen = dataset.images * (2 if settings.mirrored else 1)
         flops, held = sum(one.trunk for one in passes), sum(one.held for one in passes)
         return Cost(flops=seen * flops, disk=seen * held * WIDTH[settings.precision])
@@ -308,8 +322,18 @@ class Costs:
 
     def _fuse(self, job: Job, dataset: Size) -> Cost:
         name = job.cell["fusion"]
-        values = dataset.images * self._values(name, dataset.shape, job.cell["weights"])
+        values = dataset.images * math.prod(self.map_of(name, dataset.shape, job.cell["weights"]))
         return Cost(seconds=2e-8 * values, disk=values * WIDTH[self.params.fusions[name].precision])
+
+    def tuned(self, name: str, tuning: Tuning) -> int:
+        """How many values a tuning trains."""
+        network = self.network(name)
+        assert isinstance(network, Blockwise), "architectures.py refuses to tune others"
+        modules = network.tuned_modules(tuning.blocks, self.params.backbones[name])
+        if tuning.head is not None:
+            with torch.device("meta"):
+                modules = [*modules, Upsampler(network.channels(self.params.backbones[name]), tuning.head)]
+        return sum(parameter.numel() for module in modules for parameter in module.parameters())
 
     def _finetune(self, job: Job, train: Size, validate: Size) -> Cost:
         name, tuning = job.cell["backbone"], self.params.tunings[job.cell["tuning"]]
@@ -322,23 +346,17 @@ class Costs:
         further = (keep.anchor is not None) + (1 - keep.distil.after if keep.distil else 0.0)  # forward passes
         scored = validate.images * self._pass(name, validate.shape, job.cell["tuning"]).tail
         scored *= tuning.epochs // tuning.validation.every + 1
-        network = self._network(name)
-        assert isinstance(network, Blockwise), "architectures.py refuses to tune others"
-        modules = network.tuned_modules(tuning.blocks, self.params.backbones[name])
-        if tuning.head is not None:
-            with torch.device("meta"):
-                modules = [*modules, Upsampler(network.channels(self.params.backbones[name]), tuning.head)]
-        tuned = sum(parameter.numel() for module in modules for parameter in module.parameters())
         flops = tuning.epochs * seen * (live + tail + further * (live + tail) + BACKWARD * tail) + scored
-        return Cost(flops=flops, disk=5 * 4 * tuned)  # best, and in last.pt: tensors, two moments and best
+        copies = 5  # best, and in last.pt: tensors, two moments and best
+        return Cost(flops=flops, disk=copies * 4 * self.tuned(name, tuning))
 
     def _match(self, job: Job, dataset: Size) -> Cost:
-        values = self._values(job.cell["backbone"], dataset.shape, job.cell["weights"])
+        values = math.prod(self.map_of(job.cell["backbone"], dataset.shape, job.cell["weights"]))
         return Cost(flops=2.0 * dataset.keypoints * values, disk=KEYPOINT_BYTES * dataset.keypoints)
 
     def _layers(self, job: Job, dataset: Size) -> Cost:
         name, facets = job.cell["backbone"], len(self.params.grid.layers.facets)
-        network = self._network(name)
+        network = self.network(name)
         last = self.params.backbones[name].model_copy(update={"layer": network.depth - 1, "facet": "token"})
         resized = resized_size(dataset.shape, last.image_size)
         images = torch.zeros(1, 3, *network.canvas(resized), device="meta")

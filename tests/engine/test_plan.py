@@ -5,6 +5,7 @@ import csv
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from semcorr.datasets import spair, toy
 from semcorr.datasets.listing import count
 from semcorr.engine import dvc_sync, graph, plan
 from semcorr.engine.current import Current
+from semcorr.engine.footprint import LIBRARIES, TORCH, Footprints
 
 
 @pytest.fixture
@@ -77,6 +79,60 @@ def test_disk_against_what_is_written(experiment):
         job = plan_of.job(*cell)
         written = sum(path.stat().st_size for path in job.outputs.values())
         assert costs.of(job).disk == pytest.approx(written, rel=0.35), cell  # images differ in shape; headers
+
+
+HIGHEST = "print([line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')][0])"
+
+
+def _held(program: str, *words: str) -> int:
+    """The most bytes that a process of its own has held."""
+    command = [sys.executable, "-c", f"import sys; {program}; {HIGHEST}", *words]
+    return 1024 * int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+
+def _middling(values: dict) -> None:
+    """Wide enough that what jobs compute counts beside the libraries that they import."""
+    values["backbones"]["dinov2_tiny"] |= {"overrides": {"depth": 2}, "image_size": 448, "layer": 1}
+    values["datasets"]["toy_willow"]["sources"][0]["images"] = {"all": 12}
+    values["datasets"]["toy_spair_trn"]["sources"][0]["images"] = {"trn": 4, "val": 3, "test": 2}
+    values["tunings"]["last1"] |= {"epochs": 1, "batches": {"by": "images", "images": 4}}
+    values["evaluate"]["bootstrap"] = 2000
+    values["runtime"]["batch_size"] = 16
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux, to see what a process has held")
+@pytest.mark.parametrize("change", [lambda values: None, _middling], ids=["smoke", "middling"])
+def test_memory_against_what_is_held(experiment, tmp_path, change):
+    """The estimate is never too low, and at most twice too high where the libraries are as large as it says."""
+    change(experiment)
+    write_json(tmp_path / "params.yaml", experiment)
+    plan_of = graph.Graph(params.load())
+    for job in plan_of.jobs():
+        if job.stage in ("fetch", "weights", "trunk"):
+            _run(job.stage, *job.cell.values())
+    measured = [
+        ("extract", "dinov2_tiny", "frozen", "toy_willow"),
+        ("finetune", "dinov2_tiny", "last1"),
+        ("adapt", "dinov2_tiny", "last1", "toy_willow"),
+        ("match", "dinov2_tiny", "frozen", "toy_willow", "argmax"),
+        ("evaluate", "dinov2_tiny", "frozen", "toy_willow", "argmax"),
+    ]
+    with_torch, without = (_held(f"import semcorr.stages.{stage}") for stage in ("extract", "evaluate"))
+    for stage, *cell in measured:
+        held = _held("from semcorr import cli; cli.main(sys.argv[1:])", stage, *cell)
+        estimate = Footprints(plan.Costs(plan_of)).of(plan_of.job(stage, *cell))
+        # How large the libraries are is not estimated, and differs between builds of torch.
+        spare = LIBRARIES[stage] - without if stage in LIBRARIES else TORCH - with_torch
+        assert held <= estimate <= 2 * held + max(0, spare), (stage, *cell)
+
+
+def test_memory_of_a_network_by_hand(experiment):
+    """A block's widest point: its input, that normalised, and four times as much before and after the activation."""
+    peaks = Footprints(plan.Costs(graph.Graph(params.load())))
+    tokens, width = 8 * 8 + 1, 48
+    block = 4 * tokens * width * (1 + 1 + 4 + 4)
+    assert block <= peaks._peak("dinov2_tiny", "trunk", 112) <= 1.5 * block
+    assert peaks._peak("dinov2_tiny", "training", 112) > 1.5 * peaks._peak("dinov2_tiny", "tail", 112)
 
 
 def test_sizes_of_drawn_data_before_they_are_drawn(experiment):
