@@ -205,6 +205,7 @@ MODULES: dict[str, set[str]] = {
     # What decides or shows, and computes nothing.
     **dict.fromkeys(("datasets/listing.py", "engine/run_cache.py"), NOTHING),
     **dict.fromkeys((f"engine/{name}.py" for name in ("__init__", "at_work", "basis", "code", "current")), NOTHING),
+    **dict.fromkeys(("engine/cluster.py", "engine/footprint.py"), NOTHING),
     **dict.fromkeys((f"engine/{n}.py" for n in ("graph", "dvc_sync", "markers", "memory", "plan", "shipped")), NOTHING),
     **dict.fromkeys(
         (f"api/{n}.py" for n in ("__init__", "backbone", "datasets", "evaluator", "export", "find", "matcher")), NOTHING

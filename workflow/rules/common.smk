@@ -10,6 +10,7 @@ import sys
 
 from semcorr.engine import graph as stage_graph
 from semcorr import params as experiment
+from semcorr.engine.cluster import Needs
 from semcorr.engine.markers import marker as marker_of
 from semcorr.errors import UserError
 from semcorr.engine.dvc_sync import DVCSync
@@ -17,7 +18,10 @@ from semcorr.engine.project import another_version
 
 
 def load_experiment():
-    """The jobs of params.yaml and the link to DVC; exit on an error, or on an override that stages could not see."""
+    """The jobs of params.yaml, what they ask a cluster for, and the link to DVC.
+
+    Exit on an error, or on an override that stages could not see.
+    """
     try:
         values = experiment.load()
         if values.to_dict() != config:
@@ -29,12 +33,14 @@ def load_experiment():
             logger.warning(another)
         graph = stage_graph.Graph(values)
         # Cluster jobs read this file too, but plan nothing.
-        return graph, DVCSync(graph, sys.argv[1:], plans=workflow.is_main_process)
+        plans = workflow.is_main_process
+        submits = plans and workflow.resource_settings.nodes is not None
+        return graph, Needs(graph) if submits else None, DVCSync(graph, sys.argv[1:], plans)
     except (UserError, OSError) as error:
         sys.exit(f"semcorr: {error}")
 
 
-EXPERIMENT, SYNC = load_experiment()
+EXPERIMENT, NEEDS, SYNC = load_experiment()
 GRID, PRESET = config["grid"], config["preset"]
 NAMES = r"[a-z0-9_]+"
 
@@ -80,6 +86,28 @@ def member(role):
         return known("features/{backbone}/{weights}/{dataset}.h5")(dict(wildcards) | {"backbone": backbone})
 
     return of
+
+
+def needed(what, stage):
+    """A resource function: what a job asks a cluster for; nothing on this machine, where no job is limited."""
+
+    def of(wildcards, attempt):
+        if NEEDS is None:
+            return None
+        cell = [wildcards[axis] for axis in stage_graph.STAGES[stage].axes]
+        return getattr(NEEDS, what)(EXPERIMENT.job(stage, *cell), attempt)
+
+    return of
+
+
+def memory(stage):
+    """Megabytes; see `needed`."""
+    return needed("megabytes", stage)
+
+
+def runtime(stage):
+    """Minutes; see `needed`."""
+    return needed("minutes", stage)
 
 
 def marker(stage):

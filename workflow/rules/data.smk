@@ -18,6 +18,9 @@ rule fetch:
         folder=directory("data/{dataset}/images"),
     log:
         "logs/fetch/{dataset}.log",
+    resources:
+        mem=memory("fetch"),
+        runtime=runtime("fetch"),
     shell:
         "python -m semcorr fetch {wildcards.dataset} 2> {log:q}"
 
@@ -31,5 +34,8 @@ rule weights:
         tensors="data/weights/{backbone}/{weights}.safetensors",
     log:
         "logs/weights/{backbone}/{weights}.log",
+    resources:
+        mem=memory("weights"),
+        runtime=runtime("weights"),
     shell:
         "python -m semcorr weights {wildcards.backbone} {wildcards.weights} 2> {log:q}"

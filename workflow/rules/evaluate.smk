@@ -28,6 +28,8 @@ rule match:
     threads: config["threads"]
     resources:
         gpu=1,
+        mem=memory("match"),
+        runtime=runtime("match"),
     shell:
         "python -m semcorr match {wildcards.backbone} {wildcards.weights} {wildcards.dataset} {wildcards.rule} 2> {log:q}"
 
@@ -44,6 +46,9 @@ rule evaluate:
         pairs=f"metrics/{PRESET}/cells/{{backbone}}/{{weights}}/{{dataset}}/{{rule}}.parquet",
     log:
         "logs/evaluate/{backbone}/{weights}/{dataset}/{rule}.log",
+    resources:
+        mem=memory("evaluate"),
+        runtime=runtime("evaluate"),
     shell:
         "python -m semcorr evaluate {wildcards.backbone} {wildcards.weights} {wildcards.dataset} {wildcards.rule} 2> {log:q}"
 
@@ -72,6 +77,9 @@ rule draw:
         gallery=f"metrics/{PRESET}/galleries/{{backbone}}/{{weights}}/{{dataset}}.json",
     log:
         "logs/draw/{backbone}/{weights}/{dataset}.log",
+    resources:
+        mem=memory("draw"),
+        runtime=runtime("draw"),
     shell:
         "python -m semcorr draw {wildcards.backbone} {wildcards.weights} {wildcards.dataset} 2> {log:q}"
 
@@ -91,6 +99,8 @@ rule layers:
     threads: config["threads"]
     resources:
         gpu=1,
+        mem=memory("layers"),
+        runtime=runtime("layers"),
     shell:
         "python -m semcorr layers {wildcards.backbone} {wildcards.dataset} 2> {log:q}"
 
@@ -110,6 +120,9 @@ rule report:
         categories=f"metrics/{PRESET}/categories.csv",
     log:
         "logs/report.log",
+    resources:
+        mem=memory("report"),
+        runtime=runtime("report"),
     shell:
         "python -m semcorr report 2> {log:q}"
 
@@ -125,5 +138,8 @@ rule headline:
         csv=f"metrics/{PRESET}/summary.csv",
     log:
         "logs/headline.log",
+    resources:
+        mem=memory("headline"),
+        runtime=runtime("headline"),
     shell:
         "python -m semcorr headline 2> {log:q}"

@@ -27,6 +27,8 @@ rule extract:
     threads: config["threads"]
     resources:
         gpu=1,
+        mem=memory("extract"),
+        runtime=runtime("extract"),
     shell:
         "python -m semcorr extract {wildcards.backbone} {wildcards.weights} {wildcards.dataset} 2> {log:q}"
 
@@ -45,6 +47,8 @@ rule trunk:
     threads: config["threads"]
     resources:
         gpu=1,
+        mem=memory("trunk"),
+        runtime=runtime("trunk"),
     shell:
         "python -m semcorr trunk {wildcards.backbone} {wildcards.dataset} 2> {log:q}"
 
@@ -59,5 +63,8 @@ rule fuse:
         store="features/{fusion}/{weights}/{dataset}.h5",
     log:
         "logs/fuse/{fusion}/{weights}/{dataset}.log",
+    resources:
+        mem=memory("fuse"),
+        runtime=runtime("fuse"),
     shell:
         "python -m semcorr fuse {wildcards.fusion} {wildcards.weights} {wildcards.dataset} 2> {log:q}"

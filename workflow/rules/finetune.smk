@@ -31,6 +31,8 @@ rule finetune:
     threads: config["threads"] * config["runtime"]["processes"]
     resources:
         gpu=config["runtime"]["processes"],
+        mem=memory("finetune"),
+        runtime=runtime("finetune"),
     shell:
         "python -m semcorr finetune {wildcards.backbone} {wildcards.tuning} 2> {log:q}"
 
@@ -52,5 +54,7 @@ rule adapt:
     threads: config["threads"]
     resources:
         gpu=1,
+        mem=memory("adapt"),
+        runtime=runtime("adapt"),
     shell:
         "python -m semcorr adapt {wildcards.backbone} {wildcards.tuning} {wildcards.dataset} 2> {log:q}"
