@@ -4,11 +4,11 @@ They are meant to be too high rather than too low, and hold for a job that compu
 activations are in the GPU's memory instead.
 """
 
+import math
 import weakref
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -164,7 +164,7 @@ class Footprints:
         return batch * ((1 + ahead) * pixels + peak + 2 * FLOAT * kept) + min(images, WAITING) * kept * width
 
     def _fetch(self, job: Job, dataset: Size) -> float:
-        return PAIR * dataset.pairs + KEYPOINT * dataset.keypoints + 10 * 3 * float(np.prod(dataset.shape))
+        return PAIR * dataset.pairs + KEYPOINT * dataset.keypoints + 10 * 3 * float(math.prod(dataset.shape))
 
     def _weights(self, job: Job) -> float:
         return self._tensors(job.cell["backbone"], copies=3)  # as built, as downloaded, and renamed
@@ -173,7 +173,7 @@ class Footprints:
         name = job.cell["backbone"]
         spec = self.params.backbones[name]
         peak = max(self._peak(name, "features", side) for side in spec.sizes)
-        kept = float(np.prod(self._map(name, dataset.shape, "frozen")))
+        kept = float(math.prod(self._map(name, dataset.shape, "frozen")))
         return self._tensors(name) + self._encoding(dataset.images, spec.sizes, peak, kept, WIDTH[spec.precision])
 
     def _trunk(self, job: Job, dataset: Size) -> float:
@@ -184,7 +184,7 @@ class Footprints:
         kept = 0.0
         for side in sizes:
             height, width = network.canvas((side, side))
-            kept += np.prod(network.activation_shape((height // network.stride, width // network.stride)))
+            kept += math.prod(network.activation_shape((height // network.stride, width // network.stride)))
         kept *= 2 if settings.mirrored else 1
         peak = max(self._peak(name, "trunk", side) for side in sizes)
         return self._tensors(name) + self._encoding(dataset.images, sizes, peak, kept, WIDTH[settings.precision])
@@ -193,12 +193,12 @@ class Footprints:
         name, tuning = job.cell["backbone"], job.cell["tuning"]
         spec = self.params.backbones[name]
         peak = max(self._peak(name, "tail", side, tuning) for side in spec.sizes)
-        kept = float(np.prod(self._map(name, dataset.shape, tuning)))
+        kept = float(math.prod(self._map(name, dataset.shape, tuning)))
         return self._tensors(name) + self._encoding(dataset.images, spec.sizes, 2 * peak, kept, WIDTH[spec.precision])
 
     def _fuse(self, job: Job, dataset: Size) -> float:
         name = job.cell["fusion"]
-        kept = float(np.prod(self._map(name, dataset.shape, job.cell["weights"])))
+        kept = float(math.prod(self._map(name, dataset.shape, job.cell["weights"])))
         return kept * (min(dataset.images, WAITING) * WIDTH[self.params.fusions[name].precision] + 6 * FLOAT)
 
     def _finetune(self, job: Job, train: Size, validate: Size) -> float:
