@@ -208,7 +208,7 @@ class Footprints:
         cells, channels = self._map(name, train.shape, head)
         side, kept = spec.image_size, cells * channels
         images, pairs = (by.images, by.images**2) if isinstance(by, ImageBatches) else (2 * by.pairs, by.pairs)
-        step = images * (self._peak(name, "training", side, head) + 4 * FLOAT * kept)
+        step: float = images * (self._peak(name, "training", side, head) + 4 * FLOAT * kept)
         if tuning.augment is not None and tuning.augment.live(self.params.trunk):
             step += images * self._peak(name, "trunk", side)
         step += 8 * FLOAT * cells * pairs * train.keypoints / max(1, train.pairs)  # heatmaps, and a loss of them
