@@ -354,7 +354,7 @@ def measured_training(size: Size, device: torch.device, runs: int) -> list[Row]:
 
         def ours() -> None:
             for update in few:
-                trainer._update(trunk, update)
+                trainer._update(trunk, update, [])
             done(device)
 
         def bare() -> None:
@@ -374,7 +374,7 @@ def measured_training(size: Size, device: torch.device, runs: int) -> list[Row]:
         with Memory(device) as memory:
             start = time.perf_counter()
             for update in updates[: size.steps]:
-                trainer._update(trunk, update)
+                trainer._update(trunk, update, [])
             done(device)
             step = (time.perf_counter() - start) / len(updates[: size.steps])
             start = time.perf_counter()

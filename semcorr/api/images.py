@@ -175,6 +175,7 @@ class Matcher:
             _Network(key=f"backbones.{name}", spec=spec, network=network.to(self.device))
             for name, spec, network in found
         ]
+        self.spec, self.network = self._networks[0].spec, self._networks[0].network  # of a fusion, its first one's
         self._seen: Recent[tuple[Tensor, Grid]] = Recent(KEPT)
 
     def min_similarity(self) -> float | None:

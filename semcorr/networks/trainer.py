@@ -248,7 +248,7 @@ class Trainer:
             UserError: a loss or a gradient is not finite. Nothing has been saved since.
         """
         unread, self._unread = self._unread, []
-        both = torch.stack([torch.stack([one.loss, one.norm]) for one in unread]).tolist() if unread else []
+        both = torch.stack([torch.stack([one.loss, one.norm]) for one in unread]).cpu().tolist() if unread else []
         for step, (value, norm) in zip(unread, both, strict=True):
             self._require_finite("loss", value, step)
             if not self.scaler.is_enabled():  # the scaler skips such a step and lowers its scale

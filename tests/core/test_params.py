@@ -304,7 +304,7 @@ def test_the_page_of_keys_is_the_schemas():
 
     for preset in sorted((ROOT / "workflow/presets").glob("*.yaml")):
         for leaf in leaves(params.load(preset).to_dict(), ""):
-            free = re.sub(r"^(datasets|backbones|baselines|tunings|rules)\.[^.]+", r"\1.<name>", leaf)
+            free = re.sub(r"^(datasets|backbones|fusions|baselines|tunings|rules)\.[^.]+", r"\1.<name>", leaf)
             free = re.sub(r"(\.images|overrides|references|sides)\..*", r"\1", free)
             assert free in named or "." not in free or free.endswith("<name>"), (preset.name, leaf)
 

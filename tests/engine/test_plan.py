@@ -355,7 +355,7 @@ def test_on_the_command_line(experiment, tmp_path, capsys):
     cli.main(["plan", "--tflops", "1"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:13]] == [
-        *(s for s in graph.STAGES if s not in ("validate", "layers")),
+        *(s for s in graph.STAGES if s not in ("validate", "fuse", "layers")),
         "all",
     ]
     assert lines[1].split()[1] == "3"
