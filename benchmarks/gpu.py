@@ -352,9 +352,9 @@ def measured_training(size: Size, device: torch.device, runs: int) -> list[Row]:
                 groups[tail._cells(trunk.grid(image_id))].append(torch.from_numpy(trunk.array(image_id)))
             loaded.append([(cells, torch.stack(group).to(device).float()) for cells, group in groups.items()])
 
-        def ours() -> None:
-            for update in few:
-                trainer._update(trunk, update, [])
+        def train(some: list) -> None:
+            for update, following in zip(some, [*some[1:], []], strict=True):
+                trainer._update(trunk, update, following)
             done(device)
 
         def bare() -> None:
@@ -366,16 +366,14 @@ def measured_training(size: Size, device: torch.device, runs: int) -> list[Row]:
                     features.float().sum().backward()
             done(device)
 
-        ours()
+        train(few)
         bare()
-        mine, theirs = compare(ours, bare, runs)
+        mine, theirs = compare(lambda: train(few), bare, runs)
         count = len(few)
         loaded.clear()
         with Memory(device) as memory:
             start = time.perf_counter()
-            for update in updates[: size.steps]:
-                trainer._update(trunk, update, [])
-            done(device)
+            train(updates[: size.steps])
             step = (time.perf_counter() - start) / len(updates[: size.steps])
             start = time.perf_counter()
             trainer._score(held_out)

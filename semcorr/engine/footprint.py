@@ -215,7 +215,7 @@ class Footprints:
         scored = min(validate.pairs, tuning.validation.pairs or validate.pairs)
         shown = min(validate.images, 2 * scored)
         part = replace(validate, pairs=scored, keypoints=round(validate.keypoints * scored / max(1, validate.pairs)))
-        validation = min(self.params.runtime.batch_size, shown) * self._peak(name, "tail", side, head)
+        validation: float = min(self.params.runtime.batch_size, shown) * self._peak(name, "tail", side, head)
         validation += shown * kept * WIDTH[spec.precision] + self._matching(part, cells, channels)
         # Gradients, two moments, and the tensors at the start, on average, at their best and twice in passing.
         tuned = 8 * FLOAT * self.costs.tuned(name, tuning)

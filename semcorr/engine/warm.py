@@ -61,11 +61,13 @@ def hand_over(arguments: list[str]) -> int | None:
             asked.sendall(message)
         except OSError:  # it has ended, or is not there yet
             return None
-        try:
-            code = asked.recv(1)
-        except KeyboardInterrupt:  # Ctrl+C in a terminal reaches the fork as well
-            asked.settimeout(PATIENCE)
-            code = asked.recv(1)
+        code = b""
+        with contextlib.suppress(ConnectionResetError, TimeoutError):  # killed before it had read everything, or stuck
+            try:
+                code = asked.recv(1)
+            except KeyboardInterrupt:  # Ctrl+C in a terminal reaches the fork as well
+                asked.settimeout(PATIENCE)
+                code = asked.recv(1)
     if not code:
         sys.stderr.write("semcorr: its process was killed, perhaps for want of memory\n")
     return code[0] if code else 128 + signal.SIGKILL

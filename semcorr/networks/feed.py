@@ -4,7 +4,6 @@ On a GPU they stay there while they fit, since every epoch needs them again. Oth
 GPU computes. On a CPU they are read when they are needed.
 """
 
-import math
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -29,7 +28,8 @@ class Feed:
 
     def __init__(self, store: Store, device: torch.device, room: int | None = None):
         self._store, self._device = store, device
-        self._kept: dict[str, Tensor] | None = {} if _size(store) <= (_room(device) if room is None else room) else None
+        fits = store.path.stat().st_size <= (_room(device) if room is None else room)
+        self._kept: dict[str, Tensor] | None = {} if fits else None
         self._reader = ThreadPoolExecutor(1) if self._kept is None and device.type != "cpu" else None
         self._ahead: dict[tuple[str, ...], Future[Tensor]] = {}
 
@@ -50,11 +50,6 @@ class Feed:
 
     def _read(self, names: Sequence[str]) -> Tensor:
         return pinned(torch.from_numpy(np.stack([self._store.array(name) for name in names])), self._device)
-
-
-def _size(store: Store) -> int:
-    """Bytes of a store's arrays, if they have four a value."""
-    return sum(4 * math.prod(entry.shape) for entry in store.entries().values())
 
 
 def _room(device: torch.device) -> int:

@@ -6,6 +6,7 @@ from semcorr.artifacts.provenance import provenance, verified
 from semcorr.artifacts.store import Entry, Store
 from semcorr.engine.basis import resume_key
 from semcorr.engine.graph import Job
+from semcorr.networks import runtime
 from semcorr.networks.encode import Arrays, StoreTarget, fill
 from semcorr.networks.fusion import fused
 from semcorr.networks.views import Seen, finest
@@ -18,7 +19,7 @@ def fuse(job: Job, params: Params) -> str:
     spec = params.fusions[name]
     kept = StoreTarget(
         path=job.outputs["store"],
-        record=provenance(job, verified(job.inputs, job.expects)),
+        record=provenance(job, verified(job.inputs, job.expects), **runtime.facts(torch.device("cpu"))),
         resume_key=resume_key(job),
         title=job.title,
         precision=spec.precision,

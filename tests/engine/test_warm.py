@@ -24,15 +24,35 @@ def environment():
     """What a job needs to find the process, once that is ready."""
     with warm.kept() as more:
         for _ in range(1200):
-            if Path(more[warm.VARIABLE]).exists():
+            if _forked(ROOT, "--version", **more)[0] != ALONE:
                 break
             time.sleep(0.1)
+        else:
+            pytest.fail("the process was never ready")
         yield more
 
 
+ALONE = 99  # the exit code of `HAND_OVER` if nobody answers
+HAND_OVER = f"""
+import sys
+from semcorr.engine import warm
+code = warm.hand_over(sys.argv[1:])
+sys.exit({ALONE} if code is None else code)
+"""
+
+
+def _forked(folder: Path, *words: str, **more: str) -> tuple[int, str, str]:
+    """What a fork says, and no other process."""
+    return _run(folder, [sys.executable, "-P", "-c", HAND_OVER, *words], more)
+
+
 def _semcorr(folder: Path, *words: str, **more: str) -> tuple[int, str, str]:
+    return _run(folder, [sys.executable, "-m", "semcorr", *words], more)
+
+
+def _run(folder: Path, command: list[str], more: dict[str, str]) -> tuple[int, str, str]:
     done = subprocess.run(
-        [sys.executable, "-m", "semcorr", *words],
+        command,
         cwd=folder,
         env=os.environ | more,
         capture_output=True,
@@ -47,7 +67,7 @@ def test_a_stage_writes_the_same(environment, smoke, tmp_path):
     values = copy.deepcopy(smoke)
     values["grid"] |= {"backbones": [B], "rules": ["argmax"]}
     said = []
-    for name, more in (("alone", {}), ("warm", environment)):
+    for name, run, more in (("alone", _semcorr, {}), ("warm", _forked, environment)):
         folder = tmp_path / name
         folder.mkdir()
         write_json(folder / "params.yaml", values)
@@ -58,7 +78,7 @@ def test_a_stage_writes_the_same(environment, smoke, tmp_path):
             ["extract", B, "frozen", "toy_willow"],
         ]
         stages += [["match", B, "frozen", "toy_willow", "argmax"], ["extract", B, "nothing", "toy_willow"], ["nothing"]]
-        said.append([_semcorr(folder, *words, **more) for words in stages])
+        said.append([run(folder, *words, **more) for words in stages])
     assert [[code for code, *_ in one] for one in said] == [[0, 0, 0, 0, 0, 2, 2]] * 2
     assert [out for _, out, _ in said[0]] == [out for _, out, _ in said[1]]
     assert [error for *_, error in said[0]][-2:] == [error for *_, error in said[1]][-2:]
@@ -76,7 +96,7 @@ def test_the_code_on_the_disk_is_what_runs(environment, tmp_path):
         file = tmp_path / "semcorr/__init__.py"
         file.write_text(f'"""Another."""\n__version__ = "{version}"\n')
         os.utime(file, (int(version[0]), int(version[0])))  # bytecode of before is of another second
-        assert _semcorr(tmp_path, "--version", **environment)[:2] == (0, f"semcorr {version}\n")
+        assert _forked(tmp_path, "--version", **environment)[:2] == (0, f"semcorr {version}\n")
 
 
 def _forks() -> set[int]:
@@ -92,9 +112,8 @@ def _started(environment, tmp_path) -> tuple[subprocess.Popen, int]:
     """A command that does not end by itself, and the process that runs it."""
     before = _forks()
     (tmp_path / "semcorr.py").write_text("import time\ntime.sleep(600)\n")  # which comes before the installed one
-    waiting = "import sys, time; from semcorr.engine import warm; sys.exit(warm.hand_over(['--version']))"
     asking = subprocess.Popen(
-        [sys.executable, "-P", "-c", waiting],
+        [sys.executable, "-P", "-c", HAND_OVER],
         cwd=tmp_path,
         env=os.environ | environment,
         stderr=subprocess.PIPE,

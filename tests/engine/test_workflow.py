@@ -45,7 +45,7 @@ def _snakemake_graph(values: params.Params) -> dict:
     from snakemake.api import SnakemakeApi
     from snakemake.settings.types import DAGSettings, OutputSettings, Quietness, ResourceSettings
 
-    found = {}
+    found, ours = {}, graph.Graph(values)
     with SnakemakeApi(OutputSettings(quiet={Quietness.ALL}, dryrun=True)) as api:
         workflow = api.workflow(resource_settings=ResourceSettings(cores=2), snakefile=Path("Snakefile"))
         with contextlib.redirect_stdout(io.StringIO()):
@@ -54,7 +54,7 @@ def _snakemake_graph(values: params.Params) -> dict:
             if job.rule.norun:
                 continue
             cell = [job.wildcards_dict[axis] for axis in graph.STAGES[job.rule.name].axes]
-            found[graph.Graph(values).job(job.rule.name, *cell).name] = {
+            found[ours.job(job.rule.name, *cell).name] = {
                 "command": job.shellcmd.split(" 2> ")[0],
                 "inputs": set(map(str, job.input)),
                 "outputs": set(map(str, job.output)),

@@ -2,8 +2,8 @@
 
     pytest -m gpu
 
-Tolerances are in `TOLERANCES`: a GPU's convolutions multiply float32 with the 10 bits of TF32, bfloat16 has 8 bits and
-float16 has 11. Which cell is the most similar may change where two are alike, so similarities are compared, not places.
+Tolerances are in `TOLERANCES`: sums in another order move float32's last bits, bfloat16 has 8 bits and float16 has 11.
+Which cell is the most similar may change where two are alike, so similarities are compared, not places.
 """
 
 import json
